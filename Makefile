@@ -1,0 +1,80 @@
+# make demo    three simulated callers, ranked while they speak
+# make test    all tests
+# make lint    ruff and mypy
+# The first run of each creates .venv from the lock files; later ones are quick.
+
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+PYTHONS := python3.13 python3.12 python3.11 python3
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+LOCK := $(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--custom-compile-command "make lock"
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev demo test lint format lock clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+	@echo "make format  let ruff rewrite the code"
+	@echo "make lock    renew the lock files from pyproject.toml"
+	@echo "make clean   remove what the other targets made"
+
+demo: install
+	$(VENV)/bin/dispatchai demo
+
+test: install-dev
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: install-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: install-dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+install: $(VENV)/.installed
+
+install-dev: $(VENV)/.installed-dev
+
+# A virtual environment from the newest Python that fits.
+$(VENV)/.created:
+	@found=; for python in $(PYTHONS); do \
+		if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
+			found=$$python; break; \
+		fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+		echo "DispatchAI needs Python 3.11, 3.12 or 3.13, and none of these is one: $(PYTHONS)." >&2; \
+		echo "Install one, e.g. 'sudo apt-get install python3 python3-venv' or 'brew install python@3.13'." >&2; \
+		exit 1; \
+	fi; \
+	echo "Creating $(VENV) with $$($$found --version)"; \
+	if ! $$found -m venv --clear $(VENV); then \
+		echo "$$found cannot create virtual environments." >&2; \
+		echo "On Debian and Ubuntu: 'sudo apt-get install python3-venv', then the same command again." >&2; \
+		rm -rf $(VENV); exit 1; \
+	fi
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created requirements.lock pyproject.toml
+	@echo "Installing DispatchAI (about 200 MB, once)"
+	$(PIP) install --require-hashes -r requirements.lock
+	$(PIP) install --no-deps -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
+	@echo "Installing what the tests need"
+	$(PIP) install --require-hashes -r requirements-dev.lock
+	@touch $@
+
+lock: $(VENV)/.created
+	$(PIP) install --quiet "uv>=0.9,<1"
+	$(LOCK) --upgrade --output-file requirements.lock pyproject.toml
+	$(LOCK) --upgrade --extra dev --constraints requirements.lock --output-file requirements-dev.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) .ci/.venv .dispatchai tests/kafka/libs .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

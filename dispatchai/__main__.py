@@ -1,0 +1,5 @@
+"""`python -m dispatchai`: the command line."""
+
+from dispatchai.cli import main
+
+main()

@@ -1,0 +1,122 @@
+"""Wires the agents to their topics: what a worker is, and what a speech process is.
+
+Decides which parts run together. What the parts do is theirs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import faust.web
+import orjson
+from aiohttp import web
+
+from agents import calls, ranking, signals, speech, triage
+from dispatchai.console.feed import Feed
+from dispatchai.console.web import mount
+from dispatchai.engine.app import App, create_app
+from dispatchai.engine.state import States
+from dispatchai.engine.topics import Topics
+from dispatchai.records import to_json
+from dispatchai.settings import Settings
+from dispatchai.telephony import tokens
+from dispatchai.telephony.callflow import CallFlowConfig
+from dispatchai.telephony.client import TelnyxClient
+from dispatchai.triage.rules import Rules
+
+WORKER: Final = "dispatchai-worker"
+SPEECH: Final = "dispatchai-speech"
+
+STREAM_TOKEN_VALID_S: Final = 4 * 3600
+"""How long a stream's token is good: the carrier may reconnect with it as long as a call lasts at the longest."""
+
+
+def worker_app(settings: Settings, *, port: int | None = None) -> App:
+    """A worker: the agents calls, signals, triage and ranking, and the views. `port` overrides CONSOLE_PORT."""
+    connection = settings.kafka()
+    partitions = Topics.load().partitions
+    app = create_app(
+        WORKER,
+        connection,
+        partitions=partitions,
+        web_host=settings.console_host,
+        web_port=settings.console_port if port is None else port,
+        data_dir=settings.state_dir / "worker",
+    )
+    client = TelnyxClient.from_settings(settings)
+    secret = tokens.stream_secret(
+        settings.stream_token_secret.get_secret_value(), settings.telnyx_api_key.get_secret_value()
+    )
+
+    def token_for(call_control_id: str) -> str:
+        if secret is None:
+            return ""
+        return tokens.issue(secret, call_control_id, int(time.time()) + STREAM_TOKEN_VALID_S)
+
+    tables: dict[str, States[Any]] = {
+        calls.NAME: calls.make(
+            app, partitions, config=CallFlowConfig.from_settings(settings), client=client, token_for=token_for
+        ),
+        signals.NAME: signals.make(app, partitions),
+        triage.NAME: triage.make(app, partitions, Rules.load()),
+    }
+    ranking.make(app)
+    app.on_close.append(client.close)
+
+    feed = Feed(connection)
+    app.background(feed.start)
+    app.on_close.append(feed.stop)
+    mount(app.web.web_app, feed, checks={"processing": app.is_processing})
+    _table_views(app, tables)
+    return app
+
+
+def speech_app(settings: Settings) -> App:
+    """A speech process: the speech agent and its recogniser."""
+    partitions = Topics.load().partitions
+    app = create_app(
+        SPEECH,
+        settings.kafka(),
+        partitions=partitions,
+        web_host=settings.console_host,
+        web_port=settings.speech_port,
+        data_dir=settings.state_dir / "speech",
+    )
+    made = speech.make(app, partitions, settings)
+    checks = {"processing": app.is_processing, "recognizer": made.is_listening}
+    _health(app.web.web_app, checks)
+    _table_view(app, speech.NAME, made.states)
+    return app
+
+
+def _health(application: web.Application, checks: Mapping[str, Callable[[], bool]]) -> None:
+    async def live(_: web.Request) -> web.Response:
+        return web.json_response({"status": "live"})
+
+    async def ready(_: web.Request) -> web.Response:
+        results = {name: check() for name, check in checks.items()}
+        good = all(results.values())
+        return web.json_response(
+            {"status": "ready" if good else "starting", "checks": results}, status=200 if good else 503
+        )
+
+    application.add_routes([web.get("/health/live", live), web.get("/health/ready", ready)])
+
+
+def _table_views(app: App, tables: Mapping[str, States[Any]]) -> None:
+    """`/tables/<agent>/{call_id}`: the live state of an agent for one call, from whichever worker holds it."""
+    for name, states in tables.items():
+        _table_view(app, name, states)
+
+
+def _table_view(app: App, name: str, states: States[Any]) -> None:
+    @app.page(f"/tables/{name}/{{call_id}}", name=f"table-{name}")
+    @app.table_route(states.table, match_info="call_id")
+    async def view(self: faust.web.View, request: faust.web.Request, call_id: str) -> faust.web.Response:
+        state = states.get(call_id)
+        if state is None:
+            body = {"error": {"code": "unknown_call", "message": f"the {name} agent holds no state of this call"}}
+            return self.bytes(orjson.dumps(body), content_type="application/json", status=404)
+        return self.bytes(orjson.dumps(to_json(state)), content_type="application/json")

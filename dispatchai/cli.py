@@ -1,0 +1,263 @@
+"""The command line: what can be asked, and how errors are told. What is done is elsewhere.
+
+Imports of the heavy parts are in the commands, so that each starts with what it needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from pydantic import ValidationError
+
+from dispatchai import __version__
+from dispatchai.settings import Settings
+from dispatchai.settings import settings as read_settings
+
+
+def _settings(process: str) -> Settings:
+    """The settings, with logging set up. Ends the program with a clear error if they make no sense."""
+    from dispatchai.logs import configure
+
+    try:
+        settings = read_settings()
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            name = "_".join(str(part) for part in problem["loc"]).upper()
+            click.echo(f"dispatchai: {name + ': ' if name else ''}{problem['msg']}", err=True)
+        click.echo("dispatchai: set it in the environment or in .env; .env.example explains each setting", err=True)
+        raise SystemExit(2) from None
+    configure(settings.log_format, settings.log_level, process)
+    return settings
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    click.echo(f"dispatchai: {message}", err=True)
+    raise SystemExit(code)
+
+
+def _run(main: Coroutine[Any, Any, int]) -> NoReturn:
+    """Run `main` and end the program with its exit code; Ctrl-C ends it with 130, without a traceback."""
+    try:
+        code = asyncio.run(main)
+    except KeyboardInterrupt:
+        code = 130
+    raise SystemExit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dispatchai")
+def main() -> None:
+    """Triage of emergency calls while they are in progress."""
+
+
+@main.command()
+def up() -> None:
+    """Run one process of each kind here; with no KAFKA_BOOTSTRAP_SERVERS, an embedded broker too."""
+    settings = _settings("up")
+
+    async def run() -> int:
+        from dispatchai.up import UpError, until_signal, up
+
+        asked = asyncio.create_task(until_signal())
+        try:
+            async with up(settings, click.echo) as running:
+                click.echo(f"page     {running.info.console_url}/")
+                click.echo(f"webhooks {running.info.gateway_url}/api/v1/call/incoming")
+                click.echo(f"media    {running.info.ws_url}")
+                if settings.carrier_is_simulated:
+                    click.echo("no TELNYX_API_KEY: call in with `dispatchai call FILE.wav`")
+                click.echo("Ctrl-C stops everything")
+                failed = asyncio.create_task(running.failure())
+                await asyncio.wait([asked, failed], return_when=asyncio.FIRST_COMPLETED)
+                if failed.done():
+                    raise UpError(failed.result())
+                failed.cancel()
+                click.echo("stopping")
+        except UpError as error:
+            click.echo(f"dispatchai: {error}", err=True)
+            return 1
+        finally:
+            asked.cancel()
+        return 0
+
+    _run(run())
+
+
+@main.command()
+@click.option("--exit", "leave", is_flag=True, help="End when the packets are there, and do not keep the page up.")
+@click.option("--json", "as_json", is_flag=True, help="Print the packets as JSON.")
+def demo(leave: bool, as_json: bool) -> None:
+    """Start everything here, let three recorded callers call in at once, show how they are ranked."""
+    settings = _settings("demo")
+
+    async def run() -> int:
+        from dispatchai.demo import demo as run_demo
+
+        return await run_demo(settings, leave=leave, as_json=as_json)
+
+    _run(run())
+
+
+@main.command()
+def gateway() -> None:
+    """Run the gateway: webhooks and media of the carrier."""
+    settings = _settings("gateway")
+
+    async def run() -> int:
+        from dispatchai.telephony.gateway import serve
+        from dispatchai.up import until_signal
+
+        serving = asyncio.create_task(serve(settings, settings.kafka()))
+        asked = asyncio.create_task(until_signal())
+        await asyncio.wait([serving, asked], return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if not serving.done():
+            serving.cancel()
+        try:
+            await serving
+        except asyncio.CancelledError:
+            return 0
+        except OSError as error:
+            where = f"{settings.gateway_host}:{settings.gateway_port}"
+            _fail(f"cannot listen on {where}: {error.strerror or error}; set GATEWAY_PORT to a free port", 2)
+        except ValueError as error:
+            _fail(str(error), 2)
+        return 0
+
+    _need_kafka(settings)
+    from dispatchai.engine.app import use_uvloop
+
+    use_uvloop()
+    _run(run())
+
+
+@main.command()
+def worker() -> None:
+    """Run a worker: the agents calls, signals, triage and ranking, and the page."""
+    settings = _settings("worker")
+
+    async def run() -> int:
+        from dispatchai.app import worker_app
+        from dispatchai.engine.app import run_app
+
+        return await run_app(worker_app(settings))
+
+    _need_kafka(settings)
+    _run_faust(run())
+
+
+@main.command()
+def speech() -> None:
+    """Run a speech process: it turns what callers say into text."""
+    settings = _settings("speech")
+
+    async def run() -> int:
+        from dispatchai.app import speech_app
+        from dispatchai.engine.app import run_app
+
+        return await run_app(speech_app(settings))
+
+    _need_kafka(settings)
+    _run_faust(run())
+
+
+def _run_faust(main: Coroutine[Any, Any, int]) -> NoReturn:
+    from dispatchai.engine.app import use_uvloop
+
+    use_uvloop()
+    _run(main)
+
+
+def _need_kafka(settings: Settings) -> None:
+    if not settings.kafka_bootstrap_servers:
+        _fail("KAFKA_BOOTSTRAP_SERVERS is not set: name the brokers, or let `dispatchai up` start all of it", 2)
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--from", "from_number", help="Number that the first caller calls from.")
+@click.option("--speed", default=1.0, show_default=True, help="Times real time at which callers speak.")
+@click.option("--console", "console_url", help="URL of the page, where it is not that of the local run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the packets as JSON.")
+def call(
+    files: tuple[Path, ...], from_number: str | None, speed: float, console_url: str | None, as_json: bool
+) -> None:
+    """Call in with recordings, as Telnyx would; several FILES are simultaneous calls. Prints their packets."""
+    settings = _settings("call")
+
+    async def run() -> int:
+        from dispatchai.telephony.call_command import call as run_call
+
+        return await run_call(
+            files, from_number=from_number, settings=settings, speed=speed, console_url=console_url, as_json=as_json
+        )
+
+    _run(run())
+
+
+@main.group()
+def topics() -> None:
+    """The topics of topics.yaml on the configured Kafka."""
+
+
+@topics.command("apply")
+def topics_apply() -> None:
+    """Create what is missing; report what differs without touching it (exit code 1)."""
+    settings = _settings("topics")
+
+    async def run() -> int:
+        from dispatchai.engine.topics import Topics, apply, render_report
+
+        report = await apply(_kafka(settings), Topics.load(), settings.kafka_replication_factor)
+        click.echo(render_report(report))
+        return report.exit_code
+
+    _run(_telling(run()))
+
+
+@topics.command("show")
+def topics_show() -> None:
+    """List the topics as they are: partitions, policy, retention, offsets."""
+    settings = _settings("topics")
+
+    async def run() -> int:
+        from dispatchai.engine.topics import Topics, render_show, show
+
+        click.echo(render_show(await show(_kafka(settings), Topics.load())))
+        return 0
+
+    _run(_telling(run()))
+
+
+def _kafka(settings: Settings) -> Any:
+    """The configured Kafka, else the embedded one of a run on this machine."""
+    from dispatchai.telephony.run_info import RunInfo
+
+    if settings.kafka_bootstrap_servers:
+        return settings.kafka()
+    run = RunInfo.load(settings.state_dir)
+    if run is None:
+        _fail("KAFKA_BOOTSTRAP_SERVERS is not set and no `dispatchai up` is running here", 2)
+    return settings.kafka(run.bootstrap_servers)
+
+
+async def _telling(command: Coroutine[Any, Any, int]) -> int:
+    """Run a command on topics; what goes wrong with Kafka or the file is told in one line."""
+    from aiokafka.errors import KafkaError
+
+    from dispatchai.engine.topics import TopicsError, TopicsFileError
+
+    try:
+        return await command
+    except (TopicsError, TopicsFileError, KafkaError, OSError) as error:
+        click.echo(f"dispatchai: {error}", err=True)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

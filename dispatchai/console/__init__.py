@@ -1,0 +1,10 @@
+"""The views of the calls: what is live, what is ranked, as a page, REST and server-sent events.
+
+Reads the two compacted topics and decides nothing about a call: level, order and summary come with the records.
+"""
+
+from dispatchai.console.feed import Feed, FeedState
+from dispatchai.console.view import Change, Entry, QueueView
+from dispatchai.console.web import mount, routes
+
+__all__ = ["Change", "Entry", "Feed", "FeedState", "QueueView", "mount", "routes"]

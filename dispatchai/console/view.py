@@ -1,0 +1,163 @@
+"""The queue as a dispatcher sees it: a pure fold of the topics `live-calls` and `dispatch-queue`.
+
+Decides which record of a call is shown, the order of the calls and how many finished ones are kept. Leaves Kafka,
+decoding and time to `feed`, and how an entry looks on the wire to `shape`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dispatchai.records import CallPacket, LiveCall, Micros, Ranking
+
+MAX_FINALS = 5_000
+"""Finished calls kept in a view, the newest by created_at: a day of a busy centre. Older ones are in the topic."""
+
+
+class EntryStatus(StrEnum):
+    """Whether what is known of the call may still change by what the caller says."""
+
+    LIVE = "LIVE"
+    FINAL = "FINAL"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is known of one call: `live`, `packet` or both. Once there is a packet, it is what counts."""
+
+    call_id: str
+    live: LiveCall | None
+    packet: CallPacket | None
+
+    @property
+    def status(self) -> EntryStatus:
+        """FINAL as soon as there is a packet, whatever the live entry still says."""
+        return EntryStatus.LIVE if self.packet is None else EntryStatus.FINAL
+
+    @property
+    def shown(self) -> LiveCall | CallPacket:
+        """The record that is shown."""
+        shown = self.live if self.packet is None else self.packet
+        if shown is None:
+            raise ValueError("an entry holds at least one record")
+        return shown
+
+    @property
+    def ranking(self) -> Ranking:
+        """The ranking of the record that is shown."""
+        return self.shown.ranking
+
+    @property
+    def order(self) -> tuple[int, Micros, str]:
+        """Key of the queue's order: weight descending, then created_at, then call_id. The status has no part in it."""
+        ranking = self.shown.ranking
+        return (-ranking.weight, ranking.created_at, self.call_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change of the view. `number` rises by one with each; `entry` is None when the call left the view."""
+
+    number: int
+    call_id: str
+    entry: Entry | None
+
+
+class QueueView:
+    """The calls in progress and the newest finished ones, by call_id.
+
+    Each `put_*` takes the latest value of one key (None for a tombstone) and returns the change it made, or None if
+    it made none. Values of one key must come in the order of their partition; the two topics and the keys may
+    interleave in any way and end in the same view, as long as no more than `max_finals` packets are held. The calls
+    in progress are not bounded here: their tombstones do it.
+    """
+
+    def __init__(self, *, max_finals: int = MAX_FINALS) -> None:
+        self._entries: dict[str, Entry] = {}
+        self._finals = 0
+        self._max_finals = max_finals
+        self._by_age: list[tuple[Micros, str]] = []
+        self._number = 0
+        self._ranked: tuple[Entry, ...] | None = None
+
+    @property
+    def number(self) -> int:
+        """Number of the last change."""
+        return self._number
+
+    @property
+    def final_count(self) -> int:
+        """Finished calls in the view."""
+        return self._finals
+
+    @property
+    def live_count(self) -> int:
+        """Calls in the view that have no packet yet."""
+        return len(self._entries) - self._finals
+
+    def get(self, call_id: str) -> Entry | None:
+        """The entry of one call."""
+        return self._entries.get(call_id)
+
+    def ranked(self) -> tuple[Entry, ...]:
+        """All entries, live and final, first the one that needs a dispatcher most."""
+        if self._ranked is None:
+            self._ranked = tuple(sorted(self._entries.values(), key=lambda entry: entry.order))
+        return self._ranked
+
+    def live(self) -> tuple[LiveCall, ...]:
+        """The calls without a packet, ranked."""
+        return tuple(entry.live for entry in self.ranked() if entry.packet is None and entry.live is not None)
+
+    def continue_after(self, predecessor: QueueView) -> None:
+        """Number the next changes above all of `predecessor`, which this view replaces."""
+        self._number = max(self._number, predecessor.number)
+
+    def put_live(self, call_id: str, live: LiveCall | None) -> list[Change]:
+        """Take a value of `live-calls`. A call that has its packet stays FINAL."""
+        old = self._entries.get(call_id)
+        if live == (old.live if old else None):
+            return []
+        return [self._set(call_id, live, old.packet if old else None)]
+
+    def put_packet(self, call_id: str, packet: CallPacket | None) -> list[Change]:
+        """Take a value of `dispatch-queue`. A version lower than the one held is ignored.
+
+        A second change is the oldest packet leaving a full view.
+        """
+        old = self._entries.get(call_id)
+        held = old.packet if old else None
+        if packet == held or (packet and held and packet.version < held.version):
+            return []
+        changes = [self._set(call_id, old.live if old else None, packet)]
+        if packet is not None and (held is None or held.ranking.created_at != packet.ranking.created_at):
+            heapq.heappush(self._by_age, (packet.ranking.created_at, call_id))
+        while self._finals > self._max_finals:
+            changes += self._drop_oldest()
+        if len(self._by_age) > 2 * self._max_finals + 64:  # mostly marks of packets that were purged or moved
+            self._by_age = [
+                (entry.packet.ranking.created_at, entry.call_id) for entry in self._entries.values() if entry.packet
+            ]
+            heapq.heapify(self._by_age)
+        return changes
+
+    def _drop_oldest(self) -> list[Change]:
+        created_at, call_id = heapq.heappop(self._by_age)
+        entry = self._entries.get(call_id)
+        if entry is None or entry.packet is None or entry.packet.ranking.created_at != created_at:
+            return []
+        return [self._set(call_id, entry.live, None)]
+
+    def _set(self, call_id: str, live: LiveCall | None, packet: CallPacket | None) -> Change:
+        old = self._entries.get(call_id)
+        self._finals += (packet is not None) - (old is not None and old.packet is not None)
+        self._number += 1
+        self._ranked = None
+        if live is None and packet is None:
+            del self._entries[call_id]
+            return Change(self._number, call_id, None)
+        entry = Entry(call_id, live, packet)
+        self._entries[call_id] = entry
+        return Change(self._number, call_id, entry)

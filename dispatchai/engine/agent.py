@@ -1,0 +1,125 @@
+"""The loop of an agent over a pure step: take records, call the step, keep the state, emit the outputs.
+
+An agent never raises: a record that cannot be decoded, and records on which the step fails, go to the dead letters,
+and the state stays as it was. This is the one place that catches all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import aiokafka
+import faust
+
+from dispatchai.engine.app import App
+from dispatchai.engine.deadletters import bury
+from dispatchai.engine.effects import Effects
+from dispatchai.engine.state import States
+from dispatchai.engine.transport import Batch
+
+S = TypeVar("S")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A record to be written, keyed as its input was. `value` None is a tombstone."""
+
+    topic: str
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped(Generic[S]):
+    """What a step made of the records of one key.
+
+    `state` None deletes the key; `effects` are owed outside Kafka; `snapshot` asks for a snapshot soon.
+    """
+
+    state: S | None
+    outputs: Sequence[Output] = ()
+    effects: Sequence[Any] = ()
+    snapshot: bool = True
+
+
+Step = Callable[[str, "S | None", Sequence[Any]], Stepped[S]]
+"""(key, state, decoded records of the key in order) -> what became of them. Pure."""
+
+
+async def decoded(
+    app: App, reader: str, decode: Callable[[bytes], R], records: Iterable[aiokafka.ConsumerRecord]
+) -> list[tuple[aiokafka.ConsumerRecord, R]]:
+    """Each record with its value decoded; what has no key, no value or a broken one is buried."""
+    good: list[tuple[aiokafka.ConsumerRecord, R]] = []
+    for record in records:
+        try:
+            if not record.key:
+                raise ValueError("a record without a key")
+            record.key.decode()
+            if record.value is None:
+                continue  # a tombstone in a topic that is not compacted says nothing
+            good.append((record, decode(record.value)))
+        except ValueError as error:
+            await bury(app.emitter, record, reader=reader, error=error)
+    return good
+
+
+async def apply(
+    app: App,
+    states: States[S],
+    batch: Batch,
+    *,
+    decode: Callable[[bytes], Any],
+    step: Step[S],
+    effects: Effects[Any] | None = None,
+) -> None:
+    """Apply all of `batch` to the states, key by key."""
+    for key, records in batch.by_key():
+        inputs = await decoded(app, states.name, decode, records)
+        if not inputs or key is None:
+            continue
+        name = key.decode()
+        try:
+            before = states.get(name)
+            stepped = step(name, before, [value for _, value in inputs])
+        except Exception as error:  # noqa: BLE001 - the boundary named in the module's text
+            for record, _ in inputs:
+                await bury(app.emitter, record, reader=states.name, error=error)
+            continue
+        for output in stepped.outputs:
+            await app.emitter.send(output.topic, key, output.value)
+        if stepped.state != before or stepped.outputs or stepped.effects:
+            states.put(name, stepped.state, batch.tp, inputs[0][0].offset, snapshot=stepped.snapshot)
+        if effects is not None:
+            effects.submit(name, stepped.effects)
+
+
+def run(
+    app: App,
+    states: States[S],
+    topics: Sequence[str],
+    *,
+    decode: Callable[[bytes], Any],
+    step: Step[S],
+    effects: Effects[Any] | None = None,
+) -> None:
+    """Make the agent named as `states` that folds `topics` by `step`."""
+    if effects is not None:
+        app.on_forget.append(effects.forget)
+
+    async def process(batch: Batch) -> None:
+        await apply(app, states, batch, decode=decode, step=step, effects=effects)
+
+    run_batches(app, states.name, topics, process)
+
+
+def run_batches(app: App, name: str, topics: Sequence[str], process: Callable[[Batch], Awaitable[None]]) -> None:
+    """Make the agent `name` that hands each batch of `topics` to `process`, which must not raise."""
+    source = app.topic(*topics, value_serializer="raw")
+
+    @app.agent(source, name=name)
+    async def agent(batches: faust.Stream[Batch]) -> None:
+        async for batch in batches:
+            await process(batch)

@@ -1,0 +1,126 @@
+"""How every client of the program reaches Kafka: one value, turned into the options of each client library.
+
+Decides addresses, TLS and SASL. Leaves to others where the values come from and what is done over the connection.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from aiokafka.helpers import create_ssl_context
+
+TRANSPORT_SCHEME: Final = "dispatchai"
+"""URL scheme under which the program's Faust transport is registered (entry point group `faust.transports`)."""
+
+_TLS: Final = frozenset({"SSL", "SASL_SSL"})
+_SASL: Final = frozenset({"SASL_PLAINTEXT", "SASL_SSL"})
+_PROTOCOLS: Final = frozenset({"PLAINTEXT"}) | _TLS | _SASL
+_MECHANISMS: Final = frozenset({"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"})
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaConnection:
+    """Addresses and credentials of one Kafka cluster.
+
+    `bootstrap_servers` is ``host:port[,host:port]``. Raises ValueError for an address, a protocol or a combination
+    that no client could use. The password is in no repr, and so in no log.
+    """
+
+    bootstrap_servers: str
+    security_protocol: str = "PLAINTEXT"
+    sasl_mechanism: str = "SCRAM-SHA-512"
+    sasl_username: str = ""
+    sasl_password: str = field(default="", repr=False)
+    ssl_ca_file: Path | None = None
+    ssl_cert_file: Path | None = None
+    ssl_key_file: Path | None = None
+    embedded: bool = False
+    """Whether it is the embedded broker, which has neither idempotent producers nor an exact high watermark."""
+
+    def __post_init__(self) -> None:
+        if not self.servers:
+            raise ValueError("no Kafka address: give host:port[,host:port]")
+        for server in self.servers:
+            host, colon, port = server.rpartition(":")
+            if not colon or not host or not port.isdigit() or not 0 < int(port) <= 65_535:
+                raise ValueError(f"not a Kafka address: {server!r}; give host:port[,host:port]")
+        if self.security_protocol not in _PROTOCOLS:
+            raise ValueError(f"unknown security protocol {self.security_protocol!r}; known: {sorted(_PROTOCOLS)}")
+        if self.uses_sasl and self.sasl_mechanism not in _MECHANISMS:
+            raise ValueError(f"unknown SASL mechanism {self.sasl_mechanism!r}; known: {sorted(_MECHANISMS)}")
+        if self.uses_sasl and not self.sasl_username:
+            raise ValueError(f"{self.security_protocol} needs a SASL user name")
+        if self.ssl_key_file is not None and self.ssl_cert_file is None:
+            raise ValueError("a TLS key file is of no use without its certificate file")
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The addresses, each ``host:port``."""
+        return tuple(server for item in self.bootstrap_servers.split(",") if (server := item.strip()))
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether the wire is encrypted."""
+        return self.security_protocol in _TLS
+
+    @property
+    def uses_sasl(self) -> bool:
+        """Whether the client proves who it is by name and password."""
+        return self.security_protocol in _SASL
+
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """A new TLS context that checks the brokers' names, or None without TLS.
+
+        Without `ssl_ca_file` the system's authorities are trusted. Raises OSError if a file cannot be read and
+        ssl.SSLError if it holds no PEM.
+        """
+        if not self.uses_tls:
+            return None
+        context: ssl.SSLContext = create_ssl_context(
+            cafile=self.ssl_ca_file, certfile=self.ssl_cert_file, keyfile=self.ssl_key_file
+        )
+        return context
+
+    def client_options(self) -> dict[str, Any]:
+        """Keyword arguments that aiokafka's producer, consumer, client and admin client all take."""
+        options: dict[str, Any] = {
+            "bootstrap_servers": list(self.servers),
+            "security_protocol": self.security_protocol,
+            "ssl_context": self.ssl_context(),
+        }
+        if self.uses_sasl:
+            options |= {
+                "sasl_mechanism": self.sasl_mechanism,
+                "sasl_plain_username": self.sasl_username,
+                "sasl_plain_password": self.sasl_password,
+            }
+        return options
+
+    def producer_options(self) -> dict[str, Any]:
+        """Keyword arguments of a producer that loses nothing: acknowledged by all replicas, and idempotent where the
+        broker can (a retried request then neither doubles nor reorders records)."""
+        return {**self.client_options(), "acks": "all", "enable_idempotence": not self.embedded}
+
+    def faust_options(self) -> dict[str, Any]:
+        """Keyword arguments of ``faust.App``: `broker` (URLs of the program's transport) and `broker_credentials`."""
+        # Imported here: the other processes need no Faust, and importing it takes half a second.
+        from faust.auth import SASLCredentials, SSLCredentials
+
+        credentials: SASLCredentials | SSLCredentials | None = None
+        context = self.ssl_context()
+        if self.uses_sasl:
+            credentials = SASLCredentials(
+                username=self.sasl_username,
+                password=self.sasl_password,
+                mechanism=self.sasl_mechanism,
+                ssl_context=context,
+            )
+        elif context is not None:
+            credentials = SSLCredentials(context)
+        return {
+            "broker": [f"{TRANSPORT_SCHEME}://{server}" for server in self.servers],
+            "broker_credentials": credentials,
+        }

@@ -1,0 +1,44 @@
+"""At most so many items a second of each key, and the last one always: pure, the clock is an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Throttle(Generic[T]):
+    """Holds back the items of a key that come too soon; a later one replaces the one held back."""
+
+    def __init__(self, apart_s: float) -> None:
+        self._apart_s = apart_s
+        self._passed_at: dict[str, float] = {}
+        self._held: dict[str, T] = {}
+
+    def offer(self, key: str, item: T, now_s: float) -> bool:
+        """Whether `item` may pass now; if not it is held back."""
+        passed_at = self._passed_at.get(key)
+        if passed_at is not None and now_s - passed_at < self._apart_s:
+            self._held[key] = item
+            return False
+        self._held.pop(key, None)
+        self._passed_at[key] = now_s
+        return True
+
+    def due(self, now_s: float) -> Iterator[tuple[str, T]]:
+        """The held items whose time has come, which pass with this."""
+        ready = [key for key in self._held if now_s - self._passed_at[key] >= self._apart_s]
+        for key in ready:
+            self._passed_at[key] = now_s
+            yield key, self._held.pop(key)
+
+    def drop(self, key: str) -> None:
+        """Forget `key` and what is held back of it."""
+        self._held.pop(key, None)
+        self._passed_at.pop(key, None)
+
+    def forget(self) -> None:
+        """Forget all keys."""
+        self._held.clear()
+        self._passed_at.clear()

@@ -1,0 +1,217 @@
+"""Avro codec of the records: values to bytes and back.
+
+Every value is written in Avro's single-object encoding: the bytes C3 01, the CRC-64-AVRO fingerprint of the
+writer's schema in its Parsing Canonical Form (8 bytes, little-endian), then the body. So any consumer finds the
+writer's schema among the files of `schemas/` without a registry, and a record of an older version is resolved to
+the current one. Source: Apache Avro 1.12 specification, "Single-object encoding" and "Schema Resolution".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastavro import parse_schema, schemaless_reader, schemaless_writer
+from fastavro.schema import fingerprint, to_parsing_canonical_form
+
+from dispatchai.records import values
+from dispatchai.resources import data_path
+
+MARKER = b"\xc3\x01"
+"""First two bytes of a single-object encoded value."""
+
+HEADER_LENGTH = 10
+"""Marker (2 bytes) and fingerprint (8 bytes)."""
+
+type_of_record: dict[str, type] = {
+    name: value for name, value in vars(values).items() if isinstance(value, type) and dataclasses.is_dataclass(value)
+}
+
+Record = Any
+"""A frozen dataclass of `dispatchai.records.values` that has a schema file."""
+
+R = TypeVar("R")
+
+
+class DecodeError(ValueError):
+    """The bytes are no record that this version can read. The message says why; no content is in it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Schema:
+    name: str
+    parsed: Any
+    header: bytes
+
+
+def _without_logical_types(schema: Any) -> Any:
+    """The schema with plain longs for timestamps. The bytes are the same; integers are several times cheaper."""
+    match schema:
+        case {"type": "long", "logicalType": _}:
+            return "long"
+        case dict():
+            return {key: _without_logical_types(value) for key, value in schema.items()}
+        case list():
+            return [_without_logical_types(item) for item in schema]
+        case _:
+            return schema
+
+
+def _load(path: Path) -> _Schema:
+    text = json.loads(path.read_text(encoding="utf-8"))
+    crc = fingerprint(to_parsing_canonical_form(text), "CRC-64-AVRO")
+    # fastavro prints the 64-bit value as the hex of its little-endian bytes, which is the order on the wire.
+    return _Schema(
+        name=text["name"],
+        parsed=parse_schema(_without_logical_types(text)),
+        header=MARKER + bytes.fromhex(crc),
+    )
+
+
+def schema_text(name: str) -> str:
+    """The text of the current schema file of the record `name`."""
+    return (data_path("schemas") / f"{name}.avsc").read_text(encoding="utf-8")
+
+
+@cache
+def _current(name: str) -> _Schema:
+    return _load(data_path("schemas") / f"{name}.avsc")
+
+
+@cache
+def _by_header() -> dict[bytes, _Schema]:
+    """Every schema that this version can read, current and past, by the header its records begin with."""
+    root = data_path("schemas")
+    schemas = [_load(path) for path in sorted(root.glob("history/*.avsc")) + sorted(root.glob("*.avsc"))]
+    return {schema.header: schema for schema in schemas}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    fields = _field_names(type(value))
+    if fields is None:
+        return value
+    return {name: _plain(getattr(value, name)) for name in fields}
+
+
+_names_of: dict[type, tuple[str, ...] | None] = {}
+
+
+def _field_names(cls: type) -> tuple[str, ...] | None:
+    """Names of the fields of a dataclass; None for another type. Remembered: this runs for every field written."""
+    try:
+        return _names_of[cls]
+    except KeyError:
+        names = tuple(field.name for field in dataclasses.fields(cls)) if dataclasses.is_dataclass(cls) else None
+        return _names_of.setdefault(cls, names)
+
+
+def encode(record: Record) -> bytes:
+    """`record` in single-object encoding. Raises ValueError or TypeError if a field has a wrong type."""
+    return encode_fields(type(record).__name__, _plain(record))
+
+
+def encode_fields(name: str, fields: Mapping[str, Any]) -> bytes:
+    """As `encode`, of the fields of a record `name`: for records by the thousand, where a dataclass costs too much."""
+    schema = _current(name)
+    out = io.BytesIO()
+    out.write(schema.header)
+    schemaless_writer(out, schema.parsed, fields)
+    return out.getvalue()
+
+
+def decode_fields(data: bytes) -> tuple[str, dict[str, Any]]:
+    """Name and fields of the record in `data`, enums as text: for records by the thousand. Raises DecodeError."""
+    if data[:2] != MARKER or len(data) < HEADER_LENGTH:
+        raise DecodeError(f"not single-object Avro: {len(data)} bytes that do not begin with C3 01")
+    writer = _by_header().get(data[:HEADER_LENGTH])
+    if writer is None:
+        raise DecodeError(f"unknown schema fingerprint {data[2:HEADER_LENGTH].hex()}: written by another version?")
+    reader = _current(writer.name)
+    body = io.BytesIO(data)
+    body.seek(HEADER_LENGTH)
+    try:
+        fields = schemaless_reader(body, writer.parsed, None if writer.header == reader.header else reader.parsed)
+    except Exception as error:  # fastavro raises whatever the broken bytes led it to
+        raise DecodeError(f"broken {writer.name}: {type(error).__name__}") from error
+    if body.tell() != len(data):
+        raise DecodeError(f"broken {writer.name}: bytes after its end")
+    return writer.name, fields
+
+
+def decode(data: bytes) -> Record:
+    """The record in `data`, whatever its type. Raises DecodeError."""
+    name, fields = decode_fields(data)
+    return _builder(type_of_record[name])(fields)
+
+
+def decode_as(cls: type[R], data: bytes) -> R:
+    """The record in `data`, which must be a `cls`. Raises DecodeError."""
+    record = decode(data)
+    if not isinstance(record, cls):
+        raise DecodeError(f"expected {cls.__name__}, found {type(record).__name__}")
+    return record
+
+
+@cache
+def _builder(cls: type) -> Callable[[dict[str, Any]], Any]:
+    hints = typing.get_type_hints(cls)
+    conversions = [(field.name, _conversion(hints[field.name])) for field in dataclasses.fields(cls)]
+    needed = [(name, convert) for name, convert in conversions if convert is not None]
+
+    def build(fields: dict[str, Any]) -> Any:
+        for name, convert in needed:
+            fields[name] = convert(fields[name])
+        return cls(**fields)
+
+    return build
+
+
+def _conversion(hint: Any) -> Callable[[Any], Any] | None:
+    """What turns fastavro's value into the dataclass's, or None where it is the same."""
+    if typing.get_origin(hint) is tuple:
+        item = _conversion(typing.get_args(hint)[0])
+        return tuple if item is None else lambda values: tuple(item(value) for value in values)
+    if isinstance(hint, types.UnionType):
+        inner = _conversion(next(arg for arg in typing.get_args(hint) if arg is not types.NoneType))
+        return None if inner is None else lambda value: None if value is None else inner(value)
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return hint
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return lambda fields: _builder(hint)(fields)
+    return None
+
+
+def to_json(record: Record, *, omit: Iterable[str] = ()) -> dict[str, Any]:
+    """`record` as JSON-ready values: times as RFC 3339 in UTC, bytes as their length. `omit` names top-level fields."""
+
+    def rfc3339(micros: int) -> str:
+        moment = datetime.fromtimestamp(micros // 1_000_000, UTC)
+        return f"{moment:%Y-%m-%dT%H:%M:%S}.{micros % 1_000_000:06d}Z"
+
+    def convert(value: Any, hint: Any) -> Any:
+        if value is None:
+            return None
+        if isinstance(value, bytes):
+            return {"bytes": len(value)}
+        if isinstance(value, tuple):
+            return [convert(item, None) for item in value]
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {field.name: convert(getattr(value, field.name), field.type) for field in dataclasses.fields(value)}
+        if hint is not None and str(hint).startswith("Micros"):
+            return rfc3339(value)
+        return value
+
+    skipped = frozenset(omit)
+    result = convert(record, None)
+    return {name: value for name, value in result.items() if name not in skipped}

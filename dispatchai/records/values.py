@@ -1,0 +1,443 @@
+"""The values of the topics and tables, as frozen dataclasses.
+
+Each class mirrors the Avro record of its name in `schemas/`, where every field is documented; a test holds
+the two together. Times are microseconds since the Unix epoch, UTC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+Micros = int
+"""Microseconds since the Unix epoch, UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallEvent:
+    """One webhook of a call as the carrier sent it, or one timer of a call that fired (type dispatchai.*)."""
+
+    event_id: str
+    type: str
+    occurred_at: Micros
+    received_at: Micros
+    call_control_id: str
+    from_number: str | None
+    to_number: str | None
+    attempt: int
+    payload: bytes
+
+
+class FrameKind(StrEnum):
+    """What the record is."""
+
+    START = "START"
+    FRAME = "FRAME"
+    END = "END"
+
+
+class Track(StrEnum):
+    """Whose voice it is: INBOUND is the caller."""
+
+    INBOUND = "INBOUND"
+    OUTBOUND = "OUTBOUND"
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFrame:
+    """One media frame of a call as the carrier sent it, or the start or end of a stream."""
+
+    stream_id: str
+    kind: FrameKind
+    track: Track
+    sequence: int
+    captured_at: Micros
+    encoding: str
+    sample_rate: int
+    payload: bytes
+    detail: str | None
+
+
+class SignalKind(StrEnum):
+    """Place of the record in its stream."""
+
+    START = "START"
+    UPDATE = "UPDATE"
+    END = "END"
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """What the caller's voice did up to one frame of a stream."""
+
+    stream_id: str
+    sequence: int
+    captured_at: Micros
+    kind: SignalKind
+    audio_ms: int
+    voiced_ms: int
+    voiced: bool
+    rms: float
+    loudness_distress: float
+    loudness_distress_max: float
+    loudness_distress_mean: float
+    missing_frames: int
+    duplicate_frames: int
+
+
+class UtteranceKind(StrEnum):
+    """What the record is."""
+
+    PARTIAL = "PARTIAL"
+    FINAL = "FINAL"
+    END = "END"
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One recognised word."""
+
+    text: str
+    start_ms: int
+    end_ms: int
+    confidence: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One revision of what the recogniser heard. Topic transcripts, key call_id."""
+
+    stream_id: str
+    utterance_id: str
+    revision: int
+    kind: UtteranceKind
+    text: str
+    start_ms: int
+    end_ms: int
+    confidence: float | None
+    words: tuple[Word, ...]
+    engine: str
+    recognized_at: Micros
+    sequence: int
+
+
+class AssessmentKind(StrEnum):
+    """What the record is."""
+
+    LIVE = "LIVE"
+    FINAL = "FINAL"
+    EXPIRED = "EXPIRED"
+
+
+class CallStatus(StrEnum):
+    """Where a call is in its life. It only moves to the right."""
+
+    RINGING = "RINGING"
+    ACTIVE = "ACTIVE"
+    ENDED = "ENDED"
+
+
+@dataclass(frozen=True, slots=True)
+class AudioSummary:
+    """The voice signals of a call in short."""
+
+    distress_score: float
+    distress_max: float
+    distress_now: float
+    voiced: bool
+    voiced_seconds: float
+    audio_seconds: float
+    missing_frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class Emotion:
+    """What the caller's words and voice say of their state."""
+
+    label: str
+    intensity: float
+    sentiment: str
+
+
+class Category(StrEnum):
+    """The leading service category of a call."""
+
+    EMS = "EMS"
+    FIRE = "FIRE"
+    POLICE = "POLICE"
+    OTHER = "OTHER"
+    UNKNOWN = "UNKNOWN"
+
+
+class Service(StrEnum):
+    """A service that may be sent."""
+
+    EMS = "EMS"
+    FIRE = "FIRE"
+    POLICE = "POLICE"
+
+
+class RiskLevel(StrEnum):
+    """Levels of risk, in rising order."""
+
+    UNKNOWN = "UNKNOWN"
+    LOW = "LOW"
+    MEDIUM = "MEDIUM"
+    HIGH = "HIGH"
+    CRITICAL = "CRITICAL"
+
+
+@dataclass(frozen=True, slots=True)
+class Risk:
+    """The risk that triage sees."""
+
+    level: RiskLevel
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The caller's words that support a part."""
+
+    text: str
+    utterance_id: str | None
+    start_ms: int | None
+    end_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One addend of the risk score. The parts of a call add up to its score."""
+
+    name: str
+    points: float
+    reason: str
+    evidence: tuple[Evidence, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What triage concludes of a call, each time that it changed. Topic assessments, key call_id."""
+
+    version: int
+    kind: AssessmentKind
+    as_of: Micros
+    complete: bool
+    call_control_id: str
+    status: CallStatus
+    from_number: str | None
+    to_number: str | None
+    started_at: Micros | None
+    answered_at: Micros | None
+    ended_at: Micros | None
+    hangup_cause: str | None
+    transcript: str
+    partial: str
+    audio: AudioSummary
+    emotion: Emotion
+    category: Category
+    services: tuple[Service, ...]
+    tags: tuple[str, ...]
+    risk: Risk
+    parts: tuple[Part, ...]
+    unknowns: tuple[str, ...]
+    summary: str
+    rules_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Where the call stands. Order by weight descending, then created_at, then call_id."""
+
+    priority: int
+    weight: int
+    created_at: Micros
+
+
+@dataclass(frozen=True, slots=True)
+class LiveCall:
+    """What a dispatcher sees of a call in progress."""
+
+    call_id: str
+    updated_at: Micros
+    call_control_id: str
+    status: CallStatus
+    from_number: str | None
+    to_number: str | None
+    started_at: Micros | None
+    answered_at: Micros | None
+    ended_at: Micros | None
+    hangup_cause: str | None
+    transcript: str
+    partial: str
+    audio: AudioSummary
+    emotion: Emotion
+    category: Category
+    services: tuple[Service, ...]
+    tags: tuple[str, ...]
+    risk: Risk
+    parts: tuple[Part, ...]
+    unknowns: tuple[str, ...]
+    summary: str
+    rules_version: str
+    ranking: Ranking
+
+
+class PacketStatus(StrEnum):
+    """Where the dispatcher's work on the packet is."""
+
+    OPEN = "OPEN"
+
+
+@dataclass(frozen=True, slots=True)
+class Nlp:
+    """What was said and what it means."""
+
+    transcript: str
+    emotion: Emotion
+    category: Category
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CallPacket:
+    """The triage of a call that is over."""
+
+    call_id: str
+    version: int
+    complete: bool
+    status: PacketStatus
+    duration_seconds: int
+    from_number: str | None
+    to_number: str | None
+    call_control_id: str
+    started_at: Micros | None
+    answered_at: Micros | None
+    ended_at: Micros | None
+    hangup_cause: str | None
+    audio: AudioSummary
+    nlp: Nlp
+    services: tuple[Service, ...]
+    risk: Risk
+    parts: tuple[Part, ...]
+    unknowns: tuple[str, ...]
+    summary: str
+    ranking: Ranking
+    rules_version: str
+
+
+class ActionKind(StrEnum):
+    """What was done."""
+
+    ACKNOWLEDGE = "ACKNOWLEDGE"
+    ASSIGN = "ASSIGN"
+    NOTE = "NOTE"
+    OVERRIDE = "OVERRIDE"
+    CLOSE = "CLOSE"
+    REOPEN = "REOPEN"
+    MERGE = "MERGE"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What a dispatcher did to a call. Topic dispatch-actions, key call_id."""
+
+    action_id: str
+    kind: ActionKind
+    actor: str
+    occurred_at: Micros
+    text: str | None
+    level: RiskLevel | None
+    other_call_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CallState:
+    """State of the calls agent for one call. Table calls."""
+
+    call_control_id: str
+    status: CallStatus
+    from_number: str | None
+    to_number: str | None
+    started_at: Micros | None
+    answered_at: Micros | None
+    ended_at: Micros | None
+    hangup_cause: str | None
+    streams_started: int
+    first_seen_at: Micros
+    deadline_passed: bool
+    seen_event_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSignal:
+    """Signal figures of one stream."""
+
+    stream_id: str
+    next_sequence: int
+    ended: bool
+    ema: float
+    distress: float
+    voiced: bool
+    rms: float
+    captured_at: Micros
+    position_samples: int
+    signalled_at_samples: int
+    signalled_voiced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SignalState:
+    """State of the signals agent for one call. Table signals."""
+
+    streams: tuple[StreamSignal, ...]
+    audio_ms: float
+    voiced_ms: float
+    voiced_frames: int
+    distress_sum: float
+    distress_max: float
+    missing_frames: int
+    duplicate_frames: int
+    frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSpeech:
+    """One stream."""
+
+    stream_id: str
+    next_sequence: int
+    position_ms: int
+    utterances: int
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechState:
+    """State of the speech agent for one call: what needs no second hearing. Table speech."""
+
+    streams: tuple[StreamSpeech, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamFold:
+    """Last signal of one stream."""
+
+    stream_id: str
+    sequence: int
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TriageState:
+    """State of the triage agent for one call: one fold for each topic it reads. Table triage."""
+
+    call: CallState | None
+    expired: bool
+    signals: tuple[StreamFold, ...]
+    last_signal: Signal | None
+    utterances: tuple[Utterance, ...]
+    transcripts_ended: tuple[str, ...]
+    version: int
+    final_digest: str | None
+    as_of: Micros

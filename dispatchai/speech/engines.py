@@ -1,0 +1,23 @@
+"""Which recogniser the settings ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from dispatchai.settings import Settings, SpeechEngine
+from dispatchai.speech.moonshine import MoonshineRecognizer
+from dispatchai.speech.recognizer import Recognizer
+from dispatchai.speech.scripted import ScriptedRecognizer, load_script
+
+RECORDINGS: Final = Path(__file__).resolve().parent.parent / "recordings"
+"""The caller recordings that ship with the package, and what the scripted recogniser says for them."""
+
+
+def recognizer(settings: Settings) -> Recognizer:
+    """The engine, not started. Raises RecognizerError where its files are broken."""
+    match settings.speech_engine:
+        case SpeechEngine.MOONSHINE:
+            return MoonshineRecognizer(settings.speech_processes, settings.speech_update_ms)
+        case SpeechEngine.SCRIPTED:
+            return ScriptedRecognizer(load_script(RECORDINGS / "script.json"), settings.speech_update_ms)

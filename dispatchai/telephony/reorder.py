@@ -1,0 +1,86 @@
+"""Puts the frames of one track back in order, as far as a small buffer can.
+
+Decides which frame goes out when, and which never does. Pure: no clock, no I/O. Leaves it to others to count and log.
+Source: Telnyx media streaming ("order of events is not guaranteed and the chunk number can be used to reorder").
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Final, Generic, TypeVar
+
+T = TypeVar("T")
+
+DEPTH: Final = 4
+"""Frames held while an earlier one is missing: 80 ms of 20 ms frames. More would delay every gap by as much."""
+
+_REMEMBERED_GAPS: Final = 64
+"""Sequence numbers given up that are remembered, to tell a frame that is late from one that came twice."""
+
+
+class Arrival(Enum):
+    """What a frame was when it arrived."""
+
+    IN_ORDER = auto()
+    EARLY = auto()
+    """An earlier one is missing: it is held, or the gap is given up."""
+    REORDERED = auto()
+    """It fills a gap that later frames waited for."""
+    DUPLICATE = auto()
+    """It came before: it is dropped."""
+    LATE = auto()
+    """Its gap was given up: it is dropped."""
+
+
+@dataclass(slots=True)
+class ReorderBuffer(Generic[T]):
+    """One track. What comes out has strictly rising sequence numbers; a jump between two is a gap.
+
+    `next` is the lowest sequence number that has neither gone out nor been given up.
+    """
+
+    depth: int = DEPTH
+    next: int = 1
+    _held: dict[int, T] = field(default_factory=dict)
+    _gaps: deque[int] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_GAPS))
+
+    def push(self, sequence: int, item: T) -> tuple[Arrival, list[tuple[int, T]]]:
+        """Take one frame. Returns what it was, and the frames that go out now with their sequence numbers."""
+        if sequence == self.next and not self._held:
+            self.next = sequence + 1
+            return Arrival.IN_ORDER, [(sequence, item)]
+        if sequence < self.next:
+            if sequence in self._gaps:
+                self._gaps.remove(sequence)
+                return Arrival.LATE, []
+            return Arrival.DUPLICATE, []
+        if sequence in self._held:
+            return Arrival.DUPLICATE, []
+        arrival = Arrival.REORDERED if sequence < max(self._held, default=0) else Arrival.EARLY
+        self._held[sequence] = item
+        if sequence != self.next:
+            if len(self._held) <= self.depth:
+                return arrival, []
+            self._give_up_until(min(self._held))
+        return arrival, self._release()
+
+    def flush(self) -> list[tuple[int, T]]:
+        """Everything still held, in order: no more frames will come."""
+        released: list[tuple[int, T]] = []
+        while self._held:
+            self._give_up_until(min(self._held))
+            released += self._release()
+        return released
+
+    def _give_up_until(self, sequence: int) -> None:
+        self._gaps.extend(range(max(self.next, sequence - _REMEMBERED_GAPS), sequence))
+        self.next = sequence
+
+    def _release(self) -> list[tuple[int, T]]:
+        released: list[tuple[int, T]] = []
+        while self.next in self._held:
+            released.append((self.next, self._held.pop(self.next)))
+            self.next += 1
+        return released

@@ -1,0 +1,148 @@
+"""Whether a webhook comes from the carrier.
+
+Two schemes over the raw body: Telnyx API v2's Ed25519 (`telnyx-signature-ed25519` and `telnyx-timestamp`), with a
+current and a next public key, and HMAC-SHA256 in hex (`telnyx-signature-sha256`) for a proxy that signs so. Decides
+nothing of the body's content and reads no clock: time comes in as an argument.
+
+The HMAC scheme signs no time, so a recorded webhook can be shown again: consumers deduplicate by event id.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, Self
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from multidict import CIMultiDict, CIMultiDictProxy
+
+Headers = CIMultiDict[str] | CIMultiDictProxy[str]
+
+ED25519_HEADER: Final = "telnyx-signature-ed25519"
+TIMESTAMP_HEADER: Final = "telnyx-timestamp"
+HMAC_HEADER: Final = "telnyx-signature-sha256"
+
+_SIGNATURE_BYTES: Final = 64
+_MAX_TIMESTAMP_DIGITS: Final = 12
+"""Unix seconds of the year 33658; longer text is no timestamp."""
+
+
+class Refusal(StrEnum):
+    """Why a webhook is not believed."""
+
+    NOT_CONFIGURED = "not_configured"
+    """No key and no secret is set: nothing can be verified."""
+    MISSING = "missing"
+    """It has no signature of a configured scheme."""
+    MALFORMED = "malformed"
+    """A header is not what its scheme says."""
+    STALE = "stale"
+    """Its timestamp is too far from now, in the past or in the future."""
+    WRONG = "wrong"
+    """The signature is not one of this body."""
+
+
+class SignatureError(Exception):
+    """The webhook is not believed."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.value)
+        self.refusal = refusal
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookVerifier:
+    """What a signature may be made with. `tolerance_s` is how far a timestamp may be off, both ways."""
+
+    public_keys: tuple[Ed25519PublicKey, ...]
+    secret: bytes = field(repr=False)
+    tolerance_s: int
+
+    @classmethod
+    def of(cls, public_keys: Iterable[str], secret: str, tolerance_s: int) -> Self:
+        """From the text of settings; empty ones are left out. Raises ValueError for a key that is none."""
+        return cls(tuple(public_key(text) for text in public_keys if text), secret.encode(), tolerance_s)
+
+    @property
+    def configured(self) -> bool:
+        """Whether anything can be verified at all."""
+        return bool(self.public_keys or self.secret)
+
+    def verify(self, headers: Headers, body: bytes, now_s: float) -> None:
+        """Return if `body` was signed in one of the configured schemes. Raises SignatureError.
+
+        A header of a scheme that is not configured is not looked at. If both are configured and sent, either will do.
+        """
+        if not self.configured:
+            raise SignatureError(Refusal.NOT_CONFIGURED)
+        refusal = Refusal.MISSING
+        if self.public_keys and ED25519_HEADER in headers:
+            try:
+                return self._verify_ed25519(headers, body, now_s)
+            except SignatureError as error:
+                refusal = error.refusal
+        if self.secret and HMAC_HEADER in headers:
+            return self._verify_hmac(headers, body)
+        raise SignatureError(refusal)
+
+    def _verify_ed25519(self, headers: Headers, body: bytes, now_s: float) -> None:
+        signature_text = _only(headers, ED25519_HEADER)
+        timestamp = _only(headers, TIMESTAMP_HEADER)
+        try:
+            signature = base64.b64decode(signature_text, validate=True)
+        except (binascii.Error, ValueError):
+            raise SignatureError(Refusal.MALFORMED) from None
+        if len(signature) != _SIGNATURE_BYTES or not timestamp.isdigit() or len(timestamp) > _MAX_TIMESTAMP_DIGITS:
+            raise SignatureError(Refusal.MALFORMED)
+        if abs(now_s - int(timestamp)) > self.tolerance_s:
+            raise SignatureError(Refusal.STALE)
+        signed = timestamp + b"|" + body
+        # Every key is tried whatever the others said, so the time taken does not tell which key is in use.
+        verdicts = [_signed_by(key, signature, signed) for key in self.public_keys]
+        if not any(verdicts):
+            raise SignatureError(Refusal.WRONG)
+
+    def _verify_hmac(self, headers: Headers, body: bytes) -> None:
+        given = _only(headers, HMAC_HEADER)
+        expected = hmac.digest(self.secret, body, hashlib.sha256).hex().encode("ascii")
+        if len(given) != len(expected):
+            raise SignatureError(Refusal.MALFORMED)
+        if not hmac.compare_digest(expected, given.lower()):
+            raise SignatureError(Refusal.WRONG)
+
+
+def public_key(text: str) -> Ed25519PublicKey:
+    """The key of 32 bytes in base64 that the carrier's portal shows. Raises ValueError."""
+    try:
+        return Ed25519PublicKey.from_public_bytes(base64.b64decode(text.strip(), validate=True))
+    except ValueError:
+        raise ValueError("not a public key: give the base64 of the 32 bytes of an Ed25519 key") from None
+
+
+def sign(key: Ed25519PrivateKey, body: bytes, timestamp_s: int) -> dict[str, str]:
+    """The two headers with which the carrier signs `body` at `timestamp_s` (unix seconds)."""
+    timestamp = str(timestamp_s)
+    signature = key.sign(timestamp.encode("ascii") + b"|" + body)
+    return {ED25519_HEADER: base64.b64encode(signature).decode("ascii"), TIMESTAMP_HEADER: timestamp}
+
+
+def _only(headers: Headers, name: str) -> bytes:
+    """The value of a header that must be there once."""
+    values = headers.getall(name, [])
+    if len(values) != 1:
+        raise SignatureError(Refusal.MALFORMED if values else Refusal.MISSING)
+    return values[0].encode("utf-8", "surrogateescape")
+
+
+def _signed_by(key: Ed25519PublicKey, signature: bytes, signed: bytes) -> bool:
+    try:
+        key.verify(signature, signed)
+    except InvalidSignature:
+        return False
+    return True

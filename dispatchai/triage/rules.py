@@ -1,0 +1,194 @@
+"""From what a call's utterances say to what triage concludes, each point of the score with its reason and words.
+
+Decides how findings are weighed against each other. Which words make a finding is left to the rulebook, the words
+for the dispatcher to `explain`, the order of calls to ranking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from dispatchai.records.values import (
+    AudioSummary,
+    Category,
+    Emotion,
+    Evidence,
+    Part,
+    Risk,
+    RiskLevel,
+    Service,
+    Utterance,
+)
+from dispatchai.triage.explain import LISTENING, best_place, emotion, share, summary, unknowns
+from dispatchai.triage.rulebook import UNITS, Analysis, Rule, Rules, RulesError
+
+__all__ = ["MAX_EVIDENCE", "Conclusion", "Rules", "RulesError", "conclude"]
+
+MAX_EVIDENCE = 3
+"""Places that are shown for one part: the first ones, so that what a dispatcher reads does not move."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """What triage concludes of a call. The fields are those of the record Assessment."""
+
+    emotion: Emotion
+    category: Category
+    services: tuple[Service, ...]
+    tags: tuple[str, ...]
+    risk: Risk
+    parts: tuple[Part, ...]
+    unknowns: tuple[str, ...]
+    summary: str
+
+
+def conclude(utterances: Sequence[Utterance], audio: AudioSummary, rules: Rules) -> Conclusion:
+    """What the caller's words and voice say together. A function of its arguments; never raises.
+
+    `utterances` are in order: finals, and at most one trailing partial a stream.
+
+    The strongest finding leads and gives its full points; every other finding of the call adds its smaller `adds`.
+    The voice adds at most `voice.points`. A sum above 1 is cut by a negative part "ceiling". So the score never
+    falls when an utterance is appended or the voice becomes more distressed. Without a word, or with none that a rule
+    understood, the level is UNKNOWN.
+    """
+    spoken = [utterance for utterance in utterances if utterance.text]
+    analyses = [rules.analyse(utterance.text) for utterance in spoken]
+    seams = [
+        (before, after, rules.analyse_seam(before.text, after.text))
+        for before, after in pairwise(spoken)
+        if before.stream_id == after.stream_id
+    ]
+    everything = [*analyses, *(seam for _, _, seam in seams)]
+
+    evidence = _evidence(spoken, analyses, seams)
+    _combine(evidence, rules)
+    found = sorted(evidence, key=lambda number: (-rules.rules[number].units, number))
+    understood = any(analysis.words for analysis in analyses)
+    parts, units = _score(found, evidence, audio, rules) if understood else ((), 0)
+    place = best_place(everything)
+    category, services = _category(found, rules)
+    return Conclusion(
+        emotion=emotion(analyses, found, audio, rules) if understood else Emotion("UNKNOWN", 0.0, "neutral"),
+        category=category,
+        services=services,
+        tags=tuple(dict.fromkeys(tag for number in found for tag in rules.rules[number].tags)),
+        risk=Risk(_level(units, category, rules) if understood else RiskLevel.UNKNOWN, units / UNITS),
+        parts=parts,
+        unknowns=unknowns(everything, found, place, rules),
+        summary=summary(spoken, found, place, rules) if understood else LISTENING,
+    )
+
+
+# --- Findings --------------------------------------------------------------------------------------------------------
+
+_Evidence = dict[int, tuple[Evidence, ...]]
+"""Number of a rule that holds, and the words that say so."""
+
+
+def _evidence(
+    spoken: Sequence[Utterance],
+    analyses: Sequence[Analysis],
+    seams: Sequence[tuple[Utterance, Utterance, Analysis]],
+) -> _Evidence:
+    found: _Evidence = {}
+
+    def add(rule: int, *pieces: tuple[Utterance, tuple[int, int]]) -> None:
+        known = found.get(rule, ())
+        if len(known) < MAX_EVIDENCE:
+            found[rule] = (*known, *(_quote(utterance, span) for utterance, span in pieces))[:MAX_EVIDENCE]
+
+    for utterance, analysis in zip(spoken, analyses, strict=True):
+        for hit in analysis.hits:
+            add(hit.rule, (utterance, hit.spans[0]))
+    for before, after, seam in seams:
+        for hit in seam.hits:
+            add(hit.rule, (before, hit.spans[0]), (after, hit.spans[1]))
+    return found
+
+
+def _quote(utterance: Utterance, span: tuple[int, int]) -> Evidence:
+    """The words at the character offsets `span`, with their own times where the recogniser gave them."""
+    start_ms, end_ms = utterance.start_ms, utterance.end_ms
+    cursor = 0
+    times: list[tuple[int, int]] = []
+    for word in utterance.words:
+        at = utterance.text.find(word.text, cursor)
+        if at < 0:
+            times = []
+            break
+        cursor = at + len(word.text)
+        if at < span[1] and cursor > span[0]:
+            times.append((word.start_ms, word.end_ms))
+    if times:
+        start_ms, end_ms = min(start for start, _ in times), max(end for _, end in times)
+    return Evidence(utterance.text[span[0] : span[1]], utterance.utterance_id, start_ms, end_ms)
+
+
+def _combine(found: _Evidence, rules: Rules) -> None:
+    """Add the combined rules that hold. They name earlier rules only, so one pass in order is enough."""
+    for number, rule in enumerate(rules.rules):
+        if rule.when_all and all(found.keys() & choice for choice in rule.when_all):
+            first = [min(found.keys() & choice) for choice in rule.when_all]
+            evidence = dict.fromkeys(item for one in first for item in found[one][:1])
+            found[number] = tuple(evidence)[:MAX_EVIDENCE]
+
+
+# --- Score -----------------------------------------------------------------------------------------------------------
+
+
+def _score(
+    found: Sequence[int], evidence: _Evidence, audio: AudioSummary, rules: Rules
+) -> tuple[tuple[Part, ...], int]:
+    """Parts, largest first and a ceiling last, and the units of the score. `found` is strongest first."""
+    leader = rules.rules[found[0]] if found else rules.unrecognised
+    if leader.units < rules.unrecognised.units:
+        leader = rules.unrecognised
+    addends: list[tuple[int, Part]] = []
+    if leader is rules.unrecognised:
+        addends.append((leader.units, _part(leader, leader.units, ())))
+    for number in found:
+        rule = rules.rules[number]
+        units = rule.units if rule is leader else rule.adds
+        if units or not rule.units:  # a rule of no points is a note and is shown; one that adds nothing is not
+            addends.append((units, _part(rule, units, evidence[number])))
+    voice = round(rules.voice_units * share(audio.distress_score))
+    if voice:
+        addends.append((voice, Part("voice_distress", voice / UNITS, rules.voice_reason, ())))
+    addends.sort(key=lambda addend: -addend[0])
+    total = sum(units for units, _ in addends)
+    if total > UNITS:
+        cut = UNITS - total
+        addends.append((cut, Part("ceiling", cut / UNITS, "A score ends at 1.0.", ())))
+    return tuple(part for _, part in addends), min(total, UNITS)
+
+
+def _part(rule: Rule, units: int, evidence: tuple[Evidence, ...]) -> Part:
+    return Part(rule.name, units / UNITS, rule.reason, evidence)
+
+
+def _level(units: int, category: Category, rules: Rules) -> RiskLevel:
+    """The level of the score. Words that no rule understood are not a low risk, but an unknown one."""
+    level = next((level for level, threshold in rules.levels if units >= threshold), RiskLevel.LOW)
+    return RiskLevel.UNKNOWN if level is RiskLevel.LOW and category is Category.UNKNOWN else level
+
+
+# --- Category --------------------------------------------------------------------------------------------------------
+
+
+def _category(found: Sequence[int], rules: Rules) -> tuple[Category, tuple[Service, ...]]:
+    """The leading category and all services called for, heaviest first.
+
+    A finding weighs its points times its weight for the service. Only the heaviest finding of a service counts:
+    many small things must not outweigh one great one.
+    """
+    weights: dict[Category, float] = {}
+    for number in found:
+        rule = rules.rules[number]
+        for category, weight in rule.services:
+            weights[category] = max(weights.get(category, 0.0), weight * rule.units)
+    order = sorted(weights, key=lambda category: (-weights[category], list(Category).index(category)))
+    services = tuple(Service(category) for category in order if category is not Category.OTHER)
+    return (order[0] if order else Category.UNKNOWN), services

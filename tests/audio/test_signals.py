@@ -1,0 +1,122 @@
+"""The signals of a call depend on its frames' numbers and audio only; each frame is applied once."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dispatchai.audio.g711 import encode_mulaw
+from dispatchai.audio.signals import step
+from dispatchai.records import AudioFrame, FrameKind, Signal, SignalKind, SignalState, Track
+
+SILENCE = b"\xff" * 160
+TONE = encode_mulaw((np.sin(np.arange(160) / 4) * 12_000).astype(np.int16))
+
+
+def frame(
+    sequence: int,
+    payload: bytes = TONE,
+    *,
+    stream: str = "s1",
+    kind: FrameKind = FrameKind.FRAME,
+    encoding: str = "PCMU",
+    track: Track = Track.INBOUND,
+) -> AudioFrame:
+    return AudioFrame(stream, kind, track, sequence, 1_000_000 + sequence * 20_000, encoding, 8000, payload, None)
+
+
+def stream(payloads: list[bytes], name: str = "s1") -> list[AudioFrame]:
+    return [
+        frame(0, b"", stream=name, kind=FrameKind.START),
+        *(frame(number, payload, stream=name) for number, payload in enumerate(payloads, 1)),
+        frame(len(payloads) + 1, b"", stream=name, kind=FrameKind.END),
+    ]
+
+
+def run(frames: list[AudioFrame], cuts: list[int] | None = None) -> tuple[SignalState, list[Signal]]:
+    state: SignalState | None = None
+    signals: list[Signal] = []
+    edges = [0, *sorted(cut % (len(frames) + 1) for cut in cuts or []), len(frames)]
+    for start, end in itertools.pairwise(edges):
+        made = step(state, frames[start:end])
+        state, signals = made.state, [*signals, *made.signals]
+    assert state is not None
+    return state, signals
+
+
+SPEECH = st.lists(st.sampled_from([SILENCE, TONE, TONE[:80], TONE + TONE]), max_size=150)
+
+
+@given(SPEECH, st.lists(st.integers(0, 200), max_size=10))
+@settings(deadline=None)
+def test_how_frames_are_cut_into_batches_changes_nothing(payloads: list[bytes], cuts: list[int]) -> None:
+    assert run(stream(payloads)) == run(stream(payloads), cuts)
+
+
+@given(SPEECH, st.data())
+@settings(deadline=None)
+def test_a_frame_that_comes_again_is_counted_and_changes_nothing_else(
+    payloads: list[bytes], data: st.DataObject
+) -> None:
+    frames = stream(payloads)
+    repeated = list(frames)
+    copies = 0
+    for index in sorted(data.draw(st.sets(st.integers(0, len(frames) - 1), max_size=5)), reverse=True):
+        later = data.draw(st.integers(index + 1, len(repeated)))
+        repeated.insert(later, frames[index])
+        copies += frames[index].kind is FrameKind.FRAME
+    once, _ = run(frames)
+    again, _ = run(repeated)
+    assert again.duplicate_frames == copies
+    assert (again.audio_ms, again.voiced_ms, again.distress_sum, again.missing_frames, again.frames) == (
+        once.audio_ms, once.voiced_ms, once.distress_sum, once.missing_frames, once.frames,
+    )  # fmt: skip
+
+
+@given(st.sets(st.integers(1, 100), max_size=40))
+@settings(deadline=None)
+def test_every_frame_that_never_came_is_counted_as_missing(lost: set[int]) -> None:
+    frames = [item for item in stream([TONE] * 100) if item.kind is not FrameKind.FRAME or item.sequence not in lost]
+    state, signals = run(frames)
+    assert state.missing_frames == len(lost)
+    assert state.frames == 100 - len(lost)
+    assert signals[-1].kind is SignalKind.END
+    assert signals[-1].missing_frames == len(lost)
+
+
+@given(SPEECH)
+@settings(deadline=None)
+def test_signals_are_at_most_five_a_second_and_at_least_one(payloads: list[bytes]) -> None:
+    _, signals = run(stream(payloads))
+    updates = [signal.audio_ms for signal in signals if signal.kind is SignalKind.UPDATE]
+    gaps = [later - earlier for earlier, later in zip([0, *updates], updates, strict=False)]
+    assert all(200 <= gap <= 1040 for gap in gaps)
+
+
+def test_a_reconnected_stream_goes_on_with_the_calls_figures() -> None:
+    state, signals = run(stream([TONE] * 50) + stream([TONE] * 50, name="s2"))
+    assert state.audio_ms == 2000.0
+    assert signals[-1].audio_ms == 2000
+    assert [item.ended for item in state.streams] == [True, True]
+
+
+def test_the_callee_side_is_not_the_callers_voice() -> None:
+    state, _ = run([frame(0, b"", kind=FrameKind.START), frame(1, track=Track.OUTBOUND)])
+    assert state.frames == 0
+
+
+def test_a_frame_that_cannot_be_decoded_is_missing() -> None:
+    state, _ = run(
+        [frame(0, b"", kind=FrameKind.START), frame(1, encoding="G722"), frame(2), frame(3, b"odd", encoding="L16")]
+    )
+    assert (state.frames, state.missing_frames) == (1, 2)
+
+
+def test_a_late_frame_does_not_reopen_an_ended_stream() -> None:
+    state, signals = run([*stream([TONE] * 3), frame(9)])
+    assert state.streams[0].ended
+    assert state.duplicate_frames == 1
+    assert signals[-1].kind is SignalKind.END

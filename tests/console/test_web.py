@@ -1,0 +1,385 @@
+"""Claims about the views over HTTP: a real server, a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import faust
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from aiokafka import AIOKafkaProducer
+
+from dispatchai.console import Feed, FeedState, mount
+from dispatchai.engine.broker import free_port
+from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.records import CallStatus, RiskLevel, encode
+from tests.console.conftest import Client
+from tests.console.samples import BASE, SECOND, STORIES, final_packet, live_call, put
+
+PATIENCE_S = 30.0
+"""Far above what anything here takes; a test that waits so long has failed."""
+
+CallId = Callable[[str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One server-sent event."""
+
+    name: str
+    number: int | None
+    data: Any
+
+
+async def events_of(response: Any) -> AsyncIterator[Event]:
+    """The events of a text/event-stream as a browser would read them."""
+    name, number, data = "message", None, ""
+    async for raw in response.content:
+        field, _, value = raw.decode().rstrip("\n").partition(": ")
+        match field:
+            case "event":
+                name = value
+            case "id":
+                number = int(value)
+            case "data":
+                data += value
+            case "" if raw == b"\n" and data:
+                yield Event(name, number, json.loads(data))
+                name, number, data = "message", None, ""
+
+
+@asynccontextmanager
+async def event_stream(client: Client, **headers: str) -> AsyncIterator[AsyncIterator[Event]]:
+    async with asyncio.timeout(PATIENCE_S), client.get("/api/v1/events", headers=headers) as response:
+        assert response.status == 200
+        assert response.content_type == "text/event-stream"
+        yield events_of(response)
+
+
+async def until(events: AsyncIterator[Event], wanted: Callable[[Event], bool]) -> list[Event]:
+    """The events up to the first that is `wanted`."""
+    seen: list[Event] = []
+    async for event in events:
+        seen.append(event)
+        if wanted(event):
+            return seen
+    raise AssertionError(f"the stream ended after {[event.name for event in seen]}")
+
+
+def about(event: Event, call_id: str) -> bool:
+    return isinstance(event.data, dict) and event.data.get("call_id") == call_id
+
+
+async def read(client: Client, path: str) -> Any:
+    async with client.get(path) as response:
+        assert response.status == 200
+        assert response.content_type == "application/json"
+        return await response.json()
+
+
+async def once(feed: Feed, seen: Callable[[], Any]) -> Any:
+    """What `seen` returns as soon as it is something: asked at each update, and now and then for what makes none."""
+    subscription, _ = await feed.subscribe()
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while not (found := seen()):
+                with contextlib.suppress(TimeoutError):
+                    assert await subscription.next(0.1) is not None
+                await feed.current()
+            return found
+    finally:
+        subscription.close()
+
+
+async def shown(feed: Feed, *call_ids: str, final: bool = False) -> None:
+    """Return when the feed shows each of the calls (with a packet, if `final`)."""
+    view = await feed.current()
+
+    def all_there() -> bool:
+        entries = [view.get(call_id) for call_id in call_ids]
+        return all(entry is not None and (not final or entry.packet is not None) for entry in entries)
+
+    await once(feed, all_there)
+
+
+async def test_a_ringing_call_is_shown_in_the_names_of_the_guide(
+    feed: Feed, client: Client, producer: AIOKafkaProducer, call_id: CallId
+) -> None:
+    ringing = call_id("ringing")
+    call = live_call(ringing, status=CallStatus.RINGING)
+    await put(producer, [("live-calls", ringing, call)])
+    await shown(feed, ringing)
+
+    live = (await read(client, "/debug/live_calls/?limit=5000"))[ringing]
+    assert (
+        live.items()
+        >= {
+            "call_id": ringing,
+            "call_control_id": f"v3:{ringing}",
+            "from_masked": "•567",
+            "to": "+15559876543",
+            "started_at": "2026-03-03T19:52:31.000000Z",
+            "status": "RINGING",
+            "transcript_live": "",
+            "risk_level": "UNKNOWN",
+            "risk_score": 0.0,
+            "distress": 0.0,
+            "max_distress": 0.0,
+        }.items()
+    )
+    (entry,) = [entry for entry in await read(client, "/debug/list_queue?limit=5000") if entry["id"] == ringing]
+    assert entry.items() >= {"status": "LIVE", "risk_level": "UNKNOWN", "summary": "Listening…"}.items()
+
+
+async def test_a_final_packet_has_every_field_of_the_guide(
+    feed: Feed, client: Client, producer: AIOKafkaProducer, call_id: CallId
+) -> None:
+    done = call_id("done")
+    live = replace(STORIES[0].after(99, BASE, BASE + 45 * SECOND), call_id=done)
+    await put(producer, [("dispatch-queue", done, final_packet(live))])
+    await shown(feed, done)
+
+    (packet,) = [entry for entry in await read(client, "/debug/list_queue/?limit=5000") if entry["call_id"] == done]
+    assert packet["duration_seconds"] == 45
+    assert packet["audio"].keys() >= {"distress_score", "distress_max", "voiced_seconds"}
+    assert packet["nlp"].keys() == {"transcript", "emotion", "category", "tags"}
+    assert packet["nlp"]["emotion"].keys() == {"label", "intensity", "sentiment"}
+    assert packet["nlp"]["category"] == "EMS"
+    assert packet["risk"] == {"level": "CRITICAL", "score": 0.95}
+    assert packet["ranking"] == {"priority": 1, "weight": 950, "created_at": "2026-03-03T19:53:16.000000Z"}
+    assert (packet["final"], packet["status"]) == (True, "OPEN")
+
+
+async def test_lists_mask_the_number_and_the_single_call_shows_it_for_calling_back(
+    feed: Feed, client: Client, producer: AIOKafkaProducer, call_id: CallId
+) -> None:
+    live_id, done_id = call_id("live"), call_id("done")
+    number = "+15557654321"
+    call = live_call(live_id, from_number=number)
+    packet = final_packet(live_call(done_id, from_number=number))
+    await put(producer, [("live-calls", live_id, call), ("dispatch-queue", done_id, packet)])
+    await shown(feed, live_id, done_id)
+
+    for path in ("/debug/live_calls/", "/debug/list_queue/", "/api/v1/queue", "/api/v1/calls"):
+        async with client.get(path, params={"limit": "5000"}) as response:
+            text = await response.text()
+        assert live_id in text
+        assert number not in text
+    async with event_stream(client) as events:
+        slices = await until(events, lambda event: event.name == "snapshot" and event.data["last"])
+    assert number not in json.dumps([event.data for event in slices])
+
+    live = await read(client, f"/api/v1/calls/{live_id}")
+    assert (live["status"], live["live"]["from_number"], live["packet"]) == ("LIVE", number, None)
+    done = await read(client, f"/api/v1/calls/{done_id}")
+    assert (done["status"], done["live"], done["packet"]["from_number"]) == ("FINAL", None, number)
+
+
+async def test_an_unknown_call_is_a_404_that_says_so_in_json(client: Client) -> None:
+    for path in ("/api/v1/calls/never-heard-of", "/api/v1/calls/a%2F..%2Fb"):
+        async with client.get(path) as response:
+            assert response.status == 404
+            assert (await response.json())["error"]["code"] == "unknown_call"
+
+
+async def test_a_limit_that_is_none_is_refused(client: Client) -> None:
+    for limit in ("0", "-1", "5001", "1e3", "", "٣", "9" * 5000):
+        for path in ("/api/v1/queue", "/api/v1/calls", "/debug/live_calls/", "/debug/list_queue/"):
+            async with client.get(path, params={"limit": limit}) as response:
+                assert response.status == 400
+                assert response.content_type == "application/json"
+                assert (await response.json())["error"]["code"] == "bad_limit"
+
+
+async def test_live_calls_and_packets_stand_in_one_order(
+    feed: Feed, client: Client, producer: AIOKafkaProducer, call_id: CallId
+) -> None:
+    now = time.time_ns() // 1000
+    wanted = [call_id("first-final"), call_id("second-live"), call_id("third-live"), call_id("fourth-final")]
+    weights = [1000, 990, 500, 20]
+    for name, weight in reversed(list(zip(wanted, weights, strict=True))):
+        live = live_call(name, weight=weight, started_at=now, updated_at=now, level=RiskLevel.HIGH)
+        if name in (wanted[0], wanted[3]):
+            await put(producer, [("dispatch-queue", name, final_packet(live))])
+        else:
+            await put(producer, [("live-calls", name, live)])
+    await shown(feed, *wanted)
+    queue = (await read(client, "/api/v1/queue?limit=5000"))["queue"]
+    assert [entry["call_id"] for entry in queue if entry["call_id"] in wanted] == wanted
+    calls = (await read(client, "/api/v1/calls?limit=5000"))["calls"]
+    assert [call["call_id"] for call in calls if call["call_id"] in wanted] == wanted[1:3]
+    assert len((await read(client, "/api/v1/queue?limit=2"))["queue"]) == 2
+
+
+async def test_an_event_stream_tells_a_call_from_its_first_ring_to_its_purge(
+    feed: Feed, client: Client, producer: AIOKafkaProducer, call_id: CallId
+) -> None:
+    told = call_id("told")
+    story = replace(STORIES[1], call_id=told)
+    last = story.after(99, BASE, BASE + 9 * SECOND)
+    async with event_stream(client) as events:
+        before = await until(events, lambda event: event.name == "snapshot" and event.data["last"])
+        assert before[0].data["first"]
+        assert all(entry["call_id"] != told for event in before for entry in event.data["entries"])
+
+        numbers: list[int] = [before[-1].number or 0]
+        heard: list[str] = []
+        for words in (0, 3, 7, 12):
+            call = story.after(words, BASE, BASE + words * SECOND)
+            await put(producer, [("live-calls", told, call)])
+            event = (await until(events, lambda event: event.name == "call" and about(event, told)))[-1]
+            heard.append(f"{event.data['nlp']['transcript']} {event.data['partial']}".strip())
+            numbers.append(event.number or 0)
+        assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(heard))
+        assert [len(text.split()) for text in heard] == [0, 3, 7, 12]
+
+        await put(producer, [("dispatch-queue", told, final_packet(last)), ("live-calls", told, None)])
+        event = (await until(events, lambda event: event.name == "packet" and about(event, told)))[-1]
+        assert event.data["final"]
+        numbers.append(event.number or 0)
+        await put(producer, [("dispatch-queue", told, None)])
+        event = (await until(events, lambda event: event.name == "remove" and about(event, told)))[-1]
+        numbers.append(event.number or 0)
+        assert numbers == sorted(set(numbers))
+
+
+async def test_a_reader_that_comes_back_gets_a_snapshot_whatever_it_saw_last(
+    feed: Feed, client: Client, producer: AIOKafkaProducer, call_id: CallId
+) -> None:
+    kept = call_id("kept")
+    await put(producer, [("live-calls", kept, live_call(kept))])
+    await shown(feed, kept)
+    for last in ("1", "999999999999", "not a number"):
+        async with event_stream(client, **{"Last-Event-ID": last}) as events:
+            slices = await until(events, lambda event: event.name == "snapshot" and event.data["last"])
+        assert kept in {entry["call_id"] for event in slices for entry in event.data["entries"]}
+
+
+async def test_what_cannot_be_read_is_skipped_and_counted_and_hides_no_other_call(
+    feed: Feed,
+    client: Client,
+    producer: AIOKafkaProducer,
+    call_id: CallId,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    good, bad = call_id("good"), call_id("bad")
+    spoken = "my door code is 4711"
+    skipped = feed.counts.skipped
+    await put(producer, [("live-calls", bad, live_call(bad))])
+    await shown(feed, bad)
+    for topic in ("live-calls", "dispatch-queue"):
+        await producer.send_and_wait(topic, spoken.encode(), key=bad.encode())
+        await producer.send_and_wait(topic, encode(live_call(good))[:-3], key=call_id(f"cut-{topic}").encode())
+    await producer.send_and_wait("dispatch-queue", encode(final_packet(live_call(good))), key=bad.encode())
+    await producer.send_and_wait("dispatch-queue", b"", key=b"\xff\xfe")
+    await put(producer, [("live-calls", good, live_call(good))])
+    await once(feed, lambda: feed.counts.skipped >= skipped + 6)
+    await shown(feed, good)
+
+    assert feed.state is FeedState.LIVE
+    calls = {call["call_id"] for call in (await read(client, "/api/v1/calls?limit=5000"))["calls"]}
+    assert {good, bad} <= calls
+    assert (await read(client, "/health/ready"))["views"]["skipped"] == skipped + 6
+    assert "skipped a record" in caplog.text
+    assert spoken not in caplog.text
+
+
+async def test_two_feeds_show_the_same_calls(
+    feed: Feed, broker: KafkaConnection, producer: AIOKafkaProducer, call_id: CallId
+) -> None:
+    names = [call_id(f"shared-{index}") for index in range(20)]
+    await put(producer, [("live-calls", name, live_call(name)) for name in names[:10]])
+    await put(producer, [("dispatch-queue", name, final_packet(live_call(name))) for name in names[10:]])
+    async with Feed(broker) as other:
+        await other.wait_ready()
+        # What was on the topics before a feed began is in its view when it says that it is ready.
+        view = await other.current()
+        assert all(view.get(name) for name in names)
+        await shown(feed, *names)
+
+
+async def test_every_response_forbids_foreign_scripts_frames_sniffing_and_caching(client: Client) -> None:
+    for path in ("/", "/static/main.js", "/static/console.css", "/api/v1/queue", "/health/live", "/nowhere"):
+        async with client.get(path, headers={"Origin": "https://elsewhere.example"}) as response:
+            await response.read()
+            policy = response.headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy
+            assert "script-src 'self'" in policy
+            assert "unsafe" not in policy
+            assert "frame-ancestors 'none'" in policy
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+            assert response.headers["Cache-Control"] == "no-store"
+            assert "Access-Control-Allow-Origin" not in response.headers
+
+
+async def test_the_page_asks_for_nothing_from_elsewhere_and_lists_no_folder(client: Client) -> None:
+    for path in ("/", "/static/main.js", "/static/view.js", "/static/model.js", "/static/console.css"):
+        async with client.get(path) as response:
+            assert response.status == 200
+            text = await response.text()
+        assert "https://" not in text
+        assert "innerHTML" not in text
+    for path in ("/static/", "/static/../web.py", "/static/%2e%2e/web.py"):
+        async with client.get(path) as response:
+            assert response.status in (403, 404)
+
+
+async def test_shutdown_ends_open_event_streams(feed: Feed) -> None:
+    app = web.Application()
+    mount(app, feed)
+    server = TestServer(app)
+    async with TestClient(server) as client, client.get("/api/v1/events") as response:
+        await response.content.readuntil(b"event: snapshot")
+        async with asyncio.timeout(PATIENCE_S):
+            await app.shutdown()
+            rest = await response.content.read()
+        assert rest.endswith(b"\n\n")
+
+
+async def test_without_kafka_the_process_lives_is_not_ready_and_says_so() -> None:
+    async with Feed(KafkaConnection(f"127.0.0.1:{free_port()}")) as feed:
+        app = web.Application()
+        mount(app, feed)
+        async with TestClient(TestServer(app)) as client:
+            async with client.get("/health/live") as response:
+                assert response.status == 200
+            async with client.get("/health/ready") as response:
+                assert response.status == 503
+                body = await response.json()
+            assert body["checks"] == {"views": False}
+            assert body["views"]["state"] == "STARTING"
+            async with event_stream(client) as events:
+                first = (await until(events, lambda event: event.name == "snapshot"))[-1]
+            assert (first.data["state"], first.data["entries"]) == ("STARTING", [])
+
+
+async def test_readiness_asks_what_else_must_hold(feed: Feed) -> None:
+    app = web.Application()
+    recovered = False
+    mount(app, feed, checks={"tables_recovered": lambda: recovered})
+    async with TestClient(TestServer(app)) as client:
+        async with client.get("/health/ready") as response:
+            assert response.status == 503
+            assert (await response.json())["checks"] == {"views": True, "tables_recovered": False}
+        recovered = True
+        async with client.get("/health/ready") as response:
+            assert response.status == 200
+
+
+async def test_on_a_faust_worker_the_page_is_at_the_root(feed: Feed) -> None:
+    worker = faust.App("console-test", broker="kafka://127.0.0.1:1", web_tables_enabled=False, web_router_enabled=False)
+    mount(worker.web.web_app, feed)
+    async with TestClient(TestServer(await worker.web.wsgi())) as client:
+        async with client.get("/") as response:
+            assert response.content_type == "text/html"
+            assert "DispatchAI" in await response.text()
+        assert (await read(client, "/health/ready"))["status"] == "ok"

@@ -1,0 +1,269 @@
+"""An agent applies each record once in effect, commits no further than its snapshots, survives poison records."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import aiokafka
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from dispatchai.engine import agent
+from dispatchai.engine.app import App, create_app
+from dispatchai.engine.broker import free_port
+from dispatchai.engine.deadletters import DEAD_LETTERS
+from dispatchai.engine.effects import Effects
+from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.engine.state import States
+from dispatchai.engine.topics import Topics
+
+PARTITIONS = 2
+PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Names:
+    """Topics of one test."""
+
+    app: str
+    source: str
+    sink: str
+
+
+async def make_topics(broker: KafkaConnection) -> Names:
+    mark = uuid4().hex[:8]
+    names = Names(f"test-{mark}", f"source-{mark}", f"sink-{mark}")
+    admin = AIOKafkaAdminClient(**broker.client_options())
+    await admin.start()
+    try:
+        wanted = (names.source, names.sink, f"{names.app}-sums-changelog")
+        await admin.create_topics([NewTopic(name, PARTITIONS, 1) for name in wanted])
+    finally:
+        await admin.close()
+    return names
+
+
+def make_app(broker: KafkaConnection, names: Names, folder: Path) -> App:
+    return create_app(
+        names.app, broker, partitions=PARTITIONS, web_host="127.0.0.1", web_port=free_port(), data_dir=folder
+    )
+
+
+def make_states(app: App) -> States[list[int]]:
+    return app.states(
+        "sums",
+        encode=lambda numbers: ",".join(map(str, numbers)).encode(),
+        decode=lambda value: [int(number) for number in value.decode().split(",") if number],
+        partitions=PARTITIONS,
+    )
+
+
+@asynccontextmanager
+async def running(app: App) -> AsyncIterator[App]:
+    await app.start()
+    try:
+        yield app
+    finally:
+        await app.stop()
+
+
+async def produce(broker: KafkaConnection, topic: str, records: Sequence[tuple[str | None, bytes]]) -> None:
+    async with aiokafka.AIOKafkaProducer(**broker.producer_options()) as producer:
+        for key, value in records:
+            await producer.send(topic, value, key=None if key is None else key.encode())
+
+
+async def committed(broker: KafkaConnection, names: Names) -> int:
+    """Sum of the committed offsets of the source topic."""
+    consumer = aiokafka.AIOKafkaConsumer(group_id=names.app, **broker.client_options(), enable_auto_commit=False)
+    await consumer.start()
+    try:
+        offsets = [await consumer.committed(TopicPartition(names.source, number)) for number in range(PARTITIONS)]
+        return sum(offset or 0 for offset in offsets)
+    finally:
+        await consumer.stop()
+
+
+async def read(
+    broker: KafkaConnection, topic: str, enough: Callable[[list[aiokafka.ConsumerRecord]], bool]
+) -> list[aiokafka.ConsumerRecord]:
+    consumer = aiokafka.AIOKafkaConsumer(
+        topic, **broker.client_options(), auto_offset_reset="earliest", fetch_max_wait_ms=20
+    )
+    await consumer.start()
+    records: list[aiokafka.ConsumerRecord] = []
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while not enough(records):
+                for fetched in (await consumer.getmany(timeout_ms=100)).values():
+                    records.extend(fetched)
+        return records
+    finally:
+        await consumer.stop()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not true():  # noqa: ASYNC110 - a state in memory has no event to wait for
+            await asyncio.sleep(0.02)
+
+
+def append(key: str, numbers: list[int] | None, new: Sequence[int]) -> agent.Stepped[list[int]]:
+    """Numbers already there are skipped, as frames are by their sequence."""
+    after = [*(numbers or []), *(number for number in new if number not in (numbers or []))]
+    return agent.Stepped(after)
+
+
+async def test_every_record_is_handed_over_once_and_in_order_of_its_key(
+    broker: KafkaConnection, tmp_path: Path
+) -> None:
+    names = await make_topics(broker)
+    app = make_app(broker, names, tmp_path)
+    states = make_states(app)
+    batches: list[int] = []
+
+    def step(key: str, numbers: list[int] | None, new: Sequence[int]) -> agent.Stepped[list[int]]:
+        batches.append(len(new))
+        return agent.Stepped([*(numbers or []), *new])
+
+    agent.run(app, states, [names.source], decode=int, step=step)
+    keys = [f"call-{number}" for number in range(10)]
+    await produce(broker, names.source, [(key, str(number).encode()) for number in range(200) for key in keys])
+    async with running(app):
+        await until(lambda: sum(len(states.get(key) or []) for key in keys) >= 2000)
+        assert {key: states.get(key) for key in keys} == {key: list(range(200)) for key in keys}
+        assert sum(batches) == 2000
+        assert len(batches) < 500, "records were not handed over together"
+
+
+async def test_commits_wait_for_what_is_held_and_a_restart_loses_and_repeats_nothing(
+    broker: KafkaConnection, tmp_path: Path
+) -> None:
+    names = await make_topics(broker)
+    first = make_app(broker, names, tmp_path)
+    first_states = make_states(first)
+    agent.run(
+        first,
+        first_states,
+        [names.source],
+        decode=int,
+        # Only the first batch asks for a snapshot: what comes later is in memory alone, as before a crash.
+        step=lambda key, numbers, new: agent.Stepped(append(key, numbers, new).state, snapshot=numbers is None),
+    )
+    async with running(first):
+        await produce(broker, names.source, [("call", b"1"), ("call", b"2")])
+        await until(lambda: first_states.table.data.get("call") is not None)
+        covered = first_states.get("call")
+        await produce(broker, names.source, [("call", b"3"), ("call", b"4")])
+        await until(lambda: first_states.get("call") == [1, 2, 3, 4])
+    assert covered is not None
+    assert await committed(broker, names) == len(covered)
+
+    second = make_app(broker, names, tmp_path)
+    second_states = make_states(second)
+    seen: list[int] = []
+
+    def step(key: str, numbers: list[int] | None, new: Sequence[int]) -> agent.Stepped[list[int]]:
+        seen.extend(new)
+        return append(key, numbers, new)
+
+    agent.run(second, second_states, [names.source], decode=int, step=step)
+    async with running(second):
+        await until(lambda: second_states.get("call") == [1, 2, 3, 4])
+    assert seen == [1, 2, 3, 4][len(covered) :]
+    assert await committed(broker, names) == 4
+
+
+async def test_a_poison_record_is_buried_and_stops_nothing(
+    broker: KafkaConnection, topics: Topics, tmp_path: Path
+) -> None:
+    names = await make_topics(broker)
+    app = make_app(broker, names, tmp_path)
+    states = make_states(app)
+
+    def step(key: str, numbers: list[int] | None, new: Sequence[int]) -> agent.Stepped[list[int]]:
+        if 13 in new:
+            raise RuntimeError("thirteen")
+        made = append(key, numbers, new)
+        return agent.Stepped(made.state, [agent.Output(names.sink, str(number).encode()) for number in new])
+
+    agent.run(app, states, [names.source], decode=int, step=step)
+    await produce(broker, names.source, [("call", b"not a number"), (None, b"5"), ("bad", b"13"), ("call", b"7")])
+
+    def ours(records: list[aiokafka.ConsumerRecord]) -> list[aiokafka.ConsumerRecord]:
+        return [item for item in records if dict(item.headers)["origin.topic"] == names.source.encode()]
+
+    async with running(app):
+        buried = ours(await read(broker, DEAD_LETTERS, lambda records: len(ours(records)) >= 3))
+        assert [item.value for item in await read(broker, names.sink, bool)] == [b"7"]
+        await until(lambda: states.get("call") == [7])
+    assert {(item.key, item.value) for item in buried} == {
+        (b"call", b"not a number"),
+        (None, b"5"),
+        (b"bad", b"13"),
+    }
+    errors = {item.value: dict(item.headers)["error"] for item in buried}
+    assert errors[b"13"] == b"RuntimeError: thirteen"
+    assert states.get("bad") is None
+
+
+async def test_a_state_is_not_snapshotted_while_an_effect_is_owed_for_it(
+    broker: KafkaConnection, tmp_path: Path
+) -> None:
+    names = await make_topics(broker)
+    app = make_app(broker, names, tmp_path)
+    states = make_states(app)
+    done: list[tuple[str, int]] = []
+    allowed = asyncio.Event()
+
+    async def perform(key: str, number: int) -> None:
+        await allowed.wait()
+        done.append((key, number))
+
+    effects: Effects[int] = Effects(states, perform)
+    app.on_close.append(effects.close)
+    agent.run(
+        app,
+        states,
+        [names.source],
+        decode=int,
+        step=lambda key, numbers, new: agent.Stepped(append(key, numbers, new).state, effects=new),
+        effects=effects,
+    )
+    await produce(broker, names.source, [("call", b"1"), ("call", b"2")])
+    async with running(app):
+        await until(lambda: states.get("call") == [1, 2])
+        await app.consumer.commit()
+        assert await committed(broker, names) == 0
+        assert states.table.data.get("call") is None
+        allowed.set()
+        await until(lambda: states.table.data.get("call") == b"1,2")
+        assert done == [("call", 1), ("call", 2)]
+    assert await committed(broker, names) == 2
+
+
+async def test_a_deleted_state_leaves_a_tombstone(broker: KafkaConnection, tmp_path: Path) -> None:
+    names = await make_topics(broker)
+    app = make_app(broker, names, tmp_path)
+    states = make_states(app)
+    agent.run(
+        app,
+        states,
+        [names.source],
+        decode=int,
+        step=lambda key, numbers, new: agent.Stepped(None) if 0 in new else append(key, numbers, new),
+    )
+    async with running(app):
+        await produce(broker, names.source, [("call", b"1")])
+        await until(lambda: states.table.data.get("call") == b"1")
+        await produce(broker, names.source, [("call", b"0")])
+        changelog = await read(
+            broker, f"{names.app}-sums-changelog", lambda records: any(item.value is None for item in records)
+        )
+    assert [item.value for item in changelog] == [b"1", None]
+    assert states.get("call") is None

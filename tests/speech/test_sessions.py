@@ -1,0 +1,293 @@
+"""What a call's speech becomes in records: numbering, gaps, restarts, failures, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Iterable
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dispatchai.records import codec
+from dispatchai.records.values import AudioFrame, FrameKind, SpeechState, Track, Utterance, UtteranceKind
+from dispatchai.speech.recognizer import AudioFormat, Ended, Event, Failed, Hypothesis, Progress, StreamKey
+from dispatchai.speech.scripted import ScriptedRecognizer
+from dispatchai.speech.sessions import (
+    LONGEST_GAP_MS,
+    MOST_FAILURES,
+    CallSpeech,
+    Feed,
+    Finish,
+    Open,
+    Step,
+    Streams,
+)
+from tests.speech.audio import pcmu, quiet, record, records, tone
+
+KEY = StreamKey("call", "s1")
+NOW = 1_000_000
+PCMU = AudioFormat("PCMU", 8000)
+
+SPEECH = pcmu(
+    quiet(300),
+    tone(800, 1),
+    quiet(600),
+    tone(1500, 2),
+    quiet(500),
+    tone(13_000, 3),
+    quiet(900),
+    tone(400, 4),
+    quiet(100),
+)
+"""Four utterances, of which the third is longer than the engine hears at once."""
+
+
+def session(state: SpeechState | None = None) -> CallSpeech:
+    return CallSpeech(state, "scripted", lambda audio: audio == PCMU)
+
+
+class Agent:
+    """A speech process in small: session, recogniser, and the frames it may commit."""
+
+    def __init__(self, state: SpeechState | None = None) -> None:
+        self.recognizer = ScriptedRecognizer()
+        self.streams = Streams(self.recognizer)
+        self.session = CallSpeech(state, self.recognizer.name, self.recognizer.accepts)
+        self.written: list[Utterance] = []
+
+    async def read(self, frames: Iterable[AudioFrame]) -> None:
+        self._apply(self.session.frames(frames, NOW))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0):  # events that wait come at once; the first that does not wait ends it
+                async for event in self.recognizer.events():
+                    self._take(event)
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, Ended | Failed):
+            self.streams.ended(event.key)
+        self._apply(self.session.event(event, NOW))
+
+    def _apply(self, step: Step) -> None:
+        self.streams.apply("call", step.commands)
+        self.written += step.utterances
+
+
+def final_facts(utterances: Iterable[Utterance]) -> list[Utterance]:
+    """What must not differ between runs: each final once, in order, without the time of processing."""
+    seen: dict[tuple[str, int, UtteranceKind], Utterance] = {}
+    for utterance in utterances:
+        if utterance.kind is not UtteranceKind.PARTIAL:
+            fact = dataclasses.replace(utterance, recognized_at=0)
+            key = (utterance.utterance_id, utterance.revision, utterance.kind)
+            assert seen.setdefault(key, fact) == fact
+    return list(seen.values())
+
+
+async def whole_run() -> list[Utterance]:
+    agent = Agent()
+    await agent.read(records(SPEECH))
+    return agent.written
+
+
+async def test_a_stream_becomes_numbered_finals_and_one_end() -> None:
+    written = await whole_run()
+    finals = [u for u in written if u.kind is UtteranceKind.FINAL]
+    assert [u.utterance_id for u in finals] == [f"s1:{n}" for n in range(5)]
+    assert finals[0].start_ms == 300
+    assert finals[0].end_ms == 1100
+    assert finals[0].sequence == 55
+    assert finals[3].start_ms == finals[2].end_ms == 3700 + 12_000
+    [end] = [u for u in written if u.kind is UtteranceKind.END]
+    assert written[-1] == end
+    assert end.text == ""
+
+
+async def test_revisions_rise_and_a_final_is_above_all_partials() -> None:
+    by_id: dict[str, list[int]] = {}
+    for utterance in await whole_run():
+        if utterance.kind is not UtteranceKind.END:
+            by_id.setdefault(utterance.utterance_id, []).append(utterance.revision)
+    assert any(len(revisions) > 5 for revisions in by_id.values())
+    for revisions in by_id.values():
+        assert revisions == sorted(set(revisions))
+
+
+@given(st.lists(st.integers(1, 900), max_size=6), st.data())
+@settings(max_examples=25, deadline=None)
+def test_killed_anywhere_and_read_again_the_final_records_are_the_same(batches: list[int], data: st.DataObject) -> None:
+    async def crashing() -> list[Utterance]:
+        frames = records(SPEECH)
+        written: list[Utterance] = []
+        stored: bytes | None = None
+        committed = 0
+        for batch in batches:
+            state = codec.decode_as(SpeechState, stored) if stored else None
+            agent = Agent(state)
+            position = committed
+            for frame in frames[committed : committed + batch]:
+                await agent.read([frame])
+                position += 1
+            written += agent.written
+            if data.draw(st.booleans(), label="the last snapshot was stored"):
+                stored = codec.encode(agent.session.state)
+                uncovered = agent.session.uncovered
+                held = (n for n, f in enumerate(frames[:position]) if f.sequence >= uncovered.get(f.stream_id, 10**9))
+                committed = max(committed, min(held, default=position))
+        state = codec.decode_as(SpeechState, stored) if stored else None
+        agent = Agent(state)
+        await agent.read(frames[committed:])
+        return written + agent.written
+
+    async def both() -> tuple[list[Utterance], list[Utterance]]:
+        return final_facts(await crashing()), final_facts(await whole_run())
+
+    with_crashes, without = asyncio.run(both())
+    assert sorted(with_crashes, key=lambda u: u.start_ms) == sorted(without, key=lambda u: u.start_ms)
+
+
+@given(st.integers(1, 1500))
+@settings(max_examples=15, deadline=None)
+def test_finals_do_not_depend_on_how_frames_are_batched(size: int) -> None:
+    async def batched() -> list[Utterance]:
+        frames, agent = records(SPEECH), Agent()
+        for at in range(0, len(frames), size):
+            await agent.read(frames[at : at + size])
+        return final_facts(agent.written)
+
+    assert asyncio.run(batched()) == final_facts(asyncio.run(whole_run()))
+
+
+def test_duplicates_other_tracks_and_frames_below_the_state_are_skipped() -> None:
+    state = session().state
+    speech = session(state)
+    frames = [record(FrameKind.FRAME, n, bytes([n]) * 160) for n in (1, 2, 2, 1, 3)]
+    outbound = record(FrameKind.FRAME, 4, b"\0" * 160, track=Track.OUTBOUND)
+    step = speech.frames([*frames, outbound], NOW)
+    assert step.commands == (Open("s1", PCMU, 0), Feed("s1", b"\1" * 160 + b"\2" * 160 + b"\3" * 160))
+
+
+def test_missing_frames_are_silence_of_the_same_length() -> None:
+    step = session().frames([record(FrameKind.FRAME, n, b"\1" * 160) for n in (1, 4)], NOW)
+    assert step.commands[-1] == Feed("s1", b"\1" * 160 + b"\xff" * 320 + b"\1" * 160)
+
+
+def test_a_wild_sequence_number_costs_five_seconds_of_silence_at_most() -> None:
+    step = session().frames([record(FrameKind.FRAME, n, b"\1" * 160) for n in (1, 2**40)], NOW)
+    [_, feed] = step.commands
+    assert isinstance(feed, Feed)
+    assert len(feed.payload) == 320 + LONGEST_GAP_MS * 8
+
+
+def test_offsets_are_held_from_the_oldest_open_utterance_and_move_through_silence() -> None:
+    speech = session()
+    speech.frames(records(bytes(160 * 100))[:-1], NOW)
+    assert speech.uncovered == {"s1": 1}
+    step = speech.event(Progress(KEY, covered_ms=590, heard_ms=2000), NOW)
+    assert step.changed
+    assert speech.uncovered == {"s1": 30}, "frame 30 ends at 600 ms: it is covered in part only"
+    speech.event(Hypothesis(KEY, 0, True, "help", 700, 1500), NOW)
+    assert speech.uncovered == {"s1": 76}
+    assert speech.state.streams[0].position_ms == 1500
+
+
+def test_a_final_and_its_coverage_enter_the_state_together() -> None:
+    """Between the two a snapshot would make a restart number the utterance anew."""
+    speech = session()
+    speech.frames(records(bytes(160 * 100))[:-1], NOW)
+    speech.event(Hypothesis(KEY, 0, True, "help", 700, 1500), NOW)
+    [stream] = speech.state.streams
+    assert (stream.utterances, stream.next_sequence) == (1, 76)
+
+
+def test_a_restored_stream_opens_where_the_state_says_and_goes_on_numbering() -> None:
+    before = session()
+    frames = records(bytes(160 * 100))
+    before.frames(frames[:80], NOW)
+    before.event(Hypothesis(KEY, 0, True, "help", 700, 1000), NOW)
+    after = session(before.state)
+    step = after.frames(frames[:81], NOW)
+    assert step.commands[0] == Open("s1", PCMU, 1000)
+    assert isinstance(step.commands[1], Feed)
+    assert len(step.commands[1].payload) == 160 * 30, "frames 51 to 80"
+    [utterance] = after.event(Hypothesis(KEY, 0, True, "fire", 1100, 1400), NOW).utterances
+    assert (utterance.utterance_id, utterance.sequence) == ("s1:1", 70)
+
+
+def test_a_stream_that_ended_before_the_restart_says_nothing_twice() -> None:
+    before = session()
+    frames = records(bytes(160 * 10))
+    before.frames(frames, NOW)
+    assert len(before.event(Ended(KEY), NOW).utterances) == 1
+    assert before.uncovered == {}
+    after = session(before.state)
+    assert after.frames(frames, NOW) == Step()
+    assert after.state == before.state
+
+
+def test_the_end_is_held_until_its_utterance_is_written() -> None:
+    speech = session()
+    frames = records(bytes(160 * 10))
+    step = speech.frames(frames, NOW)
+    assert step.commands[-1] == Finish("s1")
+    speech.event(Progress(KEY, 200, 200), NOW)
+    assert speech.uncovered == {"s1": 11}, "the END's own number"
+    restored = session(speech.state)
+    [end] = restored.frames(frames, NOW).utterances
+    assert end.kind is UtteranceKind.END, "all was covered: nothing is opened for the END alone"
+
+
+def test_a_codec_that_cannot_be_decoded_ends_its_speech_at_once_with_a_reason() -> None:
+    step = session().frames([record(FrameKind.FRAME, n, b"\0" * 160, encoding="G722") for n in (1, 2, 3)], NOW)
+    assert [u.kind for u in step.utterances] == [UtteranceKind.END]
+    assert [a.reason for a in step.abandoned] == ["format not decodable"]
+    assert step.commands == ()
+
+
+def test_a_codec_that_changes_within_a_stream_keeps_what_was_heard() -> None:
+    speech = session()
+    step = speech.frames(
+        [record(FrameKind.FRAME, 1, b"\0" * 160), record(FrameKind.FRAME, 2, b"\0" * 320, encoding="L16")], NOW
+    )
+    assert step.commands[-1] == Finish("s1")
+    assert [a.reason for a in step.abandoned] == ["format changed"]
+    assert [u.kind for u in speech.event(Ended(KEY), NOW).utterances] == [UtteranceKind.END]
+
+
+def test_after_a_failure_all_that_is_not_covered_is_heard_again() -> None:
+    speech = session()
+    frames = [record(FrameKind.FRAME, n, bytes([n]) * 160) for n in range(1, 11)]
+    speech.frames(frames, NOW)
+    speech.event(Progress(KEY, 100, 200), NOW)
+    speech.frames([record(FrameKind.END, 11)], NOW)
+    step = speech.event(Failed(KEY, True, "process died"), NOW)
+    again = b"".join(bytes([n]) * 160 for n in range(6, 11))
+    assert step.commands == (Open("s1", PCMU, 100), Feed("s1", again), Finish("s1"))
+
+
+def test_audio_that_fails_again_and_again_is_given_up_and_the_stream_ends() -> None:
+    speech = session()
+    speech.frames([record(FrameKind.FRAME, 1, bytes(160))], NOW)
+    steps = [speech.event(Failed(KEY, True, "process died"), NOW) for _ in range(MOST_FAILURES + 1)]
+    assert [bool(step.commands) for step in steps] == [True] * MOST_FAILURES + [False]
+    assert [u.kind for u in steps[-1].utterances] == [UtteranceKind.END]
+    assert [a.reason for a in steps[-1].abandoned] == ["process died"]
+
+
+def test_a_text_that_came_to_nothing_is_taken_back() -> None:
+    speech = session()
+    speech.frames(records(bytes(160 * 100))[:-1], NOW)
+    speech.event(Hypothesis(KEY, 0, False, "you", 100, 700), NOW)
+    [back] = speech.event(Hypothesis(KEY, 0, True, "", 100, 900), NOW).utterances
+    assert (back.kind, back.text, back.utterance_id) == (UtteranceKind.PARTIAL, "", "s1:0")
+    [final] = speech.event(Hypothesis(KEY, 1, True, "help", 1000, 1500), NOW).utterances
+    assert final.utterance_id == "s1:0"
+    assert final.revision > back.revision
+
+
+def test_the_state_survives_its_codec() -> None:
+    speech = session()
+    speech.frames(records(bytes(160 * 100)), NOW)
+    speech.event(Progress(KEY, 590, 2000), NOW)
+    assert codec.decode(codec.encode(speech.state)) == speech.state

@@ -1,0 +1,182 @@
+"""A gateway on a free port of the loopback address, a carrier's side of it, and a reader of what it wrote to Kafka."""
+
+from __future__ import annotations
+
+import base64
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import orjson
+from aiohttp import web
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.records import AudioFrame, FrameKind, decode_as
+from dispatchai.telephony import signatures, tokens
+from dispatchai.telephony.config import GatewayConfig
+from dispatchai.telephony.gateway import METRICS, create_app
+from dispatchai.telephony.metrics import GatewayMetrics
+from dispatchai.telephony.signatures import WebhookVerifier
+
+KEY = Ed25519PrivateKey.generate()
+SECRET = "the proxy's secret"  # noqa: S105 - of the tests
+STREAM_SECRET = b"the stream tokens' secret"
+TOLERANCE_S = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A running gateway and a client of it."""
+
+    http: aiohttp.ClientSession
+    metrics: GatewayMetrics
+
+    async def webhook(self, body: bytes, headers: dict[str, str] | None = None, *, slash: str = "") -> tuple[int, Any]:
+        """POST `body`, signed as the carrier does unless `headers` are given. Returns status and JSON."""
+        headers = signatures.sign(KEY, body, int(time.time())) if headers is None else headers
+        async with self.http.post(f"/api/v1/call/incoming{slash}", data=body, headers=headers) as response:
+            return response.status, await response.json()
+
+    def media(self, call_id: str, *, token: str | None = None) -> Any:
+        """Open a media socket as the carrier does for the leg of `call_id`."""
+        token = stream_token(call_id) if token is None else token
+        return self.http.ws_connect("/ws", headers={tokens.HEADER: token} if token else {})
+
+
+@asynccontextmanager
+async def running_gateway(connection: KafkaConnection, **options: Any) -> AsyncIterator[Gateway]:
+    """A gateway that believes KEY and SECRET; `options` are fields of its configuration."""
+    known: dict[str, Any] = {
+        "verifier": WebhookVerifier((KEY.public_key(),), SECRET.encode(), TOLERANCE_S),
+        "stream_secret": STREAM_SECRET,
+        # The carrier's 2 s are no matter of a machine that runs tests.
+        "ack_timeout_s": 20.0,
+    }
+    producer = AIOKafkaProducer(**connection.producer_options(), linger_ms=5, max_batch_size=262_144)
+    await producer.start()
+    try:
+        app = create_app(GatewayConfig(**(known | options)), producer)
+        runner = web.AppRunner(app, shutdown_timeout=2)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as http:
+            try:
+                yield Gateway(http, app[METRICS])
+            finally:
+                # The carrier's connections are still open when the gateway stops.
+                await runner.cleanup()
+    finally:
+        await producer.stop()
+
+
+def new_call() -> str:
+    """A call id that no other test has."""
+    return f"call-{uuid.uuid4()}"
+
+
+def control_id(call_id: str) -> str:
+    """The control id of the one leg of `call_id`."""
+    return f"v3:{call_id}"
+
+
+def stream_token(call_id: str, *, secret: bytes = STREAM_SECRET, valid_s: int = 60) -> str:
+    return tokens.issue(secret, control_id(call_id), int(time.time()) + valid_s)
+
+
+def event(call_id: str | None, **changes: Any) -> dict[str, Any]:
+    """A call.initiated as the carrier sends it; `changes` replace fields of `data`."""
+    payload = {"from": "+15551234567", "to": "+15559876543", "direction": "incoming", "state": "parked"}
+    if call_id is not None:
+        payload |= {"call_session_id": call_id, "call_control_id": control_id(call_id)}
+    data = {
+        "record_type": "event",
+        "event_type": "call.initiated",
+        "id": str(uuid.uuid4()),
+        "occurred_at": "2026-05-19T23:30:15.038431Z",
+        "payload": payload,
+    }
+    return {"data": data | changes, "meta": {"attempt": 1}}
+
+
+def start(call_id: str, *, stream_id: str = "stream-1", media_format: Any = None, **changes: Any) -> str:
+    """The start message; `media_format` False leaves it out."""
+    fields: dict[str, Any] = {"call_session_id": call_id, "call_control_id": control_id(call_id)}
+    if media_format is not False:
+        fields["media_format"] = media_format or {"encoding": "PCMU", "sample_rate": 8000, "channels": 1}
+    return text({"event": "start", "sequence_number": "1", "stream_id": stream_id, "start": fields | changes})
+
+
+def media(chunk: int, payload: bytes | None = None, *, track: str = "inbound") -> str:
+    """One frame, 160 bytes that tell its number unless `payload` is given."""
+    audio = chunk.to_bytes(4, "big") * 40 if payload is None else payload
+    return text(
+        {
+            "event": "media",
+            "sequence_number": str(chunk + 1),
+            "stream_id": "stream-1",
+            "media": {
+                "track": track,
+                "chunk": str(chunk),
+                "timestamp": str(20 * chunk),
+                "payload": base64.b64encode(audio).decode(),
+            },
+        }
+    )
+
+
+STOP = '{"event":"stop","sequence_number":"99","stream_id":"stream-1","stop":{"user_id":"u"}}'
+CONNECTED = '{"event":"connected","version":"1.0.0"}'
+
+
+def text(message: Any) -> str:
+    return orjson.dumps(message).decode()
+
+
+async def records_of(
+    connection: KafkaConnection, topic: str, key: str, done: Callable[[Sequence[ConsumerRecord]], bool]
+) -> list[ConsumerRecord]:
+    """The records with `key` on `topic`, as soon as `done` says that they are all there.
+
+    The test's own time limit ends a wait for records that never come.
+    """
+    consumer = AIOKafkaConsumer(**connection.client_options(), enable_auto_commit=False, fetch_max_wait_ms=20)
+    await consumer.start()
+    try:
+        partitions = {TopicPartition(topic, number) for number in range(8)}
+        consumer.assign(partitions)
+        await consumer.seek_to_beginning(*partitions)
+        found: list[ConsumerRecord] = []
+        while not done(found):
+            for records in (await consumer.getmany(timeout_ms=200)).values():
+                found += [record for record in records if record.key == key.encode()]
+        return found
+    finally:
+        await consumer.stop()
+
+
+async def frames_of(connection: KafkaConnection, call_id: str, *, ends: int = 1) -> list[AudioFrame]:
+    """What `audio-frames` holds of a call, up to the END of its last stream."""
+
+    def ended(records: Sequence[ConsumerRecord]) -> bool:
+        return sum(decode_as(AudioFrame, record.value).kind == "END" for record in records) >= ends
+
+    records = await records_of(connection, "audio-frames", call_id, ended)
+    return [decode_as(AudioFrame, record.value) for record in records]
+
+
+def outline(frames: Sequence[AudioFrame]) -> list[str]:
+    """Frames in short: START, the sequence of each frame, END:sequence:detail."""
+    return [
+        {
+            FrameKind.START: "START",
+            FrameKind.FRAME: str(frame.sequence),
+            FrameKind.END: f"END:{frame.sequence}:{frame.detail}",
+        }[frame.kind]
+        for frame in frames
+    ]

@@ -1,0 +1,569 @@
+"""What is on `audio-frames` of each media stream, good or bad, and that a bad one harms no other."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+from aiohttp import WSMsgType, WSServerHandshakeError
+
+from dispatchai.engine.broker import EmbeddedBroker
+from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.engine.topics import Topics, apply
+from dispatchai.records import AudioFrame, FrameKind, Track, decode_as
+from dispatchai.telephony import tokens
+from dispatchai.telephony.media import Stream
+from dispatchai.telephony.metrics import GatewayMetrics, SocketRefusal
+from dispatchai.telephony.signatures import WebhookVerifier
+from dispatchai.telephony.wire import BadMessageKind, Media, MediaFormat
+from tests.telephony.gateway_support import (
+    CONNECTED,
+    STOP,
+    Gateway,
+    control_id,
+    event,
+    frames_of,
+    media,
+    new_call,
+    outline,
+    records_of,
+    running_gateway,
+    start,
+    stream_token,
+    text,
+)
+
+if TYPE_CHECKING:
+    from tests.conftest import Brokers
+
+
+@pytest.fixture
+def embedded(brokers: Brokers) -> KafkaConnection:
+    """The embedded broker with the topics, for what does not depend on the broker."""
+    connection = brokers.connection("embedded")
+    brokers.topics(connection)
+    return connection
+
+
+@pytest.fixture
+async def gateway(embedded: KafkaConnection) -> AsyncIterator[Gateway]:
+    async with running_gateway(embedded, bad_messages_max=5, media_message_max_bytes=4096) as gateway:
+        yield gateway
+
+
+async def send(ws: aiohttp.ClientWebSocketResponse, *messages: str) -> None:
+    for message in messages:
+        await ws.send_str(message)
+
+
+async def closed(ws: aiohttp.ClientWebSocketResponse) -> int | None:
+    """Wait until the gateway closes the socket. Returns the code."""
+    while (await ws.receive()).type not in (WSMsgType.CLOSE, WSMsgType.CLOSED, WSMsgType.CLOSING, WSMsgType.ERROR):
+        pass
+    return ws.close_code
+
+
+async def acknowledged(gateway: Gateway) -> None:
+    """Wait until Kafka has acknowledged all that was sent: that comes after the records are on the topic."""
+    while gateway.metrics.records_waiting:
+        async with gateway.http.get("/health/live") as response:
+            await response.read()
+
+
+async def whole_call(gateway: Gateway, call_id: str, *messages: str) -> int | None:
+    """A stream of these messages from start to stop. Returns the code it was closed with."""
+    async with gateway.media(call_id) as ws:
+        await send(ws, CONNECTED, start(call_id), *messages, STOP)
+        return await closed(ws)
+
+
+@pytest.mark.usefixtures("topics")
+async def test_each_frame_is_one_record_as_it_came_in_order_between_start_and_end(broker: KafkaConnection) -> None:
+    call_id = new_call()
+    ticks = iter(range(1_000_000_000, 2_000_000_000))
+    async with running_gateway(broker, clock=lambda: next(ticks)) as gateway:
+        assert await whole_call(gateway, call_id, *[media(chunk) for chunk in range(1, 201)]) == 1000
+        frames = await frames_of(broker, call_id)
+    assert outline(frames) == ["START", *map(str, range(1, 201)), "END:201:stop"]
+    assert frames[7] == AudioFrame(
+        stream_id="stream-1",
+        kind=FrameKind.FRAME,
+        track=Track.INBOUND,
+        sequence=7,
+        captured_at=frames[7].captured_at,
+        encoding="PCMU",
+        sample_rate=8000,
+        payload=(7).to_bytes(4, "big") * 40,
+        detail=None,
+    )
+    assert [frame.captured_at for frame in frames] == sorted(frame.captured_at for frame in frames)
+    assert (frames[0].payload, frames[0].sequence, frames[0].encoding) == (b"", 0, "PCMU")
+
+
+async def test_frames_of_calls_at_the_same_time_do_not_mix(gateway: Gateway, embedded: KafkaConnection) -> None:
+    calls = [new_call() for _ in range(4)]
+    await asyncio.gather(
+        *(
+            whole_call(gateway, call, *[media(chunk, b"%d" % index) for chunk in range(1, 51)])
+            for index, call in enumerate(calls, 1)
+        )
+    )
+    for index, call in enumerate(calls, 1):
+        frames = await frames_of(embedded, call)
+        assert outline(frames) == ["START", *map(str, range(1, 51)), "END:51:stop"]
+        assert {frame.payload for frame in frames[1:-1]} == {b"%d" % index}
+    assert gateway.metrics.frames == 200
+
+
+async def test_events_and_audio_of_a_call_have_the_same_partition_number(
+    gateway: Gateway, embedded: KafkaConnection
+) -> None:
+    for _ in range(8):
+        call_id = new_call()
+        await gateway.webhook(text(event(call_id)).encode())
+        await whole_call(gateway, call_id, media(1))
+        (stored, *_) = await records_of(embedded, "call-events", call_id, bool)
+        (frame, *_) = await records_of(embedded, "audio-frames", call_id, bool)
+        assert stored.partition == frame.partition
+
+
+async def test_both_tracks_keep_their_own_numbers(gateway: Gateway, embedded: KafkaConnection) -> None:
+    call_id = new_call()
+    await whole_call(
+        gateway,
+        call_id,
+        media(1),
+        media(1, b"o", track="outbound"),
+        media(2, track="inbound_track"),
+        media(2, b"o", track="outbound_track"),
+    )
+    frames = await frames_of(embedded, call_id)
+    assert [(frame.track, frame.sequence) for frame in frames[1:-1]] == [
+        (Track.INBOUND, 1),
+        (Track.OUTBOUND, 1),
+        (Track.INBOUND, 2),
+        (Track.OUTBOUND, 2),
+    ]
+    assert outline(frames)[-1] == "END:3:stop"
+
+
+@pytest.mark.parametrize("encoding", ["PCMU", "PCMA", "L16", "pcmu"])
+async def test_supported_codecs_are_recorded_as_they_come(
+    gateway: Gateway, embedded: KafkaConnection, encoding: str
+) -> None:
+    call_id = new_call()
+    async with gateway.media(call_id) as ws:
+        media_format = {"encoding": encoding, "sample_rate": "16000", "channels": 1}
+        await send(ws, start(call_id, media_format=media_format), media(1, b"\x01\x02\x03"), STOP)
+        await closed(ws)
+    frames = await frames_of(embedded, call_id)
+    assert {(frame.encoding, frame.sample_rate) for frame in frames} == {(encoding.upper(), 16_000)}
+    assert frames[1].payload == b"\x01\x02\x03"
+
+
+@pytest.mark.parametrize(
+    ("media_format", "says"),
+    [
+        ({"encoding": "G722", "sample_rate": 8000, "channels": 1}, "codec G722"),
+        ({"encoding": "OPUS", "sample_rate": 48000, "channels": 1}, "codec OPUS"),
+        ({"encoding": "L16", "sample_rate": 8000, "channels": 2}, "2 channels"),
+        ({"encoding": "L16", "sample_rate": 1, "channels": 1}, "sample rate of 1 "),
+    ],
+)
+async def test_a_format_that_cannot_be_decoded_is_refused_and_the_reason_recorded(
+    gateway: Gateway, embedded: KafkaConnection, media_format: dict[str, Any], says: str
+) -> None:
+    call_id = new_call()
+    async with gateway.media(call_id) as ws:
+        await send(ws, CONNECTED, start(call_id, media_format=media_format))
+        assert await closed(ws) == 1003
+    opened, ended = await frames_of(embedded, call_id)
+    assert (opened.kind, opened.encoding) == (FrameKind.START, media_format["encoding"])
+    assert (ended.kind, ended.sequence) == (FrameKind.END, 1)
+    assert ended.detail is not None
+    assert ended.detail.startswith("refused: ")
+    assert says in ended.detail
+    assert gateway.metrics.sockets_refused == {SocketRefusal.CODEC: 1}
+
+
+@pytest.mark.parametrize(
+    ("payload", "encoding"), [(bytes(160), "PCMU"), (bytes(80), "PCMU"), (bytes(320), "L16"), (bytes(792), "L16")]
+)
+async def test_without_a_format_the_first_frames_length_decides_and_the_start_says_so(
+    gateway: Gateway, embedded: KafkaConnection, payload: bytes, encoding: str
+) -> None:
+    call_id = new_call()
+    async with gateway.media(call_id) as ws:
+        await send(ws, start(call_id, media_format=False), media(1, payload), media(2, payload), STOP)
+        await closed(ws)
+    frames = await frames_of(embedded, call_id)
+    assert outline(frames) == ["START", "1", "2", "END:3:stop"]
+    assert {frame.encoding for frame in frames} == {encoding}
+    assert f"{len(payload)} bytes" in str(frames[0].detail)
+
+
+async def test_a_stream_without_format_and_frames_still_has_start_and_end(
+    gateway: Gateway, embedded: KafkaConnection
+) -> None:
+    call_id = new_call()
+    async with gateway.media(call_id) as ws:
+        await send(ws, start(call_id, media_format=False), STOP)
+        await closed(ws)
+    assert outline(await frames_of(embedded, call_id)) == ["START", "END:1:stop"]
+
+
+# ---- order ---------------------------------------------------------------------------------------------------------
+
+
+async def test_shuffled_repeated_and_lost_frames_come_out_in_order_and_are_counted(
+    gateway: Gateway, embedded: KafkaConnection
+) -> None:
+    call_id = new_call()
+    arriving = [1, 3, 2, 2, 4, 6, 7, 8, 9, 10, 5, 10, 12, 11]
+    await whole_call(gateway, call_id, *map(media, arriving))
+    frames = await frames_of(embedded, call_id)
+    assert outline(frames) == ["START", *["1", "2", "3", "4", "6", "7", "8", "9", "10", "11", "12"], "END:13:stop"]
+    metrics = gateway.metrics
+    assert (metrics.frames, metrics.frames_duplicate, metrics.frames_late) == (11, 2, 1)
+    assert metrics.frames_reordered == 2
+
+
+async def test_frames_that_wait_for_a_lost_one_are_recorded_when_the_stream_ends(
+    gateway: Gateway, embedded: KafkaConnection
+) -> None:
+    call_id = new_call()
+    await whole_call(gateway, call_id, media(1), media(3), media(4))
+    assert outline(await frames_of(embedded, call_id)) == ["START", "1", "3", "4", "END:5:stop"]
+
+
+# ---- who may open a stream -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "",
+        "guess",
+        stream_token("call-x", valid_s=-1),
+        stream_token("call-x", secret=b"not the gateway's secret"),
+        stream_token("call-x")[:-1],
+    ],
+    ids=["none", "invented", "expired", "forged", "truncated"],
+)
+async def test_a_socket_without_a_valid_token_is_not_opened(gateway: Gateway, token: str) -> None:
+    with pytest.raises(WSServerHandshakeError) as raised:
+        async with gateway.http.ws_connect("/ws", headers={tokens.HEADER: token} if token else {}):
+            pass
+    assert raised.value.status == 403
+    assert gateway.metrics.sockets_refused == {SocketRefusal.TOKEN: 1}
+    assert gateway.metrics.sockets_opened == 0
+
+
+async def test_a_token_of_another_call_closes_the_socket_before_any_audio_is_taken(
+    gateway: Gateway, embedded: KafkaConnection
+) -> None:
+    victim = new_call()
+    async with gateway.media(victim, token=stream_token(new_call())) as ws:
+        await send(ws, CONNECTED, start(victim), media(1))
+        assert await closed(ws) == 1008
+    assert gateway.metrics.sockets_refused == {SocketRefusal.OTHER_CALL: 1}
+    # The call's own stream is the first that the topic has.
+    await whole_call(gateway, victim, media(1, b"own"))
+    frames = await frames_of(embedded, victim)
+    assert outline(frames) == ["START", "1", "END:2:stop"]
+    assert frames[1].payload == b"own"
+
+
+async def test_without_a_secret_no_socket_is_opened_unless_verification_is_off(embedded: KafkaConnection) -> None:
+    call_id = new_call()
+    async with running_gateway(embedded, stream_secret=None) as gateway:
+        with pytest.raises(WSServerHandshakeError, match="403"):
+            async with gateway.media(call_id):
+                pass
+    async with (
+        running_gateway(
+            embedded, stream_secret=None, verify_webhooks=False, verifier=WebhookVerifier.of((), "", 300)
+        ) as gateway,
+        gateway.media(call_id, token="") as ws,
+    ):
+        await send(ws, start(call_id), media(1), STOP)
+        await closed(ws)
+    assert outline(await frames_of(embedded, call_id)) == ["START", "1", "END:2:stop"]
+
+
+async def test_a_socket_that_never_starts_is_closed(embedded: KafkaConnection) -> None:
+    call_id = new_call()
+    async with running_gateway(embedded, start_timeout_s=1.0) as gateway:
+        async with gateway.media(call_id) as ws:
+            await send(ws, CONNECTED)
+            assert await closed(ws) == 1008
+        assert gateway.metrics.sockets_refused == {SocketRefusal.NO_START: 1}
+        # A stream that did start may last longer than that.
+        async with gateway.media(call_id) as ws:
+            await send(ws, start(call_id), media(1))
+            await asyncio.sleep(1.1)
+            await send(ws, media(2), STOP)
+            assert await closed(ws) == 1000
+    assert outline(await frames_of(embedded, call_id)) == ["START", "1", "2", "END:3:stop"]
+
+
+# ---- bad messages --------------------------------------------------------------------------------------------------
+
+BAD = {
+    BadMessageKind.JSON: "{",
+    BadMessageKind.EVENT: '{"event":"future"}',
+    BadMessageKind.FIELDS: '{"event":"media","media":{"track":"inbound"}}',
+    BadMessageKind.BASE64: '{"event":"media","media":{"track":"inbound","chunk":"2","payload":"%%%"}}',
+    BadMessageKind.ORDER: start("another-start"),
+}
+
+
+@pytest.mark.parametrize("kind", list(BAD))
+async def test_a_bad_message_is_dropped_and_counted_and_the_call_goes_on(
+    gateway: Gateway, embedded: KafkaConnection, kind: BadMessageKind
+) -> None:
+    call_id = new_call()
+    assert await whole_call(gateway, call_id, media(1), BAD[kind], media(2), BAD[kind], media(3)) == 1000
+    assert outline(await frames_of(embedded, call_id)) == ["START", "1", "2", "3", "END:4:stop"]
+    assert gateway.metrics.bad_messages == {kind: 2}
+
+
+async def test_media_before_start_is_dropped_and_the_stream_may_still_start(
+    gateway: Gateway, embedded: KafkaConnection
+) -> None:
+    call_id = new_call()
+    async with gateway.media(call_id) as ws:
+        await send(ws, CONNECTED, media(1), start(call_id), media(2), STOP)
+        await closed(ws)
+    assert outline(await frames_of(embedded, call_id)) == ["START", "2", "END:3:stop"]
+    assert gateway.metrics.bad_messages == {BadMessageKind.ORDER: 1}
+
+
+async def test_binary_messages_are_dropped(gateway: Gateway, embedded: KafkaConnection) -> None:
+    call_id = new_call()
+    async with gateway.media(call_id) as ws:
+        await send(ws, start(call_id))
+        await ws.send_bytes(media(1).encode())
+        await send(ws, media(2), STOP)
+        await closed(ws)
+    assert outline(await frames_of(embedded, call_id)) == ["START", "2", "END:3:stop"]
+    assert gateway.metrics.bad_messages == {BadMessageKind.BINARY: 1}
+
+
+async def test_too_many_bad_messages_in_a_row_close_the_socket(gateway: Gateway, embedded: KafkaConnection) -> None:
+    call_id = new_call()
+    async with gateway.media(call_id) as ws:
+        # Four bad ones in a row are borne, as often as they come.
+        await send(ws, start(call_id), *["{"] * 4, media(1), *["{"] * 4, media(2), *["{"] * 5)
+        assert await closed(ws) == 1008
+    assert outline(await frames_of(embedded, call_id)) == [
+        "START",
+        "1",
+        "2",
+        "END:3:closed: too many unusable messages",
+    ]
+
+
+async def test_notices_and_errors_of_the_carrier_do_not_end_the_stream(
+    gateway: Gateway, embedded: KafkaConnection
+) -> None:
+    call_id = new_call()
+    await whole_call(
+        gateway,
+        call_id,
+        media(1),
+        '{"event":"dtmf","dtmf":{"digit":"9"}}',
+        '{"event":"mark","mark":{"name":"m"}}',
+        '{"event":"error","payload":{"code":100003,"title":"malformed_frame"}}',
+        media(2),
+    )
+    assert outline(await frames_of(embedded, call_id)) == ["START", "1", "2", "END:3:stop"]
+    assert gateway.metrics.carrier_errors == 1
+
+
+async def test_a_huge_message_ends_its_own_stream_only(gateway: Gateway, embedded: KafkaConnection) -> None:
+    huge, healthy = new_call(), new_call()
+    async with gateway.media(healthy) as other, gateway.media(huge) as ws:
+        await send(other, start(healthy), media(1))
+        await send(ws, start(huge), media(1), media(2, bytes(8000)))
+        assert await closed(ws) == 1009
+        await send(other, media(2), STOP)
+        await closed(other)
+    assert outline(await frames_of(embedded, huge)) == ["START", "1", "END:2:closed: code 1009"]
+    assert outline(await frames_of(embedded, healthy)) == ["START", "1", "2", "END:3:stop"]
+
+
+@pytest.mark.parametrize("how", ["abort", "close"])
+async def test_a_stream_without_stop_is_ended_when_its_connection_is(
+    gateway: Gateway, embedded: KafkaConnection, how: str
+) -> None:
+    call_id = new_call()
+    ws = await gateway.media(call_id)
+    await send(ws, start(call_id), media(1), media(2))
+    if how == "abort":
+        await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 3)
+        ws.get_extra_info("socket").shutdown(2)
+    else:
+        await ws.close()
+    detail = "closed" if how == "close" else "closed: code 1006"
+    assert outline(await frames_of(embedded, call_id)) == ["START", "1", "2", f"END:3:{detail}"]
+    await ws.close()
+
+
+# ---- one stream a call ---------------------------------------------------------------------------------------------
+
+
+async def test_a_second_socket_of_a_call_replaces_the_first(gateway: Gateway, embedded: KafkaConnection) -> None:
+    call_id = new_call()
+    async with gateway.media(call_id) as first, gateway.media(call_id) as second:
+        await send(first, start(call_id, stream_id="one"), media(1))
+        await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 2)
+        await send(second, start(call_id, stream_id="two"), media(1))
+        assert await closed(first) == 1000
+        await send(second, media(2), STOP)
+        await closed(second)
+    frames = await frames_of(embedded, call_id, ends=2)
+    assert outline(frames) == ["START", "1", "END:2:replaced", "START", "1", "2", "END:3:stop"]
+    assert [frame.stream_id for frame in frames] == ["one"] * 3 + ["two"] * 4
+    assert gateway.metrics.sockets_replaced == 1
+    assert gateway.metrics.sockets_open == 0
+
+
+async def test_a_second_socket_that_is_refused_leaves_the_first_alone(
+    gateway: Gateway, embedded: KafkaConnection
+) -> None:
+    call_id = new_call()
+    async with gateway.media(call_id) as first, gateway.media(call_id) as second:
+        await send(first, start(call_id, stream_id="one"), media(1))
+        await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 2)
+        await send(second, start(call_id, stream_id="two", media_format={"encoding": "G722", "sample_rate": 8000}))
+        assert await closed(second) == 1003
+        await send(first, media(2), STOP)
+        assert await closed(first) == 1000
+    frames = await frames_of(embedded, call_id, ends=2)
+    assert outline([frame for frame in frames if frame.stream_id == "one"]) == ["START", "1", "2", "END:3:stop"]
+
+
+def test_nothing_is_recorded_of_a_stream_after_its_end() -> None:
+    records: list[AudioFrame] = []
+    stream = Stream(
+        "s",
+        MediaFormat("PCMU", 8000, 1),
+        lambda record, _at, _must: records.append(decode_as(AudioFrame, record)),
+        GatewayMetrics(),
+        now=0,
+    )
+    stream.media(Media(Track.INBOUND, 1, b"a"), now=1)
+    stream.end("replaced", now=2)
+    stream.media(Media(Track.INBOUND, 2, b"b"), now=3)
+    stream.end("closed", now=4)
+    assert outline(records) == ["START", "1", "END:2:replaced"]
+
+
+async def test_a_stream_id_that_comes_again_is_recorded_as_another_stream(
+    gateway: Gateway, embedded: KafkaConnection
+) -> None:
+    call_id = new_call()
+    await whole_call(gateway, call_id, media(1))
+    await whole_call(gateway, call_id, media(1))
+    frames = await frames_of(embedded, call_id, ends=2)
+    assert outline(frames) == ["START", "1", "END:2:stop"] * 2
+    assert frames[0].stream_id == "stream-1" != frames[3].stream_id
+    assert len({frame.stream_id for frame in frames[3:]}) == 1
+
+
+# ---- harm ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_healthy_call_keeps_every_frame_while_bad_ones_come_and_go(
+    gateway: Gateway, embedded: KafkaConnection
+) -> None:
+    healthy = new_call()
+    last = 300
+    done = asyncio.Event()
+
+    async def misbehave() -> None:
+        other = new_call()
+        while not done.is_set():
+            with pytest.raises(WSServerHandshakeError):
+                await gateway.http.ws_connect("/ws", headers={tokens.HEADER: "guess"})
+            async with gateway.media(other) as ws:
+                await send(ws, *BAD.values(), media(1))
+                await closed(ws)
+            async with gateway.media(other, token=stream_token("third")) as ws:
+                await send(ws, start(healthy), media(7))
+                await closed(ws)
+            async with gateway.media(other) as ws:
+                await send(ws, start(other), media(1), media(2, bytes(8000)))
+                await closed(ws)
+            assert (await gateway.webhook(b"{"))[0] == 400
+            assert (await gateway.webhook(b"{}", {}))[0] == 401
+            assert (await gateway.webhook(bytes(300_000)))[0] == 413
+
+    trouble = asyncio.create_task(misbehave())
+    try:
+        async with gateway.media(healthy) as ws:
+            await send(ws, CONNECTED, start(healthy))
+            for chunk in range(1, last + 1):
+                await send(ws, media(chunk))
+                await asyncio.sleep(0)
+            await send(ws, STOP)
+            assert await closed(ws) == 1000
+    finally:
+        done.set()
+        await trouble
+    frames = await frames_of(embedded, healthy)
+    assert outline(frames) == ["START", *map(str, range(1, last + 1)), f"END:{last + 1}:stop"]
+    assert [frame.payload for frame in frames[1:-1]] == [n.to_bytes(4, "big") * 40 for n in range(1, last + 1)]
+    assert gateway.metrics.frames_dropped == gateway.metrics.records_failed == 0
+
+
+# ---- Kafka away, gateway stopping ----------------------------------------------------------------------------------
+
+
+async def test_what_does_not_fit_while_kafka_is_away_is_a_jump_and_the_rest_is_stored_in_order() -> None:
+    async with EmbeddedBroker() as own:
+        connection = own.connection
+        await apply(connection, Topics.load(), replication=1)
+        call_id = new_call()
+        async with running_gateway(connection, records_waiting_max=20) as gateway:
+            async with gateway.media(call_id) as ws:
+                await send(ws, start(call_id), media(1))
+                await records_of(connection, "audio-frames", call_id, lambda records: len(records) == 2)
+                await acknowledged(gateway)
+                os.kill(own.pid, signal.SIGSTOP)
+                try:
+                    await send(ws, *map(media, range(2, 42)), STOP)
+                    await closed(ws)
+                finally:
+                    os.kill(own.pid, signal.SIGCONT)
+            frames = await frames_of(connection, call_id)
+            assert outline(frames) == ["START", *map(str, range(1, 22)), "END:42:stop"]
+            assert gateway.metrics.frames_dropped == 20
+
+
+async def test_a_stopping_gateway_ends_its_streams_and_stores_what_it_took(embedded: KafkaConnection) -> None:
+    call_id = new_call()
+    async with running_gateway(embedded) as gateway:
+        ws = await gateway.media(call_id)
+        await send(ws, start(call_id), *map(media, range(1, 101)), '{"event":"mark"}')
+        await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 101)
+        stopping = asyncio.create_task(closed(ws))
+    assert await stopping == 1001
+    frames = await frames_of(embedded, call_id)
+    assert outline(frames) == ["START", *map(str, range(1, 101)), "END:101:closed: the gateway stops"]
+
+
+async def test_the_control_id_is_the_key_where_the_carrier_names_no_session(
+    gateway: Gateway, embedded: KafkaConnection
+) -> None:
+    call_id = new_call()
+    async with gateway.media(call_id) as ws:
+        await send(ws, start(call_id, call_session_id=None), media(1), STOP)
+        await closed(ws)
+    assert outline(await frames_of(embedded, control_id(call_id))) == ["START", "1", "END:2:stop"]

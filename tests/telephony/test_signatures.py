@@ -1,0 +1,136 @@
+"""A webhook is believed if the carrier's key or the proxy's secret signed exactly these bytes, lately."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from multidict import CIMultiDict
+
+from dispatchai.telephony.signatures import Refusal, SignatureError, WebhookVerifier, public_key, sign
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+NEXT = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
+OTHER = Ed25519PrivateKey.from_private_bytes(bytes(range(2, 34)))
+SECRET = b"secret"
+BODY = '{"data": {"event_type": "call.initiated", "note": "µ"}}'.encode()
+NOW = 1_764_000_000
+BOTH = WebhookVerifier((KEY.public_key(), NEXT.public_key()), SECRET, 300)
+ED25519_ONLY = WebhookVerifier((KEY.public_key(),), b"", 300)
+
+
+def hmac_headers(body: bytes = BODY, secret: bytes = SECRET) -> dict[str, str]:
+    return {"telnyx-signature-sha256": hmac.new(secret, body, hashlib.sha256).hexdigest()}
+
+
+def refusal(verifier: WebhookVerifier, headers: dict[str, str], body: bytes = BODY, now: float = NOW) -> Refusal:
+    with pytest.raises(SignatureError) as raised:
+        verifier.verify(CIMultiDict(headers), body, now)
+    return raised.value.refusal
+
+
+@pytest.mark.parametrize("key", [KEY, NEXT], ids=["current", "next"])
+def test_both_the_current_and_the_next_key_are_believed(key: Ed25519PrivateKey) -> None:
+    BOTH.verify(CIMultiDict(sign(key, BODY, NOW)), BODY, NOW)
+
+
+def test_the_signed_bytes_are_timestamp_bar_body() -> None:
+    signature = base64.b64encode(KEY.sign(str(NOW).encode() + b"|" + BODY)).decode()
+    headers = {"Telnyx-Signature-Ed25519": signature, "Telnyx-Timestamp": str(NOW)}
+    ED25519_ONLY.verify(CIMultiDict(headers), BODY, NOW)
+
+
+def test_the_guides_hmac_header_is_believed_in_either_case() -> None:
+    headers = hmac_headers()
+    BOTH.verify(CIMultiDict(headers), BODY, NOW)
+    BOTH.verify(CIMultiDict({name: value.upper() for name, value in headers.items()}), BODY, NOW)
+
+
+def test_one_good_signature_is_enough_where_both_schemes_are_sent() -> None:
+    BOTH.verify(CIMultiDict(sign(OTHER, BODY, NOW) | hmac_headers()), BODY, NOW)
+    BOTH.verify(CIMultiDict(sign(KEY, BODY, NOW) | hmac_headers(secret=b"x")), BODY, NOW)
+
+
+@pytest.mark.parametrize("age", [-300, 300])
+def test_a_timestamp_at_the_edge_of_the_tolerance_is_believed(age: int) -> None:
+    BOTH.verify(CIMultiDict(sign(KEY, BODY, NOW - age)), BODY, NOW)
+
+
+@pytest.mark.parametrize("age", [-301, 301], ids=["future", "stale"])
+def test_a_timestamp_beyond_the_tolerance_is_refused(age: int) -> None:
+    assert refusal(BOTH, sign(KEY, BODY, NOW - age)) is Refusal.STALE
+
+
+def test_another_key_or_another_body_is_refused() -> None:
+    assert refusal(BOTH, sign(OTHER, BODY, NOW)) is Refusal.WRONG
+    assert refusal(BOTH, sign(KEY, BODY, NOW), BODY + b" ") is Refusal.WRONG
+    assert refusal(BOTH, hmac_headers(secret=b"guess")) is Refusal.WRONG
+    assert refusal(BOTH, hmac_headers(), BODY + b" ") is Refusal.WRONG
+
+
+def test_a_signature_holds_for_its_timestamp_only() -> None:
+    headers = sign(KEY, BODY, NOW) | {"telnyx-timestamp": str(NOW + 1)}
+    assert refusal(BOTH, headers) is Refusal.WRONG
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"telnyx-signature-ed25519": ""},
+        {"telnyx-signature-ed25519": "no base64!"},
+        {"telnyx-signature-ed25519": base64.b64encode(bytes(63)).decode()},
+        {"telnyx-signature-ed25519": "é"},
+        {"telnyx-timestamp": ""},
+        {"telnyx-timestamp": "soon"},
+        {"telnyx-timestamp": "-1764000000"},
+        {"telnyx-timestamp": "9" * 5000},
+        {"telnyx-timestamp": "١٧٦٤٠٠٠٠٠٠"},
+    ],
+)
+def test_headers_that_are_no_signature_are_refused(changes: dict[str, str]) -> None:
+    assert refusal(ED25519_ONLY, sign(KEY, BODY, NOW) | changes) is Refusal.MALFORMED
+
+
+def test_a_truncated_signature_is_refused() -> None:
+    headers = sign(KEY, BODY, NOW)
+    headers["telnyx-signature-ed25519"] = headers["telnyx-signature-ed25519"][:40]
+    assert refusal(BOTH, headers) is Refusal.MALFORMED
+    assert refusal(BOTH, {"telnyx-signature-sha256": "abc"}) is Refusal.MALFORMED
+
+
+def test_missing_headers_are_refused() -> None:
+    assert refusal(BOTH, {}) is Refusal.MISSING
+    signed = sign(KEY, BODY, NOW)
+    assert refusal(BOTH, {"telnyx-signature-ed25519": signed["telnyx-signature-ed25519"]}) is Refusal.MISSING
+    assert refusal(BOTH, {"telnyx-timestamp": signed["telnyx-timestamp"]}) is Refusal.MISSING
+
+
+def test_a_header_that_comes_twice_is_refused() -> None:
+    headers = CIMultiDict(sign(KEY, BODY, NOW))
+    headers.add("telnyx-timestamp", str(NOW))
+    with pytest.raises(SignatureError, match="malformed"):
+        BOTH.verify(headers, BODY, NOW)
+
+
+def test_a_scheme_that_is_not_configured_is_not_looked_at() -> None:
+    assert refusal(ED25519_ONLY, hmac_headers(secret=b"")) is Refusal.MISSING
+    assert refusal(WebhookVerifier((), SECRET, 300), sign(KEY, BODY, NOW)) is Refusal.MISSING
+
+
+def test_where_nothing_is_configured_nothing_is_believed() -> None:
+    nothing = WebhookVerifier.of(("", ""), "", 300)
+    assert not nothing.configured
+    assert refusal(nothing, sign(KEY, BODY, NOW) | hmac_headers(secret=b"")) is Refusal.NOT_CONFIGURED
+
+
+@pytest.mark.parametrize("text", ["short", base64.b64encode(bytes(31)).decode(), "é"])
+def test_a_public_key_that_is_none_is_an_error_at_the_start(text: str) -> None:
+    with pytest.raises(ValueError, match="public key"):
+        public_key(text)
+
+
+def test_the_secret_is_not_in_the_repr() -> None:
+    assert "hidden" not in repr(WebhookVerifier((), b"hidden", 300))
