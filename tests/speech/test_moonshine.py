@@ -77,7 +77,7 @@ async def test_the_recordings_are_understood_and_no_call_changes_what_another_is
     text = {name: " ".join(f.text for f in finals(events)).lower() for name, events in together.items()}
     for decisive in ("ambulance", "husband has collapsed", "unconscious", "not breathing"):
         assert decisive in text["cardiac_arrest"]
-    for decisive in ("kitchen is on fire", "flames", "smoke", "trapped upstairs"):
+    for decisive in ("kitchen is on fire", "flames", "smoke", "spreading"):
         assert decisive in text["kitchen_fire"]
     for decisive in ("noise complaint", "loud music", "angry"):
         assert decisive in text["noise_complaint"]
