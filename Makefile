@@ -1,4 +1,5 @@
 # make demo    three simulated callers, ranked while they speak
+# make dev     everything behind a tunnel (ngrok or cloudflared), for real calls
 # make test    all tests
 # make lint    ruff and mypy
 # The first run of each creates .venv from the lock files; later ones are quick.
@@ -12,7 +13,7 @@ LOCK := $(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-em
 	--custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test lint format lock clean
+.PHONY: help install install-dev demo dev test lint format lock clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -22,6 +23,9 @@ help:
 
 demo: install
 	$(VENV)/bin/dispatchai demo
+
+dev: install
+	$(VENV)/bin/dispatchai dev
 
 test: install-dev
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)

@@ -1,7 +1,7 @@
 """The calls agent: follows a call's life from its events and gives the carrier its commands.
 
-Reads `call-events`; writes the timers of calls that fired back to it. What a call's events call for is decided in
-`dispatchai.telephony.callflow`.
+Reads `call-events` and `dispatch-actions`; writes to `call-events` how each command ended and the timers of calls
+that fired. What a call's events and a dispatcher's actions call for is decided in `dispatchai.telephony.callflow`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import structlog
@@ -17,22 +19,63 @@ from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.effects import Effects
 from dispatchai.engine.state import States
-from dispatchai.records import CallEvent, CallState, decode_as, encode
-from dispatchai.telephony.callflow import CallFlowConfig, EventType, due_timers, step, with_token
-from dispatchai.telephony.client import Command, TelnyxClient, achieved
+from dispatchai.records import Action, ActionKind, CallEvent, CallState, DecodeError, Micros, decode_as, encode
+from dispatchai.records import decode as decode_any
+from dispatchai.telephony.callflow import (
+    OWN_EVENTS,
+    CallFlowConfig,
+    EventType,
+    Refusal,
+    act,
+    due_timers,
+    is_settled,
+    outcome_event,
+    round_of,
+    step,
+    takes_commands,
+    with_token,
+)
+from dispatchai.telephony.client import TelnyxClient
+from dispatchai.telephony.commands import AlreadyEnded, Command, Rejected, achieved
 
 log = structlog.get_logger(__name__)
 
 NAME: Final = "calls"
 TOPIC: Final = "call-events"
+ACTIONS_TOPIC: Final = "dispatch-actions"
 
 TIMERS_EVERY_S: Final = 1.0
 """How often calls are looked through for timers that are due; they are set in whole seconds."""
 
 
-def decode(value: bytes) -> CallEvent:
-    """The event in a record's value. Raises DecodeError."""
-    return decode_as(CallEvent, value)
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """A command to be given, in its round."""
+
+    command: Command
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A dispatcher's action that has no effect, to be told."""
+
+    action_id: str
+    kind: ActionKind
+    why: Refusal
+
+
+def decode(value: bytes) -> CallEvent | Action:
+    """The event or action in a record's value. Raises DecodeError."""
+    record = decode_any(value)
+    if not isinstance(record, CallEvent | Action):
+        raise DecodeError(f"expected an event or an action, found {type(record).__name__}")
+    return record
+
+
+def now_micros() -> Micros:
+    """The time of commands and timers."""
+    return time.time_ns() // 1000
 
 
 def make(
@@ -41,45 +84,88 @@ def make(
     *,
     config: CallFlowConfig,
     client: TelnyxClient,
-    token_for: Callable[[str], str],
+    token_for: Callable[[str, str], str],
 ) -> States[CallState]:
-    """Make the agent. `token_for(call_control_id)` is the token that the media socket asks for."""
+    """Make the agent. `token_for(call_id, call_control_id)` is the token that the media socket asks for."""
     states: States[CallState] = app.states(
         NAME, encode=encode, decode=lambda value: decode_as(CallState, value), partitions=partitions
     )
+    over: set[str] = set()
+    """Calls that the carrier said are over, until that is known of their state."""
 
-    def fold(call_id: str, state: CallState | None, events: Sequence[CallEvent]) -> agent.Stepped[CallState]:
-        commands: list[Command] = []
-        for event in events:
-            if event.type == EventType.EXPIRED:
-                return agent.Stepped(None)
-            state, called_for = step(state, call_id, event, config)
-            commands.extend(called_for)
-        return agent.Stepped(state, effects=commands)
+    def fold(call_id: str, state: CallState | None, records: Sequence[CallEvent | Action]) -> agent.Stepped[CallState]:
+        effects: list[Owed | Refused] = []
+        for record in records:
+            commands: tuple[Command, ...] = ()
+            match record:
+                case CallEvent(type=EventType.EXPIRED):
+                    state = None
+                case CallEvent() if state is None and record.type.startswith(OWN_EVENTS):
+                    continue  # of a call whose state was given up meanwhile
+                case CallEvent():
+                    state, commands = step(state, call_id, record, config)
+                case Action() if state is None:
+                    effects.append(Refused(record.action_id, record.kind, Refusal.UNKNOWN_CALL))
+                case Action():
+                    state, commands, why = act(state, record, config)
+                    if why is not None:
+                        effects.append(Refused(record.action_id, record.kind, why))
+            if state is not None:
+                effects.extend(Owed(command, round_of(state, command)) for command in commands)
+        return agent.Stepped(state, effects=effects)
 
-    async def perform(call_id: str, command: Command) -> None:
-        outcome = await client.run(with_token(command, token_for))
-        say = log.info if achieved(command, outcome) else log.error
-        say("command", call_id=call_id, action=command.action, outcome=type(outcome).__name__)
+    async def perform(call_id: str, owed: Owed | Refused) -> None:
+        match owed:
+            case Refused():
+                log.warning(
+                    "action_refused", call_id=call_id, action_id=owed.action_id, kind=owed.kind, reason=owed.why
+                )
+            case Owed(command, number):
+                await give(call_id, command, number)
 
-    effects: Effects[Command] = Effects(states, perform)
-    agent.run(app, states, [TOPIC], decode=decode, step=fold, effects=effects)
+    async def give(call_id: str, command: Command, number: int) -> None:
+        """Give `command` and record how that ended, unless the call is over by then."""
+        told = log.bind(call_id=call_id, action=command.action, round=number)
+        state = states.get(call_id)
+        if state is None or not takes_commands(state) or call_id in over or is_settled(state, command):
+            told.info("command_left_out")
+            return
+        outcome = await client.run(with_token(command, partial(token_for, call_id)))
+        say = told.info if achieved(command, outcome) else told.error
+        code = outcome.code if isinstance(outcome, Rejected) else None
+        say("command", outcome=type(outcome).__name__, **({} if code is None else {"code": code}))
+        state = states.get(call_id)
+        if state is None or not takes_commands(state):
+            return  # what is owed to a call that is over is of no account
+        if isinstance(outcome, AlreadyEnded):
+            over.add(call_id)
+        event = outcome_event(command, number, outcome, now_micros())
+        await app.emitter.send(TOPIC, call_id.encode(), encode(event), partition=states.partition_of(call_id))
+
+    effects: Effects[Owed | Refused] = Effects(states, perform)
+    agent.run(app, states, [TOPIC, ACTIONS_TOPIC], decode=decode, step=fold, effects=effects)
 
     async def timers() -> None:
         """Write each timer that is due to `call-events`; what it means is decided when it is read from there."""
         written: set[str] = set()
         app.on_forget.append(written.clear)
         while True:
-            now = time.time_ns() // 1000
+            now = now_micros()
+            due: set[str] = set()
             for call_id, state in states:
+                if not takes_commands(state):
+                    over.discard(call_id)
                 for event in due_timers(state, call_id, now, config):
+                    due.add(event.event_id)
                     if event.event_id not in written:
                         written.add(event.event_id)
                         await app.emitter.send(
                             TOPIC, call_id.encode(), encode(event), partition=states.partition_of(call_id)
                         )
+            written &= due  # what is due no more was read back
             await asyncio.sleep(TIMERS_EVERY_S)
 
     app.background(timers)
+    app.on_forget.append(over.clear)
     app.on_close.append(effects.close)
     return states

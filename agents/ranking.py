@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Final
 
+import aiokafka
 from faust.types import TP
 
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
+from dispatchai.engine.deadletters import bury
 from dispatchai.engine.throttle import Throttle
 from dispatchai.engine.transport import Batch
-from dispatchai.records import Assessment, AssessmentKind, decode_as, encode
+from dispatchai.records import Assessment, AssessmentKind, CallPacket, LiveCall, decode_as, encode
 from dispatchai.triage.ranking import live_call, packet
 
 NAME: Final = "ranking"
@@ -35,14 +38,33 @@ def decode(value: bytes) -> Assessment:
 
 def make(app: App) -> None:
     """Make the agent."""
-    throttle: Throttle[tuple[TP, Assessment]] = Throttle(LIVE_APART_S)
+    throttle: Throttle[tuple[TP, aiokafka.ConsumerRecord, Assessment]] = Throttle(LIVE_APART_S)
     app.on_forget.append(throttle.forget)
 
-    async def write_live(call_id: str, tp: TP, assessment: Assessment) -> None:
-        await app.emitter.send(
-            LIVE_TOPIC, call_id.encode(), encode(live_call(call_id, assessment)), partition=tp.partition
-        )
+    async def write(
+        topic: str,
+        shape: Callable[[str, Assessment], LiveCall | CallPacket],
+        call_id: str,
+        tp: TP,
+        record: aiokafka.ConsumerRecord,
+        assessment: Assessment,
+    ) -> None:
+        """Write what follows from `assessment`; one from which nothing can follow is buried."""
+        try:
+            value = encode(shape(call_id, assessment))
+        except Exception as error:  # noqa: BLE001 - an agent never raises: what failed goes to the dead letters
+            await bury(app.emitter, record, reader=NAME, error=error)
+            return
+        await app.emitter.send(topic, call_id.encode(), value, partition=tp.partition)
+
+    async def write_live(call_id: str, tp: TP, record: aiokafka.ConsumerRecord, assessment: Assessment) -> None:
+        await write(LIVE_TOPIC, live_call, call_id, tp, record, assessment)
         app.coverage.release(tp, (NAME, call_id))
+
+    async def remove_live(call_id: str, tp: TP) -> None:
+        throttle.drop(call_id)
+        app.coverage.release(tp, (NAME, call_id))
+        await app.emitter.send(LIVE_TOPIC, call_id.encode(), None, partition=tp.partition)
 
     async def process(batch: Batch) -> None:
         for key, records in batch.by_key():
@@ -51,27 +73,21 @@ def make(app: App) -> None:
                 call_id = key.decode()
                 match assessment.kind:
                     case AssessmentKind.LIVE:
-                        if throttle.offer(call_id, (batch.tp, assessment), time.monotonic()):
-                            await write_live(call_id, batch.tp, assessment)
+                        if throttle.offer(call_id, (batch.tp, record, assessment), time.monotonic()):
+                            await write_live(call_id, batch.tp, record, assessment)
                         else:
                             app.coverage.hold(batch.tp, (NAME, call_id), record.offset)
                     case AssessmentKind.FINAL:
-                        await app.emitter.send(
-                            QUEUE_TOPIC, key, encode(packet(call_id, assessment)), partition=batch.tp.partition
-                        )
+                        await write(QUEUE_TOPIC, packet, call_id, batch.tp, record, assessment)
                         await remove_live(call_id, batch.tp)
                     case AssessmentKind.EXPIRED:
                         await remove_live(call_id, batch.tp)
 
-    async def remove_live(call_id: str, tp: TP) -> None:
-        throttle.drop(call_id)
-        app.coverage.release(tp, (NAME, call_id))
-        await app.emitter.send(LIVE_TOPIC, call_id.encode(), None, partition=tp.partition)
-
     async def write_held_back() -> None:
         while True:
-            for call_id, (tp, assessment) in list(throttle.due(time.monotonic())):
-                await write_live(call_id, tp, assessment)
+            # One by one: while one is written another call may end, whose entry must not follow its tombstone.
+            for call_id, held in throttle.due(time.monotonic()):
+                await write_live(call_id, *held)
             await asyncio.sleep(LIVE_APART_S / 4)
 
     agent.run_batches(app, NAME, [SOURCE], process)

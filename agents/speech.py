@@ -134,8 +134,12 @@ class SpeechAgent:
             call = self._calls[call_id] = _Call(session, tp)
         for offset, frame in frames:
             call.read(frame, offset)
+        step = call.session.frames([frame for _, frame in frames], now_micros())
+        # Held after the session knows the streams of these frames: what it does not know counts as not needed.
+        if call.first_offset_held is None:
+            call.first_offset_held = frames[0][0]
         self._hold(call_id, call)
-        await self._apply(call_id, call, call.session.frames([frame for _, frame in frames], now_micros()))
+        await self._apply(call_id, call, step)
 
     async def _apply(self, call_id: str, call: _Call, step: Step) -> None:
         self._streams.apply(call_id, step.commands)
@@ -163,7 +167,10 @@ class SpeechAgent:
 
     async def _give_up(self, call_id: str, batch: Batch) -> None:
         self._streams.forget(call_id)
-        self._calls.pop(call_id, None)
+        call = self._calls.pop(call_id, None)
+        if call is not None:
+            # Its END will not come: what was not heard to the end must not keep the partition's offsets for ever.
+            self._app.coverage.release(call.tp, (NAME, "frames", call_id))
         if self.states.get(call_id) is not None:
             self.states.put(call_id, None, batch.tp, batch.first_offset, snapshot=True)
 

@@ -41,7 +41,7 @@ def make(app: App, partitions: int, rules: Rules) -> States[TriageState]:
 
     def fold(call_id: str, state: TriageState | None, inputs: Sequence[Input]) -> agent.Stepped[TriageState]:
         stepped = folds.step(state, inputs, fold_call=fold_call, rules=rules)
-        outputs = [] if stepped.assessment is None else [agent.Output(TOPIC, encode(stepped.assessment))]
+        outputs = [agent.Output(TOPIC, encode(assessment)) for assessment in stepped.assessments]
         return agent.Stepped(stepped.state, outputs)
 
     agent.run(app, states, SOURCES, decode=decode, step=fold)

@@ -14,6 +14,7 @@ import orjson
 from aiohttp import web
 
 from agents import calls, ranking, signals, speech, triage
+from dispatchai.console import actions
 from dispatchai.console.feed import Feed
 from dispatchai.console.web import mount
 from dispatchai.engine.app import App, create_app
@@ -50,10 +51,11 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
         settings.stream_token_secret.get_secret_value(), settings.telnyx_api_key.get_secret_value()
     )
 
-    def token_for(call_control_id: str) -> str:
+    def token_for(call_id: str, call_control_id: str) -> str:
         if secret is None:
             return ""
-        return tokens.issue(secret, call_control_id, int(time.time()) + STREAM_TOKEN_VALID_S)
+        subject = tokens.Subject(call_control_id, call_id)
+        return tokens.issue(secret, subject, int(time.time()) + STREAM_TOKEN_VALID_S)
 
     tables: dict[str, States[Any]] = {
         calls.NAME: calls.make(
@@ -69,6 +71,12 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
     app.background(feed.start)
     app.on_close.append(feed.stop)
     mount(app.web.web_app, feed, checks={"processing": app.is_processing})
+    writer = actions.ActionWriter(connection)
+    app.on_close.append(writer.close)
+    app.web.web_app.add_routes(
+        actions.routes(feed, writer, hosts=settings.console_host_names, can_transfer=bool(settings.human_line))
+    )
+    _command_counts(app.web.web_app, client)
     _table_views(app, tables)
     return app
 
@@ -103,6 +111,15 @@ def _health(application: web.Application, checks: Mapping[str, Callable[[], bool
         )
 
     application.add_routes([web.get("/health/live", live), web.get("/health/ready", ready)])
+
+
+def _command_counts(application: web.Application, client: TelnyxClient) -> None:
+    """`/health/commands`: what became of the commands to the carrier since the start of this worker."""
+
+    async def commands(_: web.Request) -> web.Response:
+        return web.json_response(client.counts.as_json())
+
+    application.add_routes([web.get("/health/commands", commands)])
 
 
 def _table_views(app: App, tables: Mapping[str, States[Any]]) -> None:

@@ -6,6 +6,7 @@ Imports of the heavy parts are in the commands, so that each starts with what it
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -28,7 +29,9 @@ def _settings(process: str) -> Settings:
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_input=False):
             name = "_".join(str(part) for part in problem["loc"]).upper()
-            click.echo(f"dispatchai: {name + ': ' if name else ''}{problem['msg']}", err=True)
+            click.echo(
+                f"dispatchai: {name + ': ' if name else ''}{problem['msg'].removeprefix('Value error, ')}", err=True
+            )
         click.echo("dispatchai: set it in the environment or in .env; .env.example explains each setting", err=True)
         raise SystemExit(2) from None
     configure(settings.log_format, settings.log_level, process)
@@ -49,6 +52,13 @@ def _run(main: Coroutine[Any, Any, int]) -> NoReturn:
     raise SystemExit(code)
 
 
+async def _supervised(body: Coroutine[Any, Any, int]) -> int:
+    """Run `body`, which starts processes, so that Ctrl-C at any moment stops them in order."""
+    from dispatchai.up import supervise
+
+    return await supervise(body, click.echo)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="dispatchai")
 def main() -> None:
@@ -61,31 +71,33 @@ def up() -> None:
     settings = _settings("up")
 
     async def run() -> int:
-        from dispatchai.up import UpError, until_signal, up
+        from dispatchai.up import UpError, up
 
-        asked = asyncio.create_task(until_signal())
-        try:
-            async with up(settings, click.echo) as running:
-                click.echo(f"page     {running.info.console_url}/")
-                click.echo(f"webhooks {running.info.gateway_url}/api/v1/call/incoming")
-                click.echo(f"media    {running.info.ws_url}")
-                if settings.carrier_is_simulated:
-                    click.echo("no TELNYX_API_KEY: call in with `dispatchai call FILE.wav`")
-                click.echo("Ctrl-C stops everything")
-                failed = asyncio.create_task(running.failure())
-                await asyncio.wait([asked, failed], return_when=asyncio.FIRST_COMPLETED)
-                if failed.done():
-                    raise UpError(failed.result())
-                failed.cancel()
-                click.echo("stopping")
-        except UpError as error:
-            click.echo(f"dispatchai: {error}", err=True)
-            return 1
-        finally:
-            asked.cancel()
-        return 0
+        async with up(settings, click.echo) as running:
+            click.echo(f"page     {running.info.console_url}/")
+            click.echo(f"webhooks {running.info.gateway_url}/api/v1/call/incoming")
+            click.echo(f"media    {running.info.ws_url}")
+            if settings.carrier_is_simulated:
+                click.echo("no TELNYX_API_KEY: call in with `dispatchai call FILE.wav`")
+            click.echo("Ctrl-C stops everything")
+            raise UpError(await running.failure())
 
-    _run(run())
+    _run(_supervised(run()))
+
+
+@main.command()
+@click.option("--tunnel", "provider", type=click.Choice(["ngrok", "cloudflared"]), help="Default: which is installed.")
+def dev(provider: str | None) -> None:
+    """As `up`, behind a tunnel: sets HTTP_PUBLIC_URL and WS_PUBLIC_URL and prints the URL for the Telnyx Portal."""
+    settings = _settings("up")
+
+    async def run() -> int:
+        from dispatchai.tunnel import Provider
+        from dispatchai.tunnel import dev as run_dev
+
+        return await run_dev(settings, click.echo, None if provider is None else Provider(provider))
+
+    _run(_supervised(run()))
 
 
 @main.command()
@@ -100,7 +112,7 @@ def demo(leave: bool, as_json: bool) -> None:
 
         return await run_demo(settings, leave=leave, as_json=as_json)
 
-    _run(run())
+    _run(_supervised(run()))
 
 
 @main.command()
@@ -178,24 +190,98 @@ def _need_kafka(settings: Settings) -> None:
         _fail("KAFKA_BOOTSTRAP_SERVERS is not set: name the brokers, or let `dispatchai up` start all of it", 2)
 
 
-@main.command()
+class _CallCommand(click.Command):
+    """The help of `call` ends with the list of faults."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from dispatchai.telephony.carrier.faults import catalogue
+
+        with formatter.section("Faults, each described in docs/simulated-carrier.md"):
+            formatter.write_dl([(f"{name}={unit}" if unit else name, about) for name, unit, about in catalogue()])
+
+
+@main.command(cls=_CallCommand)
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--from", "from_number", help="Number that the first caller calls from.")
 @click.option("--speed", default=1.0, show_default=True, help="Times real time at which callers speak.")
 @click.option("--console", "console_url", help="URL of the page, where it is not that of the local run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the packets as JSON.")
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="What goes wrong on the line; several may. Listed below, in brackets what a bare NAME means.",
+)
+@click.option("--seed", default=0, show_default=True, help="Decides which frames, events and commands a rate hits.")
 def call(
-    files: tuple[Path, ...], from_number: str | None, speed: float, console_url: str | None, as_json: bool
+    files: tuple[Path, ...],
+    from_number: str | None,
+    speed: float,
+    console_url: str | None,
+    as_json: bool,
+    faults: tuple[str, ...],
+    seed: int,
 ) -> None:
     """Call in with recordings, as Telnyx would; several FILES are simultaneous calls. Prints their packets."""
+    from dispatchai.engine.app import use_uvloop
+    from dispatchai.telephony.carrier.faults import FaultError, Faults
+
+    try:
+        line = Faults.parse(faults, seed)
+    except FaultError as error:
+        _fail(f"--fault: {error}", 2)
     settings = _settings("call")
 
     async def run() -> int:
         from dispatchai.telephony.call_command import call as run_call
 
         return await run_call(
-            files, from_number=from_number, settings=settings, speed=speed, console_url=console_url, as_json=as_json
+            files,
+            from_number=from_number,
+            settings=settings,
+            speed=speed,
+            console_url=console_url,
+            as_json=as_json,
+            faults=line,
         )
+
+    use_uvloop()
+    _run(run())
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+@click.option(
+    "--env-file",
+    "env_files",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Read settings from this file and not from .env; of several the later wins.",
+)
+def doctor(as_json: bool, env_files: tuple[Path, ...]) -> None:
+    """Check keys, URLs, Kafka, topics, clock, the public webhook and the media socket, and say what to do.
+
+    Changes nothing. Exit code 1 if a check failed.
+    """
+    from dispatchai import doctor as checks
+    from dispatchai.logs import configure
+    from dispatchai.settings import LogFormat
+
+    # The results say what went wrong; the lines of the libraries would say it again.
+    configure(LogFormat.CONSOLE, "CRITICAL", "doctor")
+
+    async def run() -> int:
+        files = env_files or (Path(".env"),)
+        try:
+            settings = Settings(_env_file=files)
+        except ValidationError as error:
+            results = checks.settings_failed(error)
+        else:
+            results = await checks.examine(settings, files)
+        colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        click.echo(checks.as_json(results) if as_json else checks.render(results, colours=colours))
+        return checks.exit_code(results)
 
     _run(run())
 
@@ -251,11 +337,15 @@ async def _telling(command: Coroutine[Any, Any, int]) -> int:
     from aiokafka.errors import KafkaError
 
     from dispatchai.engine.topics import TopicsError, TopicsFileError
+    from dispatchai.up import unreachable
 
     try:
         return await command
-    except (TopicsError, TopicsFileError, KafkaError, OSError) as error:
+    except (TopicsError, TopicsFileError, OSError) as error:
         click.echo(f"dispatchai: {error}", err=True)
+        return 1
+    except KafkaError as error:
+        click.echo(f"dispatchai: {unreachable(_kafka(read_settings()), error)}", err=True)
         return 1
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,9 @@ from dispatchai.engine.kafka import KafkaConnection
 
 TELNYX_API_URL = "https://api.telnyx.com/v2"
 
+HUMAN_LINE = re.compile(r"\+[1-9][0-9]{6,14}|sips?:[^\s@<>]+@[^\s@<>]+")
+"""E.164 (ITU-T, at most 15 digits) or a SIP URI (RFC 3261)."""
+
 
 class SecurityProtocol(StrEnum):
     """How clients talk to Kafka."""
@@ -25,6 +29,13 @@ class SecurityProtocol(StrEnum):
     SSL = "SSL"
     SASL_PLAINTEXT = "SASL_PLAINTEXT"
     SASL_SSL = "SASL_SSL"
+
+
+class ByteOrder(StrEnum):
+    """Which byte of a sample comes first."""
+
+    LITTLE = "little"
+    BIG = "big"
 
 
 class Verification(StrEnum):
@@ -39,6 +50,13 @@ class SpeechEngine(StrEnum):
 
     MOONSHINE = "moonshine"
     SCRIPTED = "scripted"
+
+
+class RecordFormat(StrEnum):
+    """How the carrier writes a recording."""
+
+    MP3 = "mp3"
+    WAV = "wav"
 
 
 class LogFormat(StrEnum):
@@ -92,6 +110,9 @@ class Settings(BaseSettings):
     webhook_tolerance_s: int = Field(300, ge=1, description="how far a webhook's timestamp may be off, in seconds")
     webhook_max_bytes: int = Field(262_144, ge=1024, description="largest webhook body, in bytes")
     media_message_max_bytes: int = Field(65_536, ge=1024, description="largest media message, in bytes")
+    l16_byte_order: ByteOrder = Field(
+        ByteOrder.LITTLE, description="little or big: byte order of L16 audio where the audio itself does not tell"
+    )
 
     # The call
     greeting: str = Field(
@@ -100,6 +121,21 @@ class Settings(BaseSettings):
     )
     greeting_voice: str = Field("female", description="Telnyx voice of the greeting")
     greeting_language: str = Field("en-US", description="language of the greeting")
+    help_prompt: str = Field(
+        "Help is being arranged. Please stay on the line.",
+        description="what the caller hears when a dispatcher speaks without giving words; empty for none",
+    )
+    human_line: str = Field(
+        "", description="+15551234567 or sip:desk@example.com, where a dispatcher's transfer goes; empty for nowhere"
+    )
+    record_calls: bool = Field(
+        False,
+        description="record calls at the carrier, each side on a channel of its own; telling callers is up to you",
+    )
+    record_format: RecordFormat = Field(RecordFormat.MP3, description="format of the recordings: mp3 or wav")
+    stream_restarts_max: int = Field(
+        5, ge=0, description="how often a call's audio stream is started again after it failed"
+    )
     call_deadline_s: float = Field(
         30.0, gt=0, description="seconds after a hangup until its packet is made final without what is missing"
     )
@@ -115,6 +151,9 @@ class Settings(BaseSettings):
     gateway_port: int = Field(8000, ge=0, le=65_535, description="port of webhooks and media")
     console_host: str = Field("127.0.0.1", description="address that the worker's page and REST listen on")
     console_port: int = Field(6066, ge=0, le=65_535, description="port of the page and REST of the first worker")
+    console_hosts: str = Field(
+        "", description="host names, comma separated, besides this machine's own that dispatchers reach the page under"
+    )
     speech_port: int = Field(6067, ge=0, le=65_535, description="port of the speech process's health page")
     simulated_carrier_port: int = Field(
         6068,
@@ -135,6 +174,11 @@ class Settings(BaseSettings):
     def carrier_is_simulated(self) -> bool:
         """Whether commands go to `dispatchai call` on this machine and not to Telnyx."""
         return not self.telnyx_api_key.get_secret_value()
+
+    @property
+    def console_host_names(self) -> frozenset[str]:
+        """The names of CONSOLE_HOSTS, in lower case."""
+        return frozenset(name for item in self.console_hosts.split(",") if (name := item.strip().lower()))
 
     def kafka(self, bootstrap_servers: str | None = None) -> KafkaConnection:
         """How to reach Kafka: the configured one, or with `bootstrap_servers` that one (the embedded broker).
@@ -172,6 +216,8 @@ class Settings(BaseSettings):
             raise ValueError("STREAM_TOKEN_SECRET is too short: give at least 16 characters")
         if self.ws_public_url and not self.ws_public_url.startswith(("ws://", "wss://")):
             raise ValueError("WS_PUBLIC_URL must begin with wss:// (or ws:// on this machine), not with http")
+        if self.human_line and not HUMAN_LINE.fullmatch(self.human_line):
+            raise ValueError("HUMAN_LINE must be a number such as +15551234567 or an address such as sip:desk@host")
         if self.http_public_url and not self.http_public_url.startswith(("http://", "https://")):
             raise ValueError("HTTP_PUBLIC_URL must begin with https:// (or http:// on this machine)")
         return self

@@ -10,19 +10,20 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
+from aiokafka.errors import KafkaConnectionError, KafkaError
 
-from dispatchai.engine.broker import EmbeddedBroker
+from dispatchai.engine.broker import BrokerError, EmbeddedBroker
 from dispatchai.engine.child import Child
 from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics, apply
+from dispatchai.engine.topics import Topics, TopicsError, apply
 from dispatchai.settings import Settings
-from dispatchai.telephony.carrier.account import SimulatedAccount
+from dispatchai.telephony.carrier.account import AccountError, SimulatedAccount
 from dispatchai.telephony.run_info import RunInfo
 
 READY_TIMEOUT_S: Final = 90.0
@@ -82,16 +83,34 @@ async def _broker(settings: Settings, say: Say, stack: AsyncExitStack) -> KafkaC
         say(f"Kafka at {settings.kafka_bootstrap_servers}")
         return settings.kafka()
     say("no KAFKA_BOOTSTRAP_SERVERS: starting the embedded broker (in memory)")
-    broker = await stack.enter_async_context(EmbeddedBroker())
+    try:
+        broker = await stack.enter_async_context(EmbeddedBroker())
+    except BrokerError as error:
+        raise UpError(str(error)) from error
     return settings.kafka(broker.bootstrap_servers)
 
 
 async def _topics(connection: KafkaConnection, settings: Settings, say: Say) -> None:
-    report = await apply(connection, Topics.load(), settings.kafka_replication_factor)
+    try:
+        report = await apply(connection, Topics.load(), settings.kafka_replication_factor)
+    except (TopicsError, KafkaError, OSError) as error:
+        raise UpError(unreachable(connection, error)) from error
     if report.created:
         say(f"{len(report.created)} topics created")
     for drift in report.drift:
         say(f"drift: {drift} (see `dispatchai topics apply`)")
+
+
+def unreachable(connection: KafkaConnection, error: Exception) -> str:
+    """What to tell of a Kafka that does not do what it is asked."""
+    match error:
+        case KafkaConnectionError():
+            return (
+                f"no Kafka answers at {connection.bootstrap_servers}: check KAFKA_BOOTSTRAP_SERVERS, that the brokers "
+                "run, and KAFKA_SECURITY_PROTOCOL with its SASL and TLS settings"
+            )
+        case _:
+            return f"Kafka at {connection.bootstrap_servers}: {error}"
 
 
 def _environment(settings: Settings, connection: KafkaConnection) -> dict[str, str]:
@@ -102,7 +121,10 @@ def _environment(settings: Settings, connection: KafkaConnection) -> dict[str, s
     environment["LOG_LEVEL"] = settings.log_level
     environment["KAFKA_IS_EMBEDDED"] = str(connection.embedded).lower()
     if settings.carrier_is_simulated:
-        account = SimulatedAccount.load_or_create(settings.state_dir)
+        try:
+            account = SimulatedAccount.load_or_create(settings.state_dir)
+        except AccountError as error:
+            raise UpError(str(error)) from error
         if not settings.telnyx_public_key:
             environment["TELNYX_PUBLIC_KEY"] = account.public_key
         if not settings.stream_token_secret.get_secret_value():
@@ -202,3 +224,25 @@ async def until_signal() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, asked.set)
     await asked.wait()
+
+
+async def supervise(body: Coroutine[Any, Any, int], say: Say) -> int:
+    """Run `body` until it returns, or until Ctrl-C or SIGTERM, also while it starts. Returns the exit code.
+
+    A signal cancels `body`, whose contexts then stop what they started; an UpError is told.
+    """
+    running = asyncio.create_task(body)
+    asked = asyncio.create_task(until_signal())
+    try:
+        await asyncio.wait([running, asked], return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            say("stopping")
+            running.cancel()
+        return await running
+    except asyncio.CancelledError:
+        return 0
+    except UpError as error:
+        say(f"dispatchai: {error}")
+        return 1
+    finally:
+        asked.cancel()

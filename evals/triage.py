@@ -21,7 +21,8 @@ LINES = Path(__file__).with_name("triage_lines.yaml")
 PAGE = Path(__file__).parent.parent / "docs" / "triage.md"
 BEGIN, END = "<!-- begin: python -m evals.triage --write -->", "<!-- end -->"
 
-_ORDER = tuple(RiskLevel)
+_ORDER = (RiskLevel.LOW, RiskLevel.UNKNOWN, RiskLevel.MEDIUM, RiskLevel.HIGH, RiskLevel.CRITICAL)
+"""As the queue orders them: what was not understood stands above what is known to be low."""
 _CALM = AudioSummary(
     distress_score=0.0,
     distress_max=0.0,
@@ -55,8 +56,9 @@ class Result:
 
     @property
     def level_ok(self) -> bool:
-        """Whether the level is an accepted one."""
-        return self.conclusion.risk.level in self.line.levels
+        """Whether the level is an accepted one; a line that may be LOW may also be not understood."""
+        level = self.conclusion.risk.level
+        return level in self.line.levels or (level is RiskLevel.UNKNOWN and RiskLevel.LOW in self.line.levels)
 
     @property
     def missed(self) -> bool:
@@ -66,7 +68,7 @@ class Result:
     @property
     def excessive(self) -> bool:
         """Whether the level is above all accepted ones: a call that takes the place of another."""
-        return _ORDER.index(self.conclusion.risk.level) > max(map(_ORDER.index, self.line.levels))
+        return not self.level_ok and _ORDER.index(self.conclusion.risk.level) > max(map(_ORDER.index, self.line.levels))
 
     @property
     def emergency(self) -> bool:

@@ -175,7 +175,8 @@ class Brokers:
         formatting = Child(
             [
                 *(*command, "kafka.tools.StorageTool", "format"),
-                *("-t", cluster_id, "-c", properties, "--add-scram", login),
+                # With "=", because an id may begin with a dash.
+                *(f"--cluster-id={cluster_id}", "-c", properties, "--add-scram", login),
             ],
             on_line=output.append,
         )

@@ -48,7 +48,7 @@ def test_nothing_in_the_example_is_set() -> None:
 
 def test_names_of_tunables_have_their_unit() -> None:
     numbers = [name for name, field in Settings.model_fields.items() if field.annotation in (int, float)]
-    counts = ("_port", "_processes", "_factor")
+    counts = ("_port", "_processes", "_factor", "_max")
     for name in numbers:
         assert name.endswith(("_s", "_ms", "_bytes", *counts)), name
 

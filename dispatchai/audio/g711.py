@@ -14,8 +14,16 @@ import numpy.typing as npt
 Samples = npt.NDArray[np.int16]
 """Linear samples, shape (n,), full scale ±32768."""
 
-DECODABLE: Final = frozenset({"PCMU", "PCMA", "L16"})
-"""Encodings, as the carrier names them, that `decode` knows."""
+L16_LITTLE: Final = "L16"
+"""Linear samples of 16 bits, little-endian, as the carrier was seen to send them under this name."""
+
+L16_BIG: Final = "L16BE"
+"""The same, big-endian, as RFC 3551 has L16. The gateway records this name where a stream is so."""
+
+DECODABLE: Final = frozenset({"PCMU", "PCMA", L16_LITTLE, L16_BIG})
+"""Encodings, as they are recorded, that `decode` knows."""
+
+_SAMPLE_BYTES: Final = {"PCMU": 1, "PCMA": 1, L16_LITTLE: 2, L16_BIG: 2}
 
 _MULAW_BIAS: Final = 33
 """Added to the magnitude before the µ-law segments are cut, in G.711's 14-bit scale."""
@@ -49,30 +57,30 @@ TABLES: Final[dict[str, Samples]] = {"PCMU": MULAW, "PCMA": ALAW}
 
 
 def decode(encoding: str, payload: bytes) -> Samples:
-    """Linear samples of `payload`; L16 is little-endian, as the carrier was seen to send it.
-
-    Raises ValueError for an encoding outside `DECODABLE` or an L16 payload of odd length.
-    """
+    """Linear samples of `payload`. Raises ValueError for an encoding outside `DECODABLE` or a part of a sample."""
     match encoding:
         case "PCMU" | "PCMA":
             return TABLES[encoding][np.frombuffer(payload, dtype=np.uint8)]
-        case "L16":
+        case "L16" | "L16BE":
             if len(payload) % 2:
                 raise ValueError(f"an L16 payload of {len(payload)} bytes ends within a sample")
-            return np.frombuffer(payload, dtype="<i2").astype(np.int16, copy=False)
+            order = "<i2" if encoding == L16_LITTLE else ">i2"
+            return np.frombuffer(payload, dtype=order).astype(np.int16, copy=False)
         case _:
             raise ValueError(f"cannot decode {encoding!r}: known are {', '.join(sorted(DECODABLE))}")
 
 
 def samples_in(encoding: str, payload_length: int) -> int:
-    """How many samples `payload_length` bytes of `encoding` hold; 0 for an unknown encoding."""
-    match encoding:
-        case "PCMU" | "PCMA" | "G722":
-            return payload_length
-        case "L16":
-            return payload_length // 2
-        case _:
-            return 0
+    """How many whole samples `payload_length` bytes of `encoding` hold; 0 for an encoding that cannot be decoded."""
+    size = _SAMPLE_BYTES.get(encoding)
+    return payload_length // size if size else 0
+
+
+def whole_samples(encoding: str, payload: bytes) -> bytes:
+    """`payload` without a last byte that is half a sample: the next payload begins with a sample again."""
+    size = _SAMPLE_BYTES.get(encoding, 1)
+    rest = len(payload) % size
+    return payload[:-rest] if rest else payload
 
 
 def _magnitude(linear: npt.NDArray[np.int32], shift: int) -> npt.NDArray[np.int32]:

@@ -96,6 +96,7 @@ def _live_entry(record: LiveCall) -> Json:
                 "answered_at",
                 "ended_at",
                 "hangup_cause",
+                "degraded",
                 "updated_at",
                 "services",
                 "risk",

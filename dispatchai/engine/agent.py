@@ -1,7 +1,7 @@
 """The loop of an agent over a pure step: take records, call the step, keep the state, emit the outputs.
 
-An agent never raises: a record that cannot be decoded, and records on which the step fails, go to the dead letters,
-and the state stays as it was. This is the one place that catches all.
+An agent never raises: a record that cannot be decoded, and a record on which the step fails, go to the dead letters,
+and the state stays as it was before it. This is the one place that catches all.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import aiokafka
 import faust
+from faust.types import TP
 
 from dispatchai.engine.app import App
 from dispatchai.engine.deadletters import bury
@@ -78,22 +79,37 @@ async def apply(
     """Apply all of `batch` to the states, key by key."""
     for key, records in batch.by_key():
         inputs = await decoded(app, states.name, decode, records)
-        if not inputs or key is None:
-            continue
-        name = key.decode()
-        try:
-            before = states.get(name)
-            stepped = step(name, before, [value for _, value in inputs])
-        except Exception as error:  # noqa: BLE001 - the boundary named in the module's text
-            for record, _ in inputs:
-                await bury(app.emitter, record, reader=states.name, error=error)
-            continue
-        for output in stepped.outputs:
-            await app.emitter.send(output.topic, key, output.value)
-        if stepped.state != before or stepped.outputs or stepped.effects:
-            states.put(name, stepped.state, batch.tp, inputs[0][0].offset, snapshot=stepped.snapshot)
-        if effects is not None:
-            effects.submit(name, stepped.effects)
+        if inputs and key is not None:
+            await _apply_to_key(app, states, batch.tp, key, inputs, step, effects)
+
+
+async def _apply_to_key(
+    app: App,
+    states: States[S],
+    tp: TP,
+    key: bytes,
+    inputs: Sequence[tuple[aiokafka.ConsumerRecord, Any]],
+    step: Step[S],
+    effects: Effects[Any] | None,
+) -> None:
+    name = key.decode()
+    try:
+        before = states.get(name)
+        stepped = step(name, before, [value for _, value in inputs])
+    except Exception as error:  # noqa: BLE001 - the boundary named in the module's text
+        if len(inputs) == 1:
+            await bury(app.emitter, inputs[0][0], reader=states.name, error=error)
+            return
+        # One by one: which records came together must not decide which of them are buried.
+        for one in inputs:
+            await _apply_to_key(app, states, tp, key, [one], step, effects)
+        return
+    for output in stepped.outputs:
+        await app.emitter.send(output.topic, key, output.value)
+    if stepped.state != before or stepped.outputs or stepped.effects:
+        states.put(name, stepped.state, tp, inputs[0][0].offset, snapshot=stepped.snapshot)
+    if effects is not None:
+        effects.submit(name, stepped.effects)
 
 
 def run(

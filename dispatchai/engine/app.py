@@ -123,7 +123,7 @@ class App(faust.App):
             await close()
         if not self.failed.is_set():
             for states in self._states:
-                await states.write_wanted()
+                await states.close()
         await super().on_stop()
 
 

@@ -72,6 +72,7 @@ class States(Generic[S]):
         self._wanted: dict[str, _Entry[S]] = {}
         self._wake = asyncio.Event()
         self._generation = 0
+        self._round: asyncio.Future[None] | None = None
         self.table: SnapshotTable = app.Table(name, key_type=str, value_type=bytes, partitions=partitions, default=None)
 
     def get(self, key: str) -> S | None:
@@ -131,12 +132,20 @@ class States(Generic[S]):
         self._wanted.clear()
 
     async def run(self) -> None:
-        """Write the snapshots that are asked for, until cancelled."""
+        """Write the snapshots that are asked for, until cancelled; then `close` must follow."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            await self.write_wanted()
+            # A round that was begun is finished: half of it would leave offsets held for nothing.
+            self._round = asyncio.ensure_future(self.write_wanted())
+            await asyncio.shield(self._round)
             await asyncio.sleep(SNAPSHOT_PAUSE_S)
+
+    async def close(self) -> None:
+        """Finish the round that `run` was cancelled in, and write what was asked for since."""
+        if self._round is not None:
+            await self._round
+        await self.write_wanted()
 
     async def write_wanted(self) -> None:
         """Write the snapshots that are asked for now, but those of blocked keys."""

@@ -27,11 +27,12 @@ class Throttle(Generic[T]):
         return True
 
     def due(self, now_s: float) -> Iterator[tuple[str, T]]:
-        """The held items whose time has come, which pass with this."""
+        """The held items whose time has come; each passes when it is taken, if it is still held back by then."""
         ready = [key for key in self._held if now_s - self._passed_at[key] >= self._apart_s]
         for key in ready:
-            self._passed_at[key] = now_s
-            yield key, self._held.pop(key)
+            if key in self._held:
+                self._passed_at[key] = now_s
+                yield key, self._held.pop(key)
 
     def drop(self, key: str) -> None:
         """Forget `key` and what is held back of it."""

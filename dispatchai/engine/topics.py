@@ -334,15 +334,7 @@ async def apply(connection: KafkaConnection, topics: Topics, replication: int | 
     not_reported: list[NotReported] = []
     for spec in specs:
         here, told = found[spec.name], configs[spec.name]
-        if len(here.copies) != topics.partitions:
-            drift.append(Drift(spec.name, "partitions", str(topics.partitions), str(len(here.copies))))
-        if set(here.copies) != {copies}:
-            drift.append(Drift(spec.name, "replication", str(copies), _range(here.copies)))
-        drift.extend(
-            Drift(spec.name, name, declared, told[name])
-            for name, declared in spec.configs.items()
-            if name in told and not _equal(told[name], declared)
-        )
+        drift.extend(_drift(spec, topics.partitions, copies, here.copies, told))
         if untold := tuple(name for name in spec.configs if name not in told):
             not_reported.append(NotReported(spec.name, untold))
     present = tuple(spec.name for spec in specs if spec.name not in created)
@@ -377,6 +369,33 @@ async def show(connection: KafkaConnection, topics: Topics) -> tuple[TopicState,
         )
 
     return tuple(state(spec) for spec in specs)
+
+
+def drift_of(topics: Topics, states: Iterable[TopicState], replication: int | None = None) -> tuple[Drift, ...]:
+    """What is not as declared in the topics that exist, as `apply` reports it. `replication` overrides the file's."""
+    copies = topics.replication if replication is None else replication
+    specs = {spec.name: spec for spec in topics.every_topic()}
+    return tuple(
+        item
+        for state in states
+        if state.exists
+        for item in _drift(
+            specs[state.name], topics.partitions, copies, (state.replication,) * state.partitions, state.configs
+        )
+    )
+
+
+def _drift(
+    spec: TopicSpec, partitions: int, copies: int, found: tuple[int, ...], told: Mapping[str, str]
+) -> Iterable[Drift]:
+    """Drift of one topic: `found` is the number of copies of each of its partitions, `told` its configuration."""
+    if len(found) != partitions:
+        yield Drift(spec.name, "partitions", str(partitions), str(len(found)))
+    if set(found) != {copies}:
+        yield Drift(spec.name, "replication", str(copies), _range(found))
+    for name, declared in spec.configs.items():
+        if name in told and not _equal(told[name], declared):
+            yield Drift(spec.name, name, declared, told[name])
 
 
 @asynccontextmanager
@@ -505,8 +524,8 @@ def render_report(report: Report) -> str:
     ]
     lines += [f"unknown  {item.topic}: {', '.join(item.names)}: {NOT_REPORTED}" for item in report.not_reported]
     drifted = len({item.topic for item in report.drift})
-    as_declared = len(report.present) + len(report.created) - drifted
-    lines.append(f"{len(report.created)} created, {as_declared} as declared, {drifted} drifted (left as they are)")
+    there = len(report.present) - drifted
+    lines.append(f"{len(report.created)} created, {there} were there as declared, {drifted} drifted (left as they are)")
     return "\n".join(lines)
 
 
@@ -554,6 +573,7 @@ __all__ = [
     "TopicsError",
     "TopicsFileError",
     "apply",
+    "drift_of",
     "render_report",
     "render_show",
     "show",

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import aiokafka
+import structlog
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from dispatchai.engine.logs import FAUST_LOG
+from dispatchai.engine.positions import Positions, Verdict
+
+log = structlog.get_logger(__name__)
 
 FETCH_MAX_WAIT_MS = 20
 """How long the broker may hold a fetch back to fill it: one frame's time. Fewer polls, and lower latency than 0."""
@@ -82,13 +86,60 @@ class Consumer(driver.Consumer):
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._positions = Positions()
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Believe no position until the next seek. Called by Faust."""
+        self._positions.revoked()
+        await super().on_partitions_revoked(revoked)
+
+    async def perform_seek(self) -> None:
+        """Seek to the committed offsets, and remember them. Called by Faust."""
+        await super().perform_seek()
+        changelogs = self.app.tables.changelog_topics
+        sources = [tp for tp in self.assignment() if tp.topic not in changelogs]
+        # A partition without a committed offset is read from its beginning, which need not be 0.
+        unread = [tp for tp in sources if self._read_offset[tp] is None]
+        beginnings = await self.earliest_offsets(*unread) if unread else {}
+        again = self._positions.sought({tp: self._read_offset[tp] or beginnings.get(tp, 0) for tp in sources})
+        await self._seek_again(again)
+
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, list[Any]]:  # noqa: ASYNC109
+        await self._seek_again(self._positions.confirm(self._read_offset))
         fetched = await super()._getmany(active_partitions, timeout)
         changelogs = self.app.tables.changelog_topics
-        return {
-            tp: records if tp.topic in changelogs or not records else [_as_one(tp, records)]
-            for tp, records in fetched.items()
-        }
+        batches: dict[TP, list[Any]] = {}
+        for tp, records in fetched.items():
+            if tp.topic in changelogs:
+                batches[tp] = records
+            elif records and (admitted := await self._admit(tp, records)):
+                batches[tp] = [_as_one(tp, admitted)]
+        return batches
+
+    async def _seek_again(self, offsets: Mapping[TP, int]) -> None:
+        """Seek to `offsets`; what is in flight from elsewhere is told apart when it comes."""
+        if offsets:
+            log.info("positions_sought_again", offsets={f"{tp.topic}/{tp.partition}": at for tp, at in offsets.items()})
+            await self._thread.seek_wait(offsets)
+
+    async def _admit(self, tp: TP, records: list[aiokafka.ConsumerRecord]) -> list[aiokafka.ConsumerRecord]:
+        """Those of `records` that agents may have now."""
+        admission = self._positions.admit(tp, records[0].offset, records[-1].offset)
+        match admission.verdict:
+            case Verdict.TAKE if admission.first_offset == records[0].offset:
+                return records
+            case Verdict.TAKE:
+                return [record for record in records if record.offset >= admission.first_offset]
+            case Verdict.DROP:
+                return []
+            case Verdict.SEEK:
+                await self._seek_again({tp: admission.first_offset})
+                return []
+            case Verdict.TRUNCATED:
+                log.error("log_truncated", topic=tp.topic, partition=tp.partition, first_offset=admission.first_offset)
+                return records
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         """Nothing: a batch ends at its last offset, so Faust would take every batch for a gap in the log."""
@@ -104,13 +155,11 @@ class Consumer(driver.Consumer):
             return None
         highest = max(acknowledged)
         floor = self.app.coverage.floor(tp)
-        if floor is not None and floor <= highest:
-            # What is kept makes the next commit look at this partition again, though nothing new may have come.
-            acknowledged[:] = [highest]
-            return floor
-        acknowledged.clear()
-        self._acked_index[tp].clear()
-        return highest + 1
+        held = floor is not None and floor <= highest
+        # A highest that is kept makes the next commit look at this partition again, though nothing new may have come.
+        acknowledged[:] = [highest] if held else []
+        self._acked_index[tp] = set(acknowledged)
+        return floor if held else highest + 1
 
 
 class Producer(driver.Producer):

@@ -15,7 +15,7 @@ Micros = int
 
 @dataclass(frozen=True, slots=True)
 class CallEvent:
-    """One webhook of a call as the carrier sent it, or one timer of a call that fired (type dispatchai.*)."""
+    """One webhook of a call as the carrier sent it, or one fact that the calls agent recorded (type dispatchai.*)."""
 
     event_id: str
     type: str
@@ -231,6 +231,7 @@ class Assessment:
     answered_at: Micros | None
     ended_at: Micros | None
     hangup_cause: str | None
+    degraded: str | None
     transcript: str
     partial: str
     audio: AudioSummary
@@ -268,6 +269,7 @@ class LiveCall:
     answered_at: Micros | None
     ended_at: Micros | None
     hangup_cause: str | None
+    degraded: str | None
     transcript: str
     partial: str
     audio: AudioSummary
@@ -315,6 +317,7 @@ class CallPacket:
     answered_at: Micros | None
     ended_at: Micros | None
     hangup_cause: str | None
+    degraded: str | None
     audio: AudioSummary
     nlp: Nlp
     services: tuple[Service, ...]
@@ -336,6 +339,9 @@ class ActionKind(StrEnum):
     CLOSE = "CLOSE"
     REOPEN = "REOPEN"
     MERGE = "MERGE"
+    SPEAK = "SPEAK"
+    TRANSFER = "TRANSFER"
+    HANGUP = "HANGUP"
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +357,40 @@ class Action:
     other_call_id: str | None
 
 
+class StreamStatus(StrEnum):
+    """What was last recorded of a call's media stream. Of two at one moment the later of this list counts."""
+
+    STARTED = "STARTED"
+    STOPPED = "STOPPED"
+    LOST = "LOST"
+    FAILED = "FAILED"
+
+
+class CommandOutcome(StrEnum):
+    """How giving a command to the carrier ended. Of two outcomes of one round the later of this list counts."""
+
+    UNAVAILABLE = "UNAVAILABLE"
+    NOT_ANSWERED = "NOT_ANSWERED"
+    REJECTED = "REJECTED"
+    ALREADY_ENDED = "ALREADY_ENDED"
+    ALREADY_STREAMING = "ALREADY_STREAMING"
+    DONE = "DONE"
+
+
+@dataclass(frozen=True, slots=True)
+class CommandState:
+    """The last round of one command to the carrier."""
+
+    command_id: str
+    action: str
+    round: int
+    outcome: CommandOutcome
+    code: str
+    at: Micros
+    retry_at: Micros | None
+    request: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class CallState:
     """State of the calls agent for one call. Table calls."""
@@ -363,10 +403,17 @@ class CallState:
     answered_at: Micros | None
     ended_at: Micros | None
     hangup_cause: str | None
+    degraded: str | None
     streams_started: int
+    stream: StreamStatus | None
+    stream_at: Micros | None
+    stream_seen_at: Micros | None
+    stream_failed_at: tuple[Micros, ...]
     first_seen_at: Micros
     deadline_passed: bool
+    commands: tuple[CommandState, ...]
     seen_event_ids: tuple[str, ...]
+    seen_action_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

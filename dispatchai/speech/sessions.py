@@ -290,18 +290,16 @@ class CallSpeech:
     def _take(self, stream: _Stream, frame: AudioFrame, now: Micros, output: _Output) -> None:
         if not self._check_format(stream, frame, now, output):
             return
-        if frame.encoding == "L16" and len(frame.payload) % 2:
-            self._abandon(stream, "payload ends within a sample", now, output)
-            return
         if stream.phase is _Phase.IDLE:
             stream.phase = _Phase.LISTENING
             output.command(Open(stream.stream_id, AudioFormat(frame.encoding, frame.sample_rate), stream.origin_ms))
-        length = g711.samples_in(frame.encoding, len(frame.payload))
+        payload = g711.whole_samples(frame.encoding, frame.payload)
+        length = g711.samples_in(frame.encoding, len(payload))
         longest = LONGEST_GAP_MS * frame.sample_rate // 1000
         missing = min((frame.sequence - stream.expected) * length, longest)
         if missing:
             self._append(stream, None, missing, _silence(frame.encoding, missing), output)
-        self._append(stream, frame.sequence, length, frame.payload, output)
+        self._append(stream, frame.sequence, length, payload, output)
         stream.expected = frame.sequence + 1
 
     def _append(self, stream: _Stream, sequence: int | None, length: int, payload: bytes, output: _Output) -> None:
@@ -418,7 +416,7 @@ def _reach(stream: _Stream, end_ms: int) -> int:
     return reached
 
 
-_SILENCE: Final = {"PCMU": b"\xff", "PCMA": b"\xd5", "L16": b"\x00\x00"}
+_SILENCE: Final = {"PCMU": b"\xff", "PCMA": b"\xd5", "L16": b"\x00\x00", "L16BE": b"\x00\x00"}
 """One sample of silence in each encoding that can be decoded."""
 
 

@@ -20,9 +20,12 @@ import orjson
 
 from dispatchai.settings import Settings
 from dispatchai.telephony.carrier import (
+    NO_FAULTS,
     AccountError,
     AudioFileError,
     CallerAudio,
+    CallReport,
+    Faults,
     PortTakenError,
     Progress,
     SimulatedAccount,
@@ -72,11 +75,12 @@ class _Target:
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """How one file's call ended: its packet, as the console gives it, or why there is none."""
+    """How one file's call went, and its packet, as the console gives it, or why there is none."""
 
     file: str
     packet: dict[str, Any] | None
     failure: str | None
+    report: CallReport
 
 
 async def call(
@@ -89,6 +93,7 @@ async def call(
     as_json: bool = False,
     packet_wait_s: float = PACKET_WAIT_S,
     timing: Timing | None = None,
+    faults: Faults = NO_FAULTS,
     out: TextIO | None = None,
     err: TextIO | None = None,
 ) -> int:
@@ -97,7 +102,8 @@ async def call(
     `from_number` is the first caller's; the others have numbers of their own. `speed` above 1 speaks faster than
     real time. `console_url` overrides the console that the running program names. With `as_json` `out` gets one JSON
     array of the packets, ranked, and nothing else; progress then goes to `err`. Otherwise `out` gets the progress, a
-    ranked table and each packet. `timing` overrides how long a caller waits (its speed included).
+    ranked table and each packet. `timing` overrides how long a caller waits (its speed included). With `faults` each
+    call also tells what was sent of it and what of that was lost.
     """
     out = out or sys.stdout
     err = err or sys.stderr
@@ -112,7 +118,11 @@ async def call(
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REQUEST_S)) as http:
             await _check_gateway(http, target.gateway_url)
             carrier = SimulatedCarrier(
-                account, target.carrier_port, target.gateway_url, timing=timing or Timing(speed=speed)
+                account,
+                target.carrier_port,
+                target.gateway_url,
+                timing=timing or Timing(speed=speed),
+                faults=faults,
             )
             async with carrier, asyncio.TaskGroup() as callers:
                 tasks = [
@@ -124,6 +134,9 @@ async def call(
         return EXIT_UNUSABLE
     results = sorted((task.result() for task in tasks), key=_rank)
     _print(results, out, as_json=as_json)
+    if faults != NO_FAULTS:
+        for result in results:
+            print(f"{result.file}: {_told(result.report)}", file=err if as_json else out)
     for result in results:
         if result.failure is not None:
             print(f"{result.file}: {result.failure}", file=err)
@@ -180,14 +193,14 @@ async def _one_call(
     report = await placed.finished()
     if report.failure is not None:
         board.show(index, f"failed: {report.failure}")
-        return _Result(audio.name, None, report.failure)
+        return _Result(audio.name, None, report.failure, report)
     board.show(index, f"hung up ({report.hangup_source}), waiting for the packet")
     packet = await _final_packet(http, target.console_url, report.leg.call_session_id, packet_wait_s)
     if isinstance(packet, str):
         board.show(index, f"no packet: {packet}")
-        return _Result(audio.name, None, packet)
+        return _Result(audio.name, None, packet, report)
     board.show(index, f"packet: {_text(packet, 'risk', 'level')} {_text(packet, 'nlp', 'category')}")
-    return _Result(audio.name, packet, None)
+    return _Result(audio.name, packet, None, report)
 
 
 async def _final_packet(
@@ -291,6 +304,18 @@ def _print(results: Sequence[_Result], out: TextIO, *, as_json: bool) -> None:
         print("  ".join(cells).rstrip(), file=out)
     for packet in packets:
         print(f"\n{_pretty(packet)}", file=out)
+
+
+def _told(report: CallReport) -> str:
+    """What of a call reached the line, in one line."""
+    lost = sum(len(stream.lost) for stream in report.streams)
+    ends = ", ".join(stream.end for stream in report.streams) or "none"
+    requests = sum(command.requests for command in report.commands)
+    effects = sum(command.effects for command in report.commands)
+    return (
+        f"{report.frames_sent} frames sent, {lost} lost; streams: {ends}; "
+        f"{len(report.webhook_answers_s)} webhooks answered; {requests} requests for {effects} effects of commands"
+    )
 
 
 def _pretty(value: Any) -> str:

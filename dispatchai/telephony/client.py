@@ -11,8 +11,9 @@ import asyncio
 import email.utils
 import random
 import time
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import quote
@@ -24,7 +25,23 @@ from pydantic import SecretStr
 from yarl import URL
 
 from dispatchai.settings import Settings
-from dispatchai.telephony.commands import Answer, Command, Hangup, Speak, StreamingStart
+from dispatchai.telephony.commands import (
+    AlreadyEnded,
+    AlreadyStreaming,
+    Answer,
+    Command,
+    Done,
+    Hangup,
+    NotAnswered,
+    Outcome,
+    RecordStart,
+    Rejected,
+    Speak,
+    StreamingStart,
+    Transfer,
+    Unavailable,
+    achieved,
+)
 
 __all__ = [
     "SIMULATED_API_KEY",
@@ -36,11 +53,13 @@ __all__ = [
     "Hangup",
     "NotAnswered",
     "Outcome",
+    "RecordStart",
     "Rejected",
     "RetryPolicy",
     "Speak",
     "StreamingStart",
     "TelnyxClient",
+    "Transfer",
     "Unavailable",
     "achieved",
 ]
@@ -51,7 +70,8 @@ SIMULATED_API_KEY: Final = "KEY-simulated"
 """Sent to the simulated carrier, which stands on this machine and guards nothing."""
 
 CODE_ALREADY_ENDED: Final = "90018"
-CODE_NOT_ANSWERED: Final = "90034"
+CODES_TOO_EARLY: Final = frozenset({"90034", "90020"})
+"""Not answered yet; and of a recording, no audio yet, which the carrier wants given again after the answer."""
 CODE_ALREADY_STREAMING: Final = "90045"
 CODES_CHANNEL_LIMIT: Final = frozenset({"90041", "90042", "90043"})
 """The account's channels are all taken for the moment: worth another try, whatever the status."""
@@ -68,58 +88,6 @@ SHORTEST_TRY_S: Final = 0.05
 """A try at the very end of the budget still gets this long: aiohttp takes a timeout of 0 for none at all."""
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The carrier took the command (or had taken it on an earlier try)."""
-
-    attempts: int
-
-
-@dataclass(frozen=True, slots=True)
-class AlreadyEnded:
-    """The call is over: what a hangup wanted, and the end of everything else."""
-
-
-@dataclass(frozen=True, slots=True)
-class NotAnswered:
-    """The call was not answered yet: the command came too early."""
-
-
-@dataclass(frozen=True, slots=True)
-class AlreadyStreaming:
-    """The call's audio is streamed already: what a streaming_start wanted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """Refused for good: the same command will be refused again. `code` and `title` are the carrier's, else empty."""
-
-    status: int
-    code: str
-    title: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unavailable:
-    """Every try failed, or the carrier asked for a longer wait than the budget has. Says what the last try met."""
-
-    attempts: int
-    reason: str
-    retry_after_s: float | None = None
-
-
-Outcome = Done | AlreadyEnded | NotAnswered | AlreadyStreaming | Rejected | Unavailable
-
-
-def achieved(command: Command, outcome: Outcome) -> bool:
-    """Whether what `command` wanted is so, by whichever way."""
-    match command, outcome:
-        case (_, Done()) | (Hangup(), AlreadyEnded()) | (StreamingStart(), AlreadyStreaming()):
-            return True
-        case _:
-            return False
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
     """How often and how long. The budget stays far below the 60 s in which the carrier knows a command_id again."""
@@ -133,6 +101,23 @@ class RetryPolicy:
     first_delay_s: float = 0.2
     factor: float = 2.5
     """Waits of at most .2, .5, 1.25 and 3.1 s: about 5 s, half the budget, the rest is for the tries themselves."""
+
+
+@dataclass(slots=True)
+class CommandCounts:
+    """What became of the commands since the process started."""
+
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By action and type of the outcome, such as ("answer", "Done")."""
+    retries: Counter[str] = field(default_factory=Counter)
+    """Tries beyond the first of a command, by action."""
+
+    def as_json(self) -> dict[str, dict[str, int]]:
+        """The counts as nested objects: of each action the outcomes, and `retries` by action."""
+        counted: dict[str, dict[str, int]] = {"retries": dict(self.retries)}
+        for (action, outcome), count in sorted(self.outcomes.items()):
+            counted.setdefault(action, {})[outcome] = count
+        return counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +146,7 @@ class TelnyxClient:
         self._jitter = jitter or random.Random()  # noqa: S311 - spreads load, guards nothing
         self._http: aiohttp.ClientSession | None = None
         self._closed = False
+        self.counts = CommandCounts()
 
     @classmethod
     def from_settings(cls, settings: Settings, *, carrier_port: int | None = None) -> Self:
@@ -192,6 +178,11 @@ class TelnyxClient:
 
         Ends within the policy's budget. Raises nothing but CancelledError.
         """
+        outcome = await self._run(command)
+        self.counts.outcomes[command.action, type(outcome).__name__] += 1
+        return outcome
+
+    async def _run(self, command: Command) -> Outcome:
         if command.call_control_id in ("", ".", ".."):  # no id of a call, and as a path segment another resource
             return Rejected(0, "", "the command names no call")
         url = URL(
@@ -216,6 +207,7 @@ class TelnyxClient:
                 told.error("command given up", attempts=attempt, reason=tried.reason)
                 return Unavailable(attempt, tried.reason, tried.wait_s)
             told.warning("command failed, trying again", attempt=attempt, reason=tried.reason)
+            self.counts.retries[command.action] += 1
             await asyncio.sleep(wait_s)
         return Unavailable(attempt, "the client is closed")
 
@@ -258,7 +250,7 @@ def _understood(status: int, headers: Mapping[str, str], body: bytes, attempt: i
     match code:
         case _ if code == CODE_ALREADY_ENDED:
             return AlreadyEnded()
-        case _ if code == CODE_NOT_ANSWERED:
+        case _ if code in CODES_TOO_EARLY:
             return NotAnswered()
         case _ if code == CODE_ALREADY_STREAMING:
             return AlreadyStreaming()

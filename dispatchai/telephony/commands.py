@@ -1,4 +1,4 @@
-"""The call-control commands that the program gives, as values: the action each one names and the body it sends.
+"""The call-control commands that the program gives, as values: the action each names, the body it sends, how it ends.
 
 Decides the parameter names and nothing else. When a command is given is `callflow`'s matter, how it reaches the
 carrier `client`'s. Source: Telnyx Voice API v2, call-control commands.
@@ -6,14 +6,23 @@ carrier `client`'s. Source: Telnyx Voice API v2, call-control commands.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, Final
+
+import orjson
 
 INBOUND_TRACK: Final = "inbound_track"
 """Only the caller's voice: the greeting must not come back as speech."""
 
 PCMU: Final = "PCMU"
 """Asked for on every leg, so that a leg in another codec is transcoded where the carrier can."""
+
+DUAL_CHANNELS: Final = "dual"
+"""A recording keeps both sides apart: who said what must stay clear where they talk at once."""
+
+TRANSFER_LEG_STATE: Final = "ZGlzcGF0Y2hhaTp0cmFuc2Zlcg=="
+"""Base64 of ``dispatchai:transfer``. Every event of the leg to the human line carries it as client_state: that leg has
+the call's session id, and must be told from the caller's leg, whose life is the call's."""
 
 Body = dict[str, str | bool]
 """JSON body of a command."""
@@ -65,6 +74,22 @@ class StreamingStart:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordStart:
+    """Record the call at the carrier. Followed by call.recording.saved after the call, or call.recording.error."""
+
+    action: ClassVar[str] = "record_start"
+
+    call_control_id: str
+    command_id: str
+    format: str
+    """wav or mp3."""
+    channels: str = DUAL_CHANNELS
+
+    def body(self) -> Body:
+        return {"command_id": self.command_id, "format": self.format, "channels": self.channels}
+
+
+@dataclass(frozen=True, slots=True)
 class Speak:
     """Say `payload` to the caller. Followed by call.speak.started and call.speak.ended."""
 
@@ -76,12 +101,35 @@ class Speak:
     voice: str
     language: str
 
+    def __repr__(self) -> str:
+        """Without what is said: a dispatcher's words are in no log."""
+        return f"Speak(call_control_id={self.call_control_id!r}, command_id={self.command_id!r})"
+
     def body(self) -> Body:
         return {
             "command_id": self.command_id,
             "payload": self.payload,
             "voice": self.voice,
             "language": self.language,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Connect the caller with `to`, an E.164 number or a SIP address. Followed by events of both legs."""
+
+    action: ClassVar[str] = "transfer"
+
+    call_control_id: str
+    command_id: str
+    to: str
+    target_leg_client_state: str = TRANSFER_LEG_STATE
+
+    def body(self) -> Body:
+        return {
+            "command_id": self.command_id,
+            "to": self.to,
+            "target_leg_client_state": self.target_leg_client_state,
         }
 
 
@@ -98,4 +146,85 @@ class Hangup:
         return {"command_id": self.command_id}
 
 
-Command = Answer | StreamingStart | Speak | Hangup
+Command = Answer | StreamingStart | RecordStart | Speak | Transfer | Hangup
+
+COMMANDS: Final[dict[str, type[Command]]] = {
+    kind.action: kind for kind in (Answer, StreamingStart, RecordStart, Speak, Transfer, Hangup)
+}
+"""The commands by their actions."""
+
+
+def request_of(command: Command) -> str:
+    """The body of `command` as JSON, for `command_from`. Of a StreamingStart to be taken before its token is in."""
+    return orjson.dumps(command.body()).decode()
+
+
+def command_from(action: str, call_control_id: str, request: str) -> Command | None:
+    """The command that `request_of` was taken from, to be given again; None where there is no such command."""
+    kind = COMMANDS.get(action)
+    try:
+        body = orjson.loads(request)
+    except orjson.JSONDecodeError:
+        return None
+    if kind is None or not isinstance(body, dict):
+        return None
+    # The fields of a command bear the names of its parameters.
+    names = {field.name for field in fields(kind)} - {"call_control_id"}
+    if not names >= body.keys() or not all(isinstance(value, str | bool) for value in body.values()):
+        return None
+    try:
+        return kind(call_control_id=call_control_id, **body)
+    except TypeError:  # a parameter is missing
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The carrier took the command (or had taken it on an earlier try)."""
+
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadyEnded:
+    """The call is over: what a hangup wanted, and the end of everything else."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotAnswered:
+    """The command came too early: the call was not answered yet, or its audio has not begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlreadyStreaming:
+    """The call's audio is streamed already: what a streaming_start wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Refused for good: the same command will be refused again. `code` and `title` are the carrier's, else empty."""
+
+    status: int
+    code: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """Every try failed, or the carrier asked for a longer wait than the budget has. Says what the last try met."""
+
+    attempts: int
+    reason: str
+    retry_after_s: float | None = None
+
+
+Outcome = Done | AlreadyEnded | NotAnswered | AlreadyStreaming | Rejected | Unavailable
+
+
+def achieved(command: Command, outcome: Outcome) -> bool:
+    """Whether what `command` wanted is so, by whichever way."""
+    match command, outcome:
+        case (_, Done()) | (Hangup(), AlreadyEnded()) | (StreamingStart(), AlreadyStreaming()):
+            return True
+        case _:
+            return False

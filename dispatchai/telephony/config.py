@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
+from dispatchai.audio.g711 import L16_BIG, L16_LITTLE
 from dispatchai.records import Micros
-from dispatchai.settings import Settings, Verification
+from dispatchai.settings import ByteOrder, Settings, Verification
 from dispatchai.telephony import tokens
 from dispatchai.telephony.signatures import WebhookVerifier
 
@@ -41,6 +42,8 @@ class GatewayConfig:
     ack_timeout_s: float = 1.5
     """How long Kafka may take to acknowledge a webhook: the carrier waits 2 s for the answer."""
 
+    l16_encoding: str = L16_LITTLE
+    """What L16 is recorded as where its audio does not tell the byte order: L16_LITTLE or L16_BIG."""
     media_message_max_bytes: int = 65_536
     start_timeout_s: float = 10.0
     """How long a media socket may be open without its `start`."""
@@ -71,5 +74,6 @@ class GatewayConfig:
                 settings.stream_token_secret.get_secret_value(), settings.telnyx_api_key.get_secret_value()
             ),
             webhook_max_bytes=settings.webhook_max_bytes,
+            l16_encoding=L16_BIG if settings.l16_byte_order is ByteOrder.BIG else L16_LITTLE,
             media_message_max_bytes=settings.media_message_max_bytes,
         )

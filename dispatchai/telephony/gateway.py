@@ -18,7 +18,7 @@ from aiokafka.errors import KafkaConnectionError
 from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.settings import Settings
 from dispatchai.telephony.config import GatewayConfig
-from dispatchai.telephony.errors import errors_as_json
+from dispatchai.telephony.errors import UnreadableRequests, errors_as_json
 from dispatchai.telephony.media import MediaSockets
 from dispatchai.telephony.metrics import GatewayMetrics
 from dispatchai.telephony.outbox import Outbox
@@ -87,7 +87,7 @@ def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Applica
     async def dismiss(_: web.Application) -> None:
         media.dismiss_all()
 
-    app = web.Application(middlewares=[errors_as_json])
+    app = web.Application(middlewares=[errors_as_json(metrics)])
     app[METRICS] = metrics
     app[_OUTBOX] = outbox
     app.router.add_post(WEBHOOK_PATH, webhooks.handle)
@@ -104,6 +104,13 @@ def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Applica
     return app
 
 
+def app_runner(app: web.Application) -> web.AppRunner:
+    """What serves an application made by `create_app`."""
+    return web.AppRunner(
+        app, access_log=None, logger=UnreadableRequests.logger(app[METRICS]), shutdown_timeout=_HANDLER_GRACE_S
+    )
+
+
 async def serve(
     settings: Settings, kafka: KafkaConnection, *, listening: Callable[[str, int], None] | None = None
 ) -> None:
@@ -117,7 +124,7 @@ async def serve(
     producer = await _start_producer(kafka)
     try:
         app = create_app(config, producer)
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=_HANDLER_GRACE_S)
+        runner = app_runner(app)
         await runner.setup()
         try:
             site = web.TCPSite(runner, settings.gateway_host, settings.gateway_port, backlog=_BACKLOG)

@@ -20,6 +20,8 @@ class WebhookOutcome(StrEnum):
     """Its signature: `refusals` says why."""
     TOO_LARGE = "too_large"
     TOO_SLOW = "too_slow"
+    CUT_OFF = "cut_off"
+    """The connection ended, or its framing broke, before the body was whole."""
     UNAVAILABLE = "unavailable"
     """Kafka did not acknowledge in time; the carrier retries."""
 
@@ -41,6 +43,12 @@ class GatewayMetrics:
 
     webhooks: Counter[WebhookOutcome] = field(default_factory=Counter)
     refusals: Counter[Refusal] = field(default_factory=Counter)
+    requests_not_served: int = 0
+    """Requests for a path or method that is not there, or for the media socket without a websocket."""
+    requests_unreadable: int = 0
+    """Connections that sent what is no HTTP."""
+    internal_errors: int = 0
+    """Requests answered 500: an error of the gateway's own."""
     sockets_opened: int = 0
     sockets_open: int = 0
     sockets_replaced: int = 0
@@ -52,6 +60,8 @@ class GatewayMetrics:
     frames_duplicate: int = 0
     frames_late: int = 0
     frames_reordered: int = 0
+    streams_swapped: int = 0
+    """L16 streams whose byte order was found to be the other one than L16_BYTE_ORDER says."""
     frames_dropped: int = 0
     """Frames left out because too many wait for Kafka. Their sequence numbers are missing on the topic."""
     records_waiting: int = 0

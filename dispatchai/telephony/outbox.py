@@ -32,6 +32,7 @@ from aiokafka.errors import (
 from aiokafka.partitioner import DefaultPartitioner
 
 from dispatchai.telephony.metrics import GatewayMetrics
+from dispatchai.telephony.throttle import Throttle
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -48,9 +49,6 @@ CHECK_TIMEOUT_S: Final = 1.0
 
 CHECK_AGE_S: Final = 1.0
 """How long an answer of the brokers holds, so that asking for our health often does not load them."""
-
-LOG_INTERVAL_S: Final = 1.0
-"""Losses are logged at most so often, with their number since the last line."""
 
 _BROKEN: Final = (
     InvalidProducerEpoch,
@@ -92,25 +90,6 @@ class Lane:
     partition: int
     waiting: deque[tuple[bytes, bytes, int]] = field(default_factory=deque)
     in_flight: list[tuple[bytes, bytes, int]] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Throttle:
-    """Lets one log line through in each interval and counts what it held back."""
-
-    interval_s: float = LOG_INTERVAL_S
-    _next: float = 0.0
-    _held: int = 0
-
-    def add(self, count: int = 1) -> int:
-        """Note `count` events. Returns the number to log now, or 0."""
-        self._held += count
-        now = time.monotonic()
-        if now < self._next:
-            return 0
-        self._next = now + self.interval_s
-        held, self._held = self._held, 0
-        return held
 
 
 class Outbox:

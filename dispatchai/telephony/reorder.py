@@ -1,6 +1,7 @@
 """Puts the frames of one track back in order, as far as a small buffer can.
 
-Decides which frame goes out when, and which never does. Pure: no clock, no I/O. Leaves it to others to count and log.
+Decides which frame goes out when, and which never does. Pure: no clock, no I/O. Leaves it to others to count and log,
+and to say when frames were held long enough though no more came.
 Source: Telnyx media streaming ("order of events is not guaranteed and the chunk number can be used to reorder").
 """
 
@@ -58,7 +59,7 @@ class ReorderBuffer(Generic[T]):
             return Arrival.DUPLICATE, []
         if sequence in self._held:
             return Arrival.DUPLICATE, []
-        arrival = Arrival.REORDERED if sequence < max(self._held, default=0) else Arrival.EARLY
+        arrival = Arrival.REORDERED if sequence < self.last_held else Arrival.EARLY
         self._held[sequence] = item
         if sequence != self.next:
             if len(self._held) <= self.depth:
@@ -66,13 +67,27 @@ class ReorderBuffer(Generic[T]):
             self._give_up_until(min(self._held))
         return arrival, self._release()
 
-    def flush(self) -> list[tuple[int, T]]:
-        """Everything still held, in order: no more frames will come."""
+    @property
+    def holds(self) -> bool:
+        """Whether frames wait for an earlier one."""
+        return bool(self._held)
+
+    @property
+    def last_held(self) -> int:
+        """Highest sequence number that waits; 0 when none does."""
+        return max(self._held, default=0)
+
+    def release_through(self, sequence: int) -> list[tuple[int, T]]:
+        """Give up what is missing below `sequence`. Returns the frames that waited for it, in order."""
         released: list[tuple[int, T]] = []
-        while self._held:
-            self._give_up_until(min(self._held))
+        while self._held and (first := min(self._held)) <= sequence:
+            self._give_up_until(first)
             released += self._release()
         return released
+
+    def flush(self) -> list[tuple[int, T]]:
+        """Everything still held, in order: no more frames will come."""
+        return self.release_through(self.last_held)
 
     def _give_up_until(self, sequence: int) -> None:
         self._gaps.extend(range(max(self.next, sequence - _REMEMBERED_GAPS), sequence))

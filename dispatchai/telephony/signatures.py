@@ -4,7 +4,14 @@ Two schemes over the raw body: Telnyx API v2's Ed25519 (`telnyx-signature-ed2551
 current and a next public key, and HMAC-SHA256 in hex (`telnyx-signature-sha256`) for a proxy that signs so. Decides
 nothing of the body's content and reads no clock: time comes in as an argument.
 
-The HMAC scheme signs no time, so a recorded webhook can be shown again: consumers deduplicate by event id.
+A webhook that is shown again is believed again: within the tolerance, and by HMAC, which signs no time, for ever. It
+is stored again and consumers deduplicate by event id, so a replay has no effect. Refusing it would be the greater harm:
+the same signed bytes come again when the answer to the first was lost, and only Kafka knows whether it was stored.
+
+Time: HMAC digests are compared by `hmac.compare_digest`, after the digest of the whole body was made. An Ed25519 check
+holds no secret on this side, so its time can tell nothing that helps to forge; every configured key is tried all the
+same, so that it does not tell either which key is in use. Headers that are malformed or stale are refused before: what
+they say is known to their sender.
 """
 
 from __future__ import annotations

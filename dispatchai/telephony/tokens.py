@@ -1,19 +1,21 @@
-"""Tokens that let one call's media stream in: short-lived, bound to the call leg, checkable without a store.
+"""Tokens that let one call's media stream in: short-lived, bound to the leg and to its call, checkable without a store.
 
 The worker issues one with each streaming command (`stream_auth_token`); the carrier shows it at the handshake of the
 media socket; the gateway verifies it. Decides their form and the secret they are made with. Leaves to the socket that
-the `start` message must name the same leg. A token may be shown again until it expires: a carrier that lost its
-connection comes back with the token it has.
+the `start` message must name the same leg. The call is in the token because the socket has no other word for it that
+is signed: whoever held the token of one leg could else name another call in `start`. A token may be shown again until
+it expires: a carrier that lost its connection comes back with the token it has.
 
-Form: ``base64url(call_control_id) . expiry in unix seconds . base64url(HMAC-SHA256 of all before)``.
+Form: ``base64url(call_control_id) . base64url(call_id) . expiry . base64url(HMAC-SHA256 of all before)``; the expiry is
+in unix seconds.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
+from dataclasses import dataclass
 from typing import Final
 
 from cryptography.hazmat.primitives import hashes
@@ -27,11 +29,20 @@ HEADER: Final = "x-telnyx-streaming-auth-token"
 MIN_SECRET_BYTES: Final = 16
 """Shorter secrets can be guessed: 128 bits is what HMAC-SHA256 tokens should have at least."""
 
-MAX_TOKEN_CHARS: Final = 512
-"""Longest token that is looked at: 4/3 of the longest identifier, expiry, 43 characters of MAC. Telnyx takes 4000."""
+MAX_TOKEN_CHARS: Final = 768
+"""Longest token that is looked at: 4/3 of the two longest identifiers, expiry, 43 characters of MAC. The carrier takes
+4000."""
 
 _MAX_EXPIRY_DIGITS: Final = 12
-_CONTEXT: Final = b"dispatchai stream token v1"
+_CONTEXT: Final = b"dispatchai stream token v2"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a token was issued for: one leg, and the key of its call in every topic."""
+
+    call_control_id: str
+    call_id: str
 
 
 def stream_secret(stream_token_secret: str, telnyx_api_key: str) -> bytes | None:
@@ -50,37 +61,44 @@ def stream_secret(stream_token_secret: str, telnyx_api_key: str) -> bytes | None
     return None
 
 
-def issue(secret: bytes, call_control_id: str, expires_at_s: int) -> str:
-    """A token for the stream of `call_control_id`, valid until `expires_at_s` (unix seconds, not included).
+def issue(secret: bytes, subject: Subject, expires_at_s: int) -> str:
+    """A token for a stream of `subject`, valid until `expires_at_s` (unix seconds, not included).
 
-    URL-safe text below MAX_TOKEN_CHARS. Raises ValueError for a short secret, a control id that is no identifier, or
-    an expiry that is no time.
+    URL-safe text below MAX_TOKEN_CHARS. Raises ValueError for a short secret, an id that is no identifier, or an
+    expiry that is no time.
     """
     if len(secret) < MIN_SECRET_BYTES:
         raise ValueError(f"the secret is too short: at least {MIN_SECRET_BYTES} bytes")
-    if identifier(call_control_id) is None:
-        raise ValueError(f"not a call control id: at most {MAX_ID_CHARS} characters, none of them blank")
+    if identifier(subject.call_control_id) is None or identifier(subject.call_id) is None:
+        raise ValueError(f"not a call control id or call id: at most {MAX_ID_CHARS} characters, none of them blank")
     if expires_at_s < 0 or len(str(expires_at_s)) > _MAX_EXPIRY_DIGITS:
         raise ValueError("the expiry is no unix time in seconds")
-    claims = f"{_text(call_control_id.encode())}.{expires_at_s}"
+    ids = f"{_text(subject.call_control_id.encode())}.{_text(subject.call_id.encode())}"
+    claims = f"{ids}.{expires_at_s}"
     return f"{claims}.{_text(_mac(secret, claims))}"
 
 
-def verify(secret: bytes, token: str, now_s: float) -> str | None:
-    """The call control id that `token` was issued for, or None if it was not issued with `secret` or has expired."""
+def verify(secret: bytes, token: str, now_s: float) -> Subject | None:
+    """What `token` was issued for, or None if it was not issued with `secret` or has expired.
+
+    The MAC over all that was shown is compared in constant time before anything of it is read: what a guess lacks to
+    a good token cannot be learnt from the time that its refusal takes.
+    """
     if len(token) > MAX_TOKEN_CHARS or not token.isascii():
         return None
     claims, _, mac = token.rpartition(".")
-    subject, _, expiry = claims.partition(".")
     # The text is compared, not the decoded bytes: base64 has several spellings of the same bytes.
     if not hmac.compare_digest(_text(_mac(secret, claims)), mac):
         return None
-    if not expiry.isdigit() or now_s >= int(expiry):
-        return None
-    try:
-        return base64.urlsafe_b64decode(subject + "=" * (-len(subject) % 4)).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        return None
+    match claims.split("."):
+        case [leg, call, expiry] if expiry.isdigit() and now_s < int(expiry):
+            return Subject(_identifier(leg), _identifier(call))
+        case _:
+            return None
+
+
+def _identifier(text: str) -> str:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode("ascii")
 
 
 def _mac(secret: bytes, claims: str) -> bytes:

@@ -12,6 +12,8 @@ from typing import Final
 
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import PayloadEncodingError
+from aiohttp.web import RequestPayloadError
 
 from dispatchai.records import CallEvent, Micros, encode
 from dispatchai.telephony.config import GatewayConfig
@@ -58,6 +60,9 @@ class Webhooks:
         except TimeoutError:
             self._metrics.webhooks[WebhookOutcome.TOO_SLOW] += 1
             return error_response(408, "too_slow", "the body did not come in time", "send the webhook again")
+        except (ConnectionError, RequestPayloadError, PayloadEncodingError):
+            self._metrics.webhooks[WebhookOutcome.CUT_OFF] += 1
+            return error_response(408, "cut_off", "the body is not whole", "send the webhook again")
         except BodyTooLargeError:
             self._metrics.webhooks[WebhookOutcome.TOO_LARGE] += 1
             limit = self._config.webhook_max_bytes
@@ -95,14 +100,15 @@ class Webhooks:
             self._metrics.webhooks[WebhookOutcome.DEAD_LETTERED] += 1
             log.warning("webhook unusable, kept in dead-letters", reason=str(error))
             return error_response(400, "unusable", str(error), "kept in dead-letters; sending it again cannot help")
-        event = _call_event(webhook, received_at, body)
+        event = call_event(webhook, received_at, body)
         await self._outbox.publish(CALL_EVENTS, webhook.call_id.encode(), encode(event))
         self._metrics.webhooks[WebhookOutcome.STORED] += 1
         log.info("webhook stored", type=webhook.type, call_id=webhook.call_id, attempt=webhook.attempt)
         return web.json_response({"result": "stored"})
 
 
-def _call_event(webhook: Webhook, received_at: Micros, body: bytes) -> CallEvent:
+def call_event(webhook: Webhook, received_at: Micros, body: bytes) -> CallEvent:
+    """The record of a webhook. It happened when it was received, where the carrier gave no time."""
     return CallEvent(
         event_id=webhook.event_id,
         type=webhook.type,

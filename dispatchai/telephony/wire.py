@@ -9,7 +9,6 @@ field of a wrong type counts as absent.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
 import re
@@ -27,6 +26,12 @@ MAX_ID_CHARS: Final = 256
 
 MAX_TEXT_CHARS: Final = 256
 """Longest phone number or SIP address that is kept; RFC 3261 names no limit, real ones are below 100."""
+
+MAX_DIGITS: Final = 18
+"""Longest number that is read: any of so many digits fits in 64 bits."""
+
+MAX_SAMPLE_RATE: Final = 1_000_000
+"""Larger rates are no rates; 32 bits hold those that are."""
 
 MAX_CHUNK: Final = 1 << 40
 """Largest chunk number believed: 20 ms frames of 700 years. Larger ones would not fit where sequences are added to."""
@@ -100,7 +105,7 @@ def parse_webhook(body: bytes) -> Webhook:
         leg = identifier(payload.get("call_leg_id"))
         raise EnvelopeError("the event names no call", best_known_id=leg or event_id or "")
     return Webhook(
-        event_id=event_id or f"sha256:{hashlib.sha256(orjson.dumps(data, option=orjson.OPT_SORT_KEYS)).hexdigest()}",
+        event_id=event_id or f"sha256:{_digest(data, body)}",
         type=identifier(data.get("event_type")) or UNKNOWN_TYPE,
         occurred_at=parse_time(data.get("occurred_at")),
         call_id=call_id,
@@ -123,6 +128,15 @@ def parse_time(value: object) -> Micros | None:
     except (ValueError, OverflowError):
         return None
     return micros if micros >= 0 else None
+
+
+def _digest(data: dict[str, Any], body: bytes) -> str:
+    """SHA-256 of the event in one spelling; of the raw body where it is nested deeper than can be written again."""
+    try:
+        spelled = orjson.dumps(data, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:
+        spelled = body
+    return hashlib.sha256(spelled).hexdigest()
 
 
 def _attempt(meta: object) -> int:
@@ -168,7 +182,7 @@ class BadMessage(ValueError):  # noqa: N818 - it is the message that is bad, the
 
 @dataclass(frozen=True, slots=True)
 class MediaFormat:
-    """What the carrier says the audio is. `encoding` is in capitals."""
+    """What the carrier says the audio is. `encoding` is in capitals. A number that makes no sense is 0."""
 
     encoding: str
     sample_rate: int
@@ -182,17 +196,17 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A stream begins. `stream_id` is None where the carrier gave none, `media_format` where it said no codec."""
+    """A stream begins. What the carrier did not say is None: `stream_id`, the call's session, the codec."""
 
     stream_id: str | None
-    call_id: str
+    call_session_id: str | None
     call_control_id: str
     media_format: MediaFormat | None
 
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """One frame: RTP payload without headers, its number per track."""
+    """One frame: RTP payload without headers, its number per track. Some count from 0, the carrier from 1."""
 
     track: Track
     chunk: int
@@ -239,14 +253,15 @@ def parse_media_message(text: str | bytes) -> MediaMessage:
         raise BadMessage(BadMessageKind.JSON) from None
     if not isinstance(message, dict):
         raise BadMessage(BadMessageKind.JSON)
-    match message.get("event"):
-        case "media":
-            return _media(message.get("media"))
+    event = message.get("event")
+    if event == "media":  # nearly every message: 50 a second and call
+        return _media(message.get("media"))
+    match event:
         case "connected":
             return Connected()
         case "start":
             return _start(message)
-        case "dtmf" | "mark" as event:
+        case "dtmf" | "mark":
             return Notice(event)
         case "error":
             code = _object(message.get("payload")).get("code")
@@ -260,16 +275,15 @@ def parse_media_message(text: str | bytes) -> MediaMessage:
 def _media(media: Any) -> Media:
     try:
         track = _TRACKS[media["track"]]
-        chunk = media["chunk"]
+        number = _number(media["chunk"])
         payload = media["payload"]
     except (KeyError, TypeError):
         raise BadMessage(BadMessageKind.FIELDS) from None
-    number = _number(chunk)
-    if number is None or not 1 <= number <= MAX_CHUNK or not isinstance(payload, str):
+    if number is None or number > MAX_CHUNK or type(payload) is not str:
         raise BadMessage(BadMessageKind.FIELDS)
     try:
-        audio = base64.b64decode(payload, validate=True)
-    except (binascii.Error, ValueError):
+        audio = binascii.a2b_base64(payload, strict_mode=True)
+    except ValueError:
         raise BadMessage(BadMessageKind.BASE64) from None
     if not audio:
         raise BadMessage(BadMessageKind.BASE64)
@@ -279,12 +293,11 @@ def _media(media: Any) -> Media:
 def _start(message: dict[str, Any]) -> Start:
     start = _object(message.get("start"))
     call_control_id = identifier(start.get("call_control_id"))
-    call_id = call_id_of(start.get("call_session_id"), call_control_id)
-    if call_control_id is None or call_id is None:
+    if call_control_id is None:
         raise BadMessage(BadMessageKind.FIELDS)
     return Start(
         stream_id=identifier(message.get("stream_id")),
-        call_id=call_id,
+        call_session_id=identifier(start.get("call_session_id")),
         call_control_id=call_control_id,
         media_format=_media_format(start.get("media_format")),
     )
@@ -295,17 +308,16 @@ def _media_format(value: object) -> MediaFormat | None:
     encoding = fields.get("encoding")
     if not isinstance(encoding, str) or not _ENCODING.fullmatch(encoding):
         return None
+    rate = _number(fields.get("sample_rate", DEFAULT_SAMPLE_RATE)) or 0
     return MediaFormat(
         encoding=encoding.upper(),
-        sample_rate=_number(fields.get("sample_rate", DEFAULT_SAMPLE_RATE)) or 0,
+        sample_rate=rate if rate <= MAX_SAMPLE_RATE else 0,
         channels=_number(fields.get("channels", 1)) or 0,
     )
 
 
 def _number(value: object) -> int | None:
-    """A whole number that the carrier may write as text. None if it is none, or has more than 18 digits."""
-    if type(value) is int:
-        return value
-    if isinstance(value, str) and len(value) <= 18 and value.isascii() and value.isdigit():
-        return int(value)
-    return None
+    """A whole number from 0 that the carrier may write as text. None if it is none, or has more than 18 digits."""
+    if type(value) is str:
+        return int(value) if len(value) <= MAX_DIGITS and value.isascii() and value.isdigit() else None
+    return value if type(value) is int and 0 <= value < 10**MAX_DIGITS else None

@@ -61,10 +61,10 @@ NO_AUDIO: Final = AudioSummary(
 
 @dataclass(frozen=True, slots=True)
 class TriageStep:
-    """What a run of records made: the state (None when it is given up) and at most one assessment."""
+    """What a run of records made: the state (None when it is given up) and the assessments, in order."""
 
     state: TriageState | None
-    assessment: Assessment | None
+    assessments: tuple[Assessment, ...] = ()
 
 
 def step(
@@ -77,6 +77,8 @@ def step(
     """Fold `records` of one call, each topic in the order of its offsets, and conclude if anything changed."""
     state = before or NO_STATE
     for record in records:
+        if state.expired:
+            break  # late events of a call that is given up, wherever the batch was cut
         match record:
             case CallEvent():
                 state = fold_event(state, record, fold_call)
@@ -84,23 +86,30 @@ def step(
                 state = fold_signal(state, record)
             case Utterance():
                 state = fold_utterance(state, record)
-    if state == before or state.call is None:
-        return TriageStep(state, None)
+    if state == (before or NO_STATE):
+        return TriageStep(before)  # nothing of nothing is no state either
+    if state.call is None:
+        return TriageStep(state)
+    deadline_passed = state.call.deadline_passed
+    finals: tuple[Assessment, ...] = ()
+    if (is_complete(state) or deadline_passed) and _is_known(state):
+        digest = _digest(assess(state, rules, AssessmentKind.FINAL, version=0))
+        if digest != state.final_digest:
+            state = replace(state, version=state.version + 1, final_digest=digest)
+            finals = (assess(state, rules, AssessmentKind.FINAL, version=state.version),)
     if state.expired:
-        return TriageStep(None, assess(state, rules, AssessmentKind.EXPIRED, version=state.version))
-    if not (is_complete(state) or state.call.deadline_passed):
-        if state.final_digest is not None:
-            return TriageStep(state, None)  # a stream that came after the packet; its end makes a new version
-        return TriageStep(state, assess(state, rules, AssessmentKind.LIVE, version=0))
-    digest = _digest(assess(state, rules, AssessmentKind.FINAL, version=0))
-    if digest == state.final_digest:
-        return TriageStep(state, None)
-    state = replace(state, version=state.version + 1, final_digest=digest)
-    return TriageStep(state, assess(state, rules, AssessmentKind.FINAL, version=state.version))
+        # Deadline and expiry can come together: the packet goes before the end.
+        return TriageStep(None, (*finals, assess(state, rules, AssessmentKind.EXPIRED, version=state.version)))
+    if finals or state.final_digest is not None or deadline_passed:
+        # After the packet nothing is live: the end of a stream that came late makes a new version.
+        return TriageStep(state, finals)
+    return TriageStep(state, (assess(state, rules, AssessmentKind.LIVE, version=0),))
 
 
 def fold_event(state: TriageState, event: CallEvent, fold_call: FoldCall) -> TriageState:
     """The state with `event` in it. Repeats and late events change nothing, as `fold_call` sees to."""
+    if state.call is None and event.type.startswith("dispatchai."):
+        return state  # facts of a call whose state was given up meanwhile make no call of it
     call = fold_call(state.call, event)
     if call == state.call:
         return state
@@ -158,6 +167,16 @@ def is_complete(state: TriageState) -> bool:
     )
 
 
+def _is_known(state: TriageState) -> bool:
+    """Whether anything of the call's life is recorded. A stray event after the state was given up, and the deadline
+    that follows from it, must not put an empty packet over the one that was made."""
+    call = state.call
+    return call is not None and (
+        any(moment is not None for moment in (call.started_at, call.answered_at, call.ended_at))
+        or bool(call.streams_started or state.signals or state.utterances)
+    )
+
+
 def summarize_audio(signal: Signal | None) -> AudioSummary:
     """The voice signals of a call in short, from its last signal."""
     if signal is None:
@@ -198,6 +217,7 @@ def assess(state: TriageState, rules: Rules, kind: AssessmentKind, *, version: i
         answered_at=call.answered_at,
         ended_at=call.ended_at,
         hangup_cause=call.hangup_cause,
+        degraded=call.degraded,
         transcript=" ".join(finals),
         partial=" ".join(partials),
         audio=audio,

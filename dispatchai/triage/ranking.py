@@ -31,6 +31,9 @@ PRIORITY: Final[dict[RiskLevel, int]] = {
 UNKNOWN_WEIGHT: Final = 300
 """Weight of a call of whom nothing is known: where MEDIUM begins."""
 
+LONGEST_DURATION_S: Final = 2**31 - 1
+"""What Avro's int holds; a carrier's wrong clock must not cost the packet."""
+
 
 def rank(risk: Risk, created_at: Micros) -> Ranking:
     """Priority and weight of `risk`. The queue is ordered by weight descending, then created_at, then call_id."""
@@ -53,6 +56,7 @@ def live_call(call_id: str, assessment: Assessment) -> LiveCall:
         answered_at=assessment.answered_at,
         ended_at=assessment.ended_at,
         hangup_cause=assessment.hangup_cause,
+        degraded=assessment.degraded,
         transcript=assessment.transcript,
         partial=assessment.partial,
         audio=assessment.audio,
@@ -78,7 +82,7 @@ def packet(call_id: str, assessment: Assessment) -> CallPacket:
         version=assessment.version,
         complete=assessment.complete,
         status=PacketStatus.OPEN,
-        duration_seconds=max(0, round((ended_at - started_at) / 1_000_000)),
+        duration_seconds=min(max(0, round((ended_at - started_at) / 1_000_000)), LONGEST_DURATION_S),
         from_number=assessment.from_number,
         to_number=assessment.to_number,
         call_control_id=assessment.call_control_id,
@@ -86,6 +90,7 @@ def packet(call_id: str, assessment: Assessment) -> CallPacket:
         answered_at=assessment.answered_at,
         ended_at=assessment.ended_at,
         hangup_cause=assessment.hangup_cause,
+        degraded=assessment.degraded,
         audio=assessment.audio,
         nlp=Nlp(
             transcript=assessment.transcript,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dispatchai.audio import g711
 from dispatchai.audio.g711 import encode_mulaw
 from dispatchai.audio.signals import step
 from dispatchai.records import AudioFrame, FrameKind, Signal, SignalKind, SignalState, Track
@@ -110,9 +113,35 @@ def test_the_callee_side_is_not_the_callers_voice() -> None:
 
 def test_a_frame_that_cannot_be_decoded_is_missing() -> None:
     state, _ = run(
-        [frame(0, b"", kind=FrameKind.START), frame(1, encoding="G722"), frame(2), frame(3, b"odd", encoding="L16")]
+        [frame(0, b"", kind=FrameKind.START), frame(1, encoding="G722"), frame(2), frame(3, b"x", encoding="L16")]
     )
     assert (state.frames, state.missing_frames) == (1, 2)
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000])
+@pytest.mark.parametrize("encoding", ["PCMU", "PCMA", "L16", "L16BE"])
+@pytest.mark.parametrize("length_ms", [10, 20, 99])
+def test_the_same_sound_is_as_loud_and_as_long_in_every_codec_rate_and_frame_length(
+    encoding: str, rate: int, length_ms: int
+) -> None:
+    sound = (8000 * np.sin(np.arange(rate * length_ms // 1000) * 2 * np.pi * 400 / rate)).astype(np.int16)
+    payload = {
+        "PCMU": g711.encode_mulaw(sound),
+        "PCMA": g711.encode_alaw(sound),
+        "L16": sound.astype("<i2").tobytes(),
+        "L16BE": sound.astype(">i2").tobytes(),
+    }[encoding]
+    frames = [frame(0, b"", kind=FrameKind.START), *(frame(n, payload, encoding=encoding) for n in range(1, 21))]
+    state, signals = run([replace(one, sample_rate=rate) for one in frames])
+    assert state.audio_ms == pytest.approx(20 * length_ms)
+    assert state.voiced_ms == pytest.approx(20 * length_ms)
+    assert signals[-1].rms == pytest.approx(8000 / 32768 / 2**0.5, rel=0.03)
+
+
+def test_half_a_sample_at_the_end_of_a_frame_is_left_out() -> None:
+    whole, _ = run([frame(0, b"", kind=FrameKind.START), frame(1, b"\x00\x10" * 160, encoding="L16")])
+    odd, _ = run([frame(0, b"", kind=FrameKind.START), frame(1, b"\x00\x10" * 160 + b"x", encoding="L16")])
+    assert odd == whole
 
 
 def test_a_late_frame_does_not_reopen_an_ended_stream() -> None:

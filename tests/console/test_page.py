@@ -206,6 +206,7 @@ async def test_what_a_caller_says_stays_text(page: Page) -> None:
         summary=attack,
         tags=(attack,),
         unknowns=(attack,),
+        degraded=attack,
         parts=(part("attack", 0.5, attack, attack),),
     )
     await page.put(hostile, replace(final_packet(hostile), call_id="done", hangup_cause=attack, from_number=attack))
@@ -215,6 +216,7 @@ async def test_what_a_caller_says_stays_text(page: Page) -> None:
         await page.shows("the detail", lambda browser: attack in of(browser, "#detail .transcript .final"))
     await page.shows("the number", lambda browser: "…" not in of(browser, "#detail .facts > div:first-child dd"))
     assert attack in (await page.text("#live .transcript .final"))[0]
+    assert await page.text("#live .trouble") == [attack]
     script = "return [window.owned ?? null, document.querySelectorAll('main script, main img, main b').length]"
     assert await page.do(lambda browser: browser.execute_script(script)) == [None, 0]
     # The browser itself objected to nothing: no error of a script and no breach of the content security policy.

@@ -24,6 +24,7 @@ async def frames_of(broker: KafkaConnection, call_ids: set[str]) -> dict[str, li
     consumer = aiokafka.AIOKafkaConsumer("audio-frames", **broker.client_options(), auto_offset_reset="earliest")
     await consumer.start()
     frames: dict[str, list[AudioFrame]] = defaultdict(list)
+    keys = {call_id.encode() for call_id in call_ids}
     try:
         async with asyncio.timeout(60):
             while sum(
@@ -31,7 +32,7 @@ async def frames_of(broker: KafkaConnection, call_ids: set[str]) -> dict[str, li
             ) < len(call_ids):
                 for records in (await consumer.getmany(timeout_ms=100)).values():
                     for record in records:
-                        if record.key.decode() in call_ids:
+                        if record.key in keys:
                             frames[record.key.decode()].append(decode_as(AudioFrame, record.value))
         return frames
     finally:

@@ -25,7 +25,7 @@ def with_login(protocol: str, mechanism: str = "SCRAM-SHA-512") -> KafkaConnecti
         protocol,
         mechanism,
         sasl_username="gateway",
-        sasl_password="correct horse",  # noqa: S106 - nobody's
+        sasl_password="correct horse",
     )
 
 
@@ -122,7 +122,7 @@ async def test_all_clients_pass_a_cluster_that_asks_for_certificate_name_and_pas
 
 async def test_a_wrong_password_is_refused(secured_kafka: KafkaConnection) -> None:
     with pytest.raises(KafkaError):
-        await connect(dataclasses.replace(secured_kafka, sasl_password="guessed"))  # noqa: S106 - nobody's
+        await connect(dataclasses.replace(secured_kafka, sasl_password="guessed"))
 
 
 async def test_a_cluster_that_the_given_authority_did_not_sign_is_not_trusted(

@@ -41,3 +41,15 @@ def test_what_was_dropped_does_not_come_later() -> None:
     throttle.offer("a", 2, 0.1)
     throttle.drop("a")
     assert list(throttle.due(10.0)) == []
+
+
+def test_what_is_dropped_while_others_are_written_does_not_come_after_all() -> None:
+    throttle: Throttle[int] = Throttle(APART_S)
+    for key in ("a", "b", "c"):
+        throttle.offer(key, 1, 0.0)
+        throttle.offer(key, 2, 0.1)
+    due = throttle.due(10.0)
+    assert next(due) == ("a", 2)
+    throttle.drop("b")
+    assert throttle.offer("c", 3, 10.0)
+    assert list(due) == []

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -253,6 +254,18 @@ def test_a_codec_that_changes_within_a_stream_keeps_what_was_heard() -> None:
     assert step.commands[-1] == Finish("s1")
     assert [a.reason for a in step.abandoned] == ["format changed"]
     assert [u.kind for u in speech.event(Ended(KEY), NOW).utterances] == [UtteranceKind.END]
+
+
+@pytest.mark.parametrize("encoding", ["L16", "L16BE"])
+def test_half_a_sample_at_the_end_of_a_frame_is_not_heard_and_harms_nothing_after_it(encoding: str) -> None:
+    frames = [
+        record(FrameKind.FRAME, 1, b"\1\0" * 160 + b"x", encoding=encoding),
+        record(FrameKind.FRAME, 3, b"\2\0" * 160, encoding=encoding),
+    ]
+    step = CallSpeech(None, "engine", lambda _: True).frames(frames, NOW)
+    assert step.abandoned == ()
+    fed = b"".join(command.payload for command in step.commands if isinstance(command, Feed))
+    assert fed == b"\1\0" * 160 + bytes(320) + b"\2\0" * 160
 
 
 def test_after_a_failure_all_that_is_not_covered_is_heard_again() -> None:

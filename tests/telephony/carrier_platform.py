@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from base64 import b64decode
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from datetime import datetime
 from typing import Any, Self
 
 from aiohttp import WSMsgType, web
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import SecretStr
 
@@ -67,6 +69,8 @@ class Socket:
     token: str | None
     messages: list[dict[str, Any]] = field(default_factory=list)
     close_code: int | None = None
+    broken: int = 0
+    """Messages that were not JSON."""
 
     @property
     def kinds(self) -> list[str]:
@@ -78,6 +82,7 @@ class Socket:
 
     @property
     def audio(self) -> bytes:
+        """What the caller said, as far as it can be decoded, in order of arrival."""
         return b"".join(b64decode(message["media"]["payload"]) for message in self.media)
 
 
@@ -163,11 +168,9 @@ class Platform:
 
     async def _webhook(self, request: web.Request) -> web.Response:
         raw = await request.read()
-        self._key.verify(
-            b64decode(request.headers["telnyx-signature-ed25519"], validate=True),
-            request.headers["telnyx-timestamp"].encode() + b"|" + raw,
-        )
         status = self.replies.popleft() if self.replies else 200
+        if not self._is_signed(request, raw):
+            status = 401
         webhook = Webhook(json.loads(raw), raw, {k.lower(): v for k, v in request.headers.items()}, status)
         self.webhooks.append(webhook)
         self._changed.set()
@@ -179,6 +182,17 @@ class Platform:
                 self.in_background(command)
         return web.Response(status=status)
 
+    def _is_signed(self, request: web.Request, raw: bytes) -> bool:
+        timestamp = request.headers.get("telnyx-timestamp", "0")
+        if abs(int(timestamp) - time.time()) > 300:
+            return False
+        try:
+            signature = b64decode(request.headers.get("telnyx-signature-ed25519", ""), validate=True)
+            self._key.verify(signature, timestamp.encode() + b"|" + raw)
+        except InvalidSignature:
+            return False
+        return True
+
     def _commands(self, webhook: Webhook) -> tuple[Command, ...]:
         data, payload = webhook.body["data"], webhook.payload
         moment = round(datetime.fromisoformat(data["occurred_at"]).timestamp() * 1_000_000)
@@ -187,7 +201,7 @@ class Platform:
             type=data["event_type"],
             occurred_at=moment,
             received_at=moment,
-            call_control_id=payload["call_control_id"],
+            call_control_id=payload.get("call_control_id", ""),
             from_number=payload.get("from"),
             to_number=payload.get("to"),
             attempt=webhook.body["meta"]["attempt"],
@@ -211,7 +225,11 @@ class Platform:
         async for message in response:
             if message.type is not WSMsgType.TEXT:
                 break
-            socket.messages.append(json.loads(message.data))
+            try:
+                socket.messages.append(json.loads(message.data))
+            except ValueError:
+                socket.broken += 1
+                continue
             self._changed.set()
             self.on_media(socket)
             if len(socket.messages) == self.close_after:

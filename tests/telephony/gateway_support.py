@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 import uuid
@@ -20,12 +21,12 @@ from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.records import AudioFrame, FrameKind, decode_as
 from dispatchai.telephony import signatures, tokens
 from dispatchai.telephony.config import GatewayConfig
-from dispatchai.telephony.gateway import METRICS, create_app
+from dispatchai.telephony.gateway import METRICS, app_runner, create_app
 from dispatchai.telephony.metrics import GatewayMetrics
 from dispatchai.telephony.signatures import WebhookVerifier
 
 KEY = Ed25519PrivateKey.generate()
-SECRET = "the proxy's secret"  # noqa: S105 - of the tests
+SECRET = "the proxy's secret"
 STREAM_SECRET = b"the stream tokens' secret"
 TOLERANCE_S = 300
 
@@ -36,6 +37,7 @@ class Gateway:
 
     http: aiohttp.ClientSession
     metrics: GatewayMetrics
+    address: tuple[str, int]
 
     async def webhook(self, body: bytes, headers: dict[str, str] | None = None, *, slash: str = "") -> tuple[int, Any]:
         """POST `body`, signed as the carrier does unless `headers` are given. Returns status and JSON."""
@@ -50,7 +52,9 @@ class Gateway:
 
 
 @asynccontextmanager
-async def running_gateway(connection: KafkaConnection, **options: Any) -> AsyncIterator[Gateway]:
+async def running_gateway(
+    connection: KafkaConnection, *, until_ready: bool = True, **options: Any
+) -> AsyncIterator[Gateway]:
     """A gateway that believes KEY and SECRET; `options` are fields of its configuration."""
     known: dict[str, Any] = {
         "verifier": WebhookVerifier((KEY.public_key(),), SECRET.encode(), TOLERANCE_S),
@@ -62,12 +66,17 @@ async def running_gateway(connection: KafkaConnection, **options: Any) -> AsyncI
     await producer.start()
     try:
         app = create_app(GatewayConfig(**(known | options)), producer)
-        runner = web.AppRunner(app, shutdown_timeout=2)
+        runner = app_runner(app)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as http:
+        address = ("127.0.0.1", runner.addresses[0][1])
+        async with aiohttp.ClientSession(f"http://{address[0]}:{address[1]}") as http:
             try:
-                yield Gateway(http, app[METRICS])
+                # Until it knows the topics it refuses everything, as is right; a test is about what comes then.
+                async with asyncio.timeout(30):
+                    while until_ready and (await http.get("/health/ready")).status != 200:  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)
+                yield Gateway(http, app[METRICS], address)
             finally:
                 # The carrier's connections are still open when the gateway stops.
                 await runner.cleanup()
@@ -86,7 +95,8 @@ def control_id(call_id: str) -> str:
 
 
 def stream_token(call_id: str, *, secret: bytes = STREAM_SECRET, valid_s: int = 60) -> str:
-    return tokens.issue(secret, control_id(call_id), int(time.time()) + valid_s)
+    """The token of the one leg of `call_id`."""
+    return tokens.issue(secret, tokens.Subject(control_id(call_id), call_id), int(time.time()) + valid_s)
 
 
 def event(call_id: str | None, **changes: Any) -> dict[str, Any]:

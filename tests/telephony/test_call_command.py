@@ -16,7 +16,7 @@ import pytest
 
 from dispatchai.settings import Settings
 from dispatchai.telephony.call_command import EXIT_INCOMPLETE, EXIT_OK, EXIT_UNUSABLE, call
-from dispatchai.telephony.carrier import SimulatedAccount, SimulatedCarrier, Timing
+from dispatchai.telephony.carrier import Faults, SimulatedAccount, SimulatedCarrier, Timing
 from dispatchai.telephony.run_info import RunInfo, RunInfoError
 from tests.telephony.carrier_platform import Platform
 
@@ -120,6 +120,18 @@ async def test_several_files_are_simultaneous_calls_of_different_callers_ranked_
     packets = json.loads(bench.out.getvalue())
     assert [packet["ranking"]["weight"] for packet in packets] == [900, 100]
     assert "ringing" in bench.err.getvalue()
+
+
+async def test_on_a_bad_line_each_call_tells_what_was_sent(bench: Bench) -> None:
+    bench.platform.packets["*"] = PACKET
+    faults = Faults(seed=2, frame_losses=0.2, missing_stop=True, command_failures=1.0)
+    assert await bench.call(bench.wav(seconds=2), faults=faults, as_json=True) == EXIT_OK
+    heard = len(bench.platform.sockets[0].media)
+    assert 0 < heard < 100
+    told = f"caller.wav: {heard} frames sent, {100 - heard} lost; streams: closed;"
+    assert told in bench.err.getvalue()
+    assert "6 requests for 3 effects of commands" in bench.err.getvalue()
+    assert len(json.loads(bench.out.getvalue())) == 1
 
 
 async def test_on_a_terminal_each_call_has_one_line_that_is_rewritten(bench: Bench) -> None:

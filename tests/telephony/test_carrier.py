@@ -42,7 +42,7 @@ from dispatchai.telephony.carrier import (
 from dispatchai.telephony.carrier.faults import NO_FAULTS, slots
 from dispatchai.telephony.client import AlreadyEnded, AlreadyStreaming, Done, NotAnswered, Rejected
 from dispatchai.telephony.commands import Answer, Hangup, Speak, StreamingStart
-from tests.telephony.carrier_platform import SILENCE, SILENCE_S, Platform
+from tests.telephony.carrier_platform import CONFIG, SILENCE, SILENCE_S, Platform
 
 FAST = Timing(speed=200.0)
 QUICK = WebhookPolicy(timeout_s=SILENCE_S / 2, first_delay_s=0.005, attempts=4)
@@ -265,7 +265,7 @@ async def test_no_stream_says_what_is_missing(platform: Platform, account: Simul
 
 
 async def test_a_refused_socket_is_a_failed_stream(platform: Platform, account: SimulatedAccount) -> None:
-    platform.refuse_socket.append(403)
+    platform.refuse_socket.extend([403] * (1 + CONFIG.stream_restarts_max))
     report = await one_call(platform, account, audio(10), timing=Timing(stream_s=0.2))
     assert report.failure == "the media socket refused the handshake with 403"
     failed = platform.last("streaming.failed").payload
@@ -450,7 +450,7 @@ async def test_a_stream_may_be_stopped_and_started_again(platform: Platform, acc
         assert await client.run(StreamingStart(control, "3", url)) == Done(1)
         report = await placed.finished()
     first, second = platform.sockets
-    assert report.streams == 2
+    assert len(report.streams) == 2
     assert first.messages[1]["stream_id"] != second.messages[1]["stream_id"]
     assert caller.pcmu.startswith(first.audio)
     assert caller.pcmu.endswith(second.audio)
@@ -474,7 +474,7 @@ async def test_when_the_platform_drops_the_socket_the_caller_speaks_on(
 
 
 async def test_faults_of_the_line_are_the_same_for_a_seed(platform: Platform, account: SimulatedAccount) -> None:
-    line = Faults(seed=7, duplicate_rate=0.05, swap_rate=0.05, loss_rate=0.05)
+    line = Faults(seed=7, frame_duplicates=0.05, frame_swaps=0.05, frame_losses=0.05)
     caller = audio(300)
     await one_call(platform, account, caller, faults=line)
     await one_call(platform, account, caller, faults=line)
@@ -492,8 +492,8 @@ async def test_a_missing_stop(platform: Platform, account: SimulatedAccount) -> 
 
 
 async def test_a_cut_socket(platform: Platform, account: SimulatedAccount) -> None:
-    report = await one_call(platform, account, audio(60), faults=Faults(close_after_frames=25))
-    assert report.frames_sent == 25
+    report = await one_call(platform, account, audio(60), faults=Faults(cut_after_frames=25))
+    assert report.streams[0].messages == 25
     assert platform.sockets[0].kinds == ["connected", "start"] + ["media"] * 25
     assert platform.sockets[0].close_code == 1006
     assert platform.types()[-1] == "call.hangup"
@@ -508,20 +508,20 @@ async def test_a_cut_socket(platform: Platform, account: SimulatedAccount) -> No
 def test_without_loss_every_frame_is_sent_at_most_one_moment_late(
     count: int, seed: int, twice: float, later: float
 ) -> None:
-    line = Faults(seed=seed, duplicate_rate=twice, swap_rate=later)
-    plan = list(slots(count, line, line.dice(0)))
+    line = Faults(seed=seed, frame_duplicates=twice, frame_swaps=later)
+    plan = list(slots(count, line, line.dice(0, "frames")))
     assert len(plan) == count
     assert {frame for frames in plan for frame in frames} == set(range(count))
     assert all(moment - frame in (0, 1) for moment, frames in enumerate(plan) for frame in frames)
 
 
 def test_a_line_without_faults_sends_each_frame_at_its_moment() -> None:
-    assert list(slots(5, NO_FAULTS, NO_FAULTS.dice(0))) == [(0,), (1,), (2,), (3,), (4,)]
+    assert list(slots(5, NO_FAULTS, NO_FAULTS.dice(0, "frames"))) == [(0,), (1,), (2,), (3,), (4,)]
 
 
 def test_a_rate_that_is_no_chance_is_refused() -> None:
-    with pytest.raises(ValueError, match="loss_rate"):
-        Faults(loss_rate=1.5)
+    with pytest.raises(ValueError, match="frame_losses"):
+        Faults(frame_losses=1.5)
 
 
 # The port and the account

@@ -166,6 +166,7 @@ async def test_a_wait_beyond_the_budget_is_reported_and_not_waited(carrier: Carr
     [
         (status(422, "90018"), AlreadyEnded()),
         (status(422, "90034"), NotAnswered()),
+        (status(422, "90020"), NotAnswered()),
         (status(422, "90045"), AlreadyStreaming()),
         (status(401, "10009"), Rejected(401, "10009", "A title")),
         (status(404, "10005"), Rejected(404, "10005", "A title")),
@@ -202,6 +203,19 @@ async def test_the_key_is_in_no_log_and_no_outcome(carrier: Carrier) -> None:
             outcomes.append(await run(carrier))
     assert lines
     assert KEY not in repr(lines) + repr(outcomes)
+
+
+async def test_outcomes_and_retries_are_counted_by_action(carrier: Carrier) -> None:
+    async with TelnyxClient(carrier.url, SecretStr(KEY), policy=FAST) as client:
+        for replies in ([status(200)], [status(500), status(200)], [status(422, "90018")]):
+            carrier.replies = list(replies)
+            await client.run(ANSWER)
+        await client.run(Hangup("v3:a", "c"))
+    assert client.counts.as_json() == {
+        "retries": {"answer": 1},
+        "answer": {"AlreadyEnded": 1, "Done": 2},
+        "hangup": {"AlreadyEnded": 1},
+    }
 
 
 async def test_a_closed_client_sends_nothing(carrier: Carrier) -> None:

@@ -61,7 +61,7 @@ async def test_a_gateway_made_from_settings_takes_a_call_and_stores_all_of_it_wh
         headers = signatures.sign(KEY, body, int(time.time()))
         async with http.post("/api/v1/call/incoming", data=body, headers=headers) as response:
             assert response.status == 200
-        token = tokens.issue(secret, control_id(call_id), int(time.time()) + 60)
+        token = tokens.issue(secret, tokens.Subject(control_id(call_id), call_id), int(time.time()) + 60)
         async with http.ws_connect("/ws", headers={tokens.HEADER: token}) as ws:
             await ws.send_str(start(call_id))
             for chunk in range(1, 51):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+import numpy as np
+import numpy.typing as npt
 import pytest
 from aiohttp import WSMsgType, WSServerHandshakeError
 
+from dispatchai.audio import g711
 from dispatchai.engine.broker import EmbeddedBroker
 from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.topics import Topics, apply
@@ -24,6 +28,7 @@ from dispatchai.telephony.wire import BadMessageKind, Media, MediaFormat
 from tests.telephony.gateway_support import (
     CONNECTED,
     STOP,
+    STREAM_SECRET,
     Gateway,
     control_id,
     event,
@@ -91,7 +96,7 @@ async def test_each_frame_is_one_record_as_it_came_in_order_between_start_and_en
         frames = await frames_of(broker, call_id)
     assert outline(frames) == ["START", *map(str, range(1, 201)), "END:201:stop"]
     assert frames[7] == AudioFrame(
-        stream_id="stream-1",
+        stream_id=frames[0].stream_id,
         kind=FrameKind.FRAME,
         track=Track.INBOUND,
         sequence=7,
@@ -173,6 +178,8 @@ async def test_supported_codecs_are_recorded_as_they_come(
         ({"encoding": "OPUS", "sample_rate": 48000, "channels": 1}, "codec OPUS"),
         ({"encoding": "L16", "sample_rate": 8000, "channels": 2}, "2 channels"),
         ({"encoding": "L16", "sample_rate": 1, "channels": 1}, "sample rate of 1 "),
+        ({"encoding": "L16", "sample_rate": 44_100, "channels": 1}, "sample rate of 44100 "),
+        ({"encoding": "PCMU", "sample_rate": (1 << 64) - 1, "channels": 1}, "sample rate of 0 "),
     ],
 )
 async def test_a_format_that_cannot_be_decoded_is_refused_and_the_reason_recorded(
@@ -241,6 +248,117 @@ async def test_frames_that_wait_for_a_lost_one_are_recorded_when_the_stream_ends
     assert outline(await frames_of(embedded, call_id)) == ["START", "1", "3", "4", "END:5:stop"]
 
 
+async def test_held_frames_go_out_in_a_bounded_time_though_nothing_follows(
+    gateway: Gateway, embedded: KafkaConnection
+) -> None:
+    call_id = new_call()
+    async with gateway.media(call_id) as ws:
+        await send(ws, start(call_id), media(1), media(3), media(1, b"o", track="outbound"))
+        await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 4)
+        # The stream is open still. What was given up is late now, and the rest goes on.
+        await send(ws, media(2), media(4), STOP)
+        await closed(ws)
+    frames = await frames_of(embedded, call_id)
+    assert [f"{frame.track[0]}{frame.sequence}" for frame in frames[1:-1]] == ["I1", "O1", "I3", "I4"]
+    assert gateway.metrics.frames_late == 1
+
+
+async def test_a_track_that_counts_from_0_is_recorded_from_1(gateway: Gateway, embedded: KafkaConnection) -> None:
+    call_id = new_call()
+    await whole_call(gateway, call_id, media(0), media(1), media(1, b"o", track="outbound"), media(2))
+    frames = await frames_of(embedded, call_id)
+    assert [(frame.track, frame.sequence) for frame in frames[1:-1]] == [
+        (Track.INBOUND, 1),
+        (Track.INBOUND, 2),
+        (Track.OUTBOUND, 1),
+        (Track.INBOUND, 3),
+    ]
+    assert outline(frames)[-1] == "END:4:stop"
+
+
+# ---- the byte order of L16 -----------------------------------------------------------------------------------------
+
+VOICE = (6000 * np.sin(np.arange(1600) * 2 * np.pi * 220 / 8000)).astype("<i2")
+"""200 ms of a hum at 8 kHz."""
+
+
+def linear(chunk: int, order: str, samples: npt.NDArray[np.int16] = VOICE) -> str:
+    """20 ms of `samples`, in `order`: < little-endian, > big-endian."""
+    return media(chunk, samples[(chunk - 1) % 10 * 160 :][:160].astype(f"{order}i2").tobytes())
+
+
+@pytest.mark.parametrize(
+    ("order", "configured", "recorded"),
+    [("<", "L16", "L16"), (">", "L16", "L16BE"), ("<", "L16BE", "L16"), (">", "L16BE", "L16BE")],
+)
+async def test_l16_is_recorded_in_the_byte_order_that_its_audio_has(
+    embedded: KafkaConnection, order: str, configured: str, recorded: str
+) -> None:
+    call_id = new_call()
+    async with running_gateway(embedded, l16_encoding=configured) as gateway, gateway.media(call_id) as ws:
+        media_format = {"encoding": "L16", "sample_rate": 8000, "channels": 1}
+        await send(ws, start(call_id, media_format=media_format), *(linear(chunk, order) for chunk in range(1, 11)))
+        # Known after 50 ms: nothing waits for the end.
+        await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 11)
+        await send(ws, STOP)
+        await closed(ws)
+    frames = await frames_of(embedded, call_id)
+    assert outline(frames) == ["START", *map(str, range(1, 11)), "END:11:stop"]
+    assert {frame.encoding for frame in frames} == {recorded}
+    heard = np.concatenate([g711.decode(frame.encoding, frame.payload) for frame in frames[1:-1]])
+    assert heard.tolist() == VOICE.tolist()
+    assert gateway.metrics.streams_swapped == (configured != recorded)
+    assert ("L16_BYTE_ORDER" in str(frames[0].detail)) == (configured != recorded)
+
+
+@pytest.mark.parametrize("configured", ["L16", "L16BE"])
+async def test_silence_tells_no_byte_order_and_is_kept_back_for_a_second_at_most(
+    embedded: KafkaConnection, configured: str
+) -> None:
+    call_id = new_call()
+    async with running_gateway(embedded, l16_encoding=configured) as gateway, gateway.media(call_id) as ws:
+        media_format = {"encoding": "L16", "sample_rate": 16_000, "channels": 1}
+        await send(ws, start(call_id, media_format=media_format), *(media(n, bytes(640)) for n in range(1, 51)))
+        await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 51)
+        await send(ws, media(51, bytes(640)), STOP)
+        await closed(ws)
+    frames = await frames_of(embedded, call_id)
+    assert outline(frames) == ["START", *map(str, range(1, 52)), "END:52:stop"]
+    assert {frame.encoding for frame in frames} == {configured}
+    assert frames[0].captured_at <= frames[1].captured_at
+
+
+async def test_l16_that_stops_before_its_byte_order_is_known_goes_out_all_the_same(
+    gateway: Gateway, embedded: KafkaConnection
+) -> None:
+    call_id = new_call()
+    async with gateway.media(call_id) as ws:
+        media_format = {"encoding": "L16", "sample_rate": 8000, "channels": 1}
+        await send(ws, start(call_id, media_format=media_format), media(1, bytes(320)))
+        await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 2)
+        await send(ws, media(2, bytes(320)), STOP)
+        await closed(ws)
+    assert outline(await frames_of(embedded, call_id)) == ["START", "1", "2", "END:3:stop"]
+
+
+def test_the_byte_order_of_a_stream_is_found_however_late_its_audio_begins() -> None:
+    records: list[AudioFrame] = []
+    stream = Stream(
+        "s",
+        MediaFormat("L16", 8000, 1),
+        lambda record, _at, _must: records.append(decode_as(AudioFrame, record)),
+        GatewayMetrics(),
+        now=0,
+    )
+    assert not stream.holds
+    stream.release()
+    assert records == []
+    for chunk in range(1, 11):
+        stream.media(Media(Track.INBOUND, chunk, VOICE[(chunk - 1) * 160 :][:160].astype(">i2").tobytes()), now=chunk)
+    assert [frame.encoding for frame in records] == ["L16BE"] * 11
+    assert not stream.holds
+
+
 # ---- who may open a stream -----------------------------------------------------------------------------------------
 
 
@@ -277,6 +395,17 @@ async def test_a_token_of_another_call_closes_the_socket_before_any_audio_is_tak
     frames = await frames_of(embedded, victim)
     assert outline(frames) == ["START", "1", "END:2:stop"]
     assert frames[1].payload == b"own"
+
+
+async def test_the_token_of_a_leg_does_not_open_another_session(gateway: Gateway, embedded: KafkaConnection) -> None:
+    own, victim = new_call(), new_call()
+    async with gateway.media(own) as ws:
+        await send(ws, start(own, call_session_id=victim), media(1))
+        assert await closed(ws) == 1008
+    assert gateway.metrics.sockets_refused == {SocketRefusal.OTHER_CALL: 1}
+    assert gateway.metrics.frames == 0
+    await whole_call(gateway, victim, media(1, b"own"))
+    assert [frame.payload for frame in await frames_of(embedded, victim)] == [b"", b"own", b""]
 
 
 async def test_without_a_secret_no_socket_is_opened_unless_verification_is_off(embedded: KafkaConnection) -> None:
@@ -429,7 +558,7 @@ async def test_a_second_socket_of_a_call_replaces_the_first(gateway: Gateway, em
         await closed(second)
     frames = await frames_of(embedded, call_id, ends=2)
     assert outline(frames) == ["START", "1", "END:2:replaced", "START", "1", "2", "END:3:stop"]
-    assert [frame.stream_id for frame in frames] == ["one"] * 3 + ["two"] * 4
+    assert [frame.stream_id.partition("~")[0] for frame in frames] == ["one"] * 3 + ["two"] * 4
     assert gateway.metrics.sockets_replaced == 1
     assert gateway.metrics.sockets_open == 0
 
@@ -446,7 +575,48 @@ async def test_a_second_socket_that_is_refused_leaves_the_first_alone(
         await send(first, media(2), STOP)
         assert await closed(first) == 1000
     frames = await frames_of(embedded, call_id, ends=2)
-    assert outline([frame for frame in frames if frame.stream_id == "one"]) == ["START", "1", "2", "END:3:stop"]
+    assert outline([frame for frame in frames if frame.stream_id.startswith("one~")]) == [
+        "START",
+        "1",
+        "2",
+        "END:3:stop",
+    ]
+
+
+async def test_a_carrier_that_reconnects_three_times_leaves_one_call_of_four_streams_and_nothing_twice(
+    gateway: Gateway, embedded: KafkaConnection
+) -> None:
+    call_id = new_call()
+    told = iter(range(1, 100))
+
+    def frames(count: int) -> list[str]:
+        return [media(chunk, f"frame {next(told)}".encode()) for chunk in range(1, count + 1)]
+
+    async with gateway.media(call_id) as ws:
+        await send(ws, start(call_id, stream_id="one"), *frames(3), STOP)
+        await closed(ws)
+    lost = await gateway.media(call_id)
+    await send(lost, start(call_id, stream_id="two"), *frames(2))
+    await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 8)
+    # No stop and no close: the old connection is still open when the carrier comes back with the stream id it had.
+    async with gateway.media(call_id) as ws:
+        await send(ws, start(call_id, stream_id="two"), *frames(2))
+        await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 12)
+        await lost.close()
+        await ws.close()
+    async with gateway.media(call_id) as ws:
+        await send(ws, start(call_id, stream_id="three"), *frames(1), STOP)
+        await closed(ws)
+    recorded = await frames_of(embedded, call_id, ends=4)
+    assert outline(recorded) == [
+        *("START", "1", "2", "3", "END:4:stop"),
+        *("START", "1", "2", "END:3:replaced"),
+        *("START", "1", "2", "END:3:closed"),
+        *("START", "1", "END:2:stop"),
+    ]
+    assert len({frame.stream_id for frame in recorded}) == 4
+    heard = [frame.payload.decode() for frame in recorded if frame.kind is FrameKind.FRAME]
+    assert heard == [f"frame {number}" for number in range(1, 9)]
 
 
 def test_nothing_is_recorded_of_a_stream_after_its_end() -> None:
@@ -473,8 +643,9 @@ async def test_a_stream_id_that_comes_again_is_recorded_as_another_stream(
     await whole_call(gateway, call_id, media(1))
     frames = await frames_of(embedded, call_id, ends=2)
     assert outline(frames) == ["START", "1", "END:2:stop"] * 2
-    assert frames[0].stream_id == "stream-1" != frames[3].stream_id
-    assert len({frame.stream_id for frame in frames[3:]}) == 1
+    assert frames[0].stream_id != frames[3].stream_id
+    assert [frame.stream_id for frame in frames] == [frames[0].stream_id] * 3 + [frames[3].stream_id] * 3
+    assert {frame.stream_id.partition("~")[0] for frame in frames} == {"stream-1"}
 
 
 # ---- harm ----------------------------------------------------------------------------------------------------------
@@ -559,11 +730,36 @@ async def test_a_stopping_gateway_ends_its_streams_and_stores_what_it_took(embed
     assert outline(frames) == ["START", *map(str, range(1, 101)), "END:101:closed: the gateway stops"]
 
 
-async def test_the_control_id_is_the_key_where_the_carrier_names_no_session(
+async def test_the_key_is_the_tokens_call_where_the_carrier_names_no_session(
     gateway: Gateway, embedded: KafkaConnection
 ) -> None:
     call_id = new_call()
     async with gateway.media(call_id) as ws:
+        await send(ws, start(call_id, call_session_id=None), media(1), STOP)
+        await closed(ws)
+    assert outline(await frames_of(embedded, call_id)) == ["START", "1", "END:2:stop"]
+
+
+async def test_a_call_known_by_its_control_id_keeps_that_key_though_start_names_a_session(
+    gateway: Gateway, embedded: KafkaConnection
+) -> None:
+    call_id = new_call()
+    leg = control_id(call_id)
+    token = tokens.issue(STREAM_SECRET, tokens.Subject(leg, leg), int(time.time()) + 60)
+    async with gateway.media(call_id, token=token) as ws:
+        await send(ws, start(call_id), media(1), STOP)
+        await closed(ws)
+    assert outline(await frames_of(embedded, leg)) == ["START", "1", "END:2:stop"]
+
+
+async def test_without_tokens_the_control_id_is_the_key_where_the_carrier_names_no_session(
+    embedded: KafkaConnection,
+) -> None:
+    call_id = new_call()
+    async with (
+        running_gateway(embedded, stream_secret=None, verify_webhooks=False) as gateway,
+        gateway.media(call_id, token="") as ws,
+    ):
         await send(ws, start(call_id, call_session_id=None), media(1), STOP)
         await closed(ws)
     assert outline(await frames_of(embedded, control_id(call_id))) == ["START", "1", "END:2:stop"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import itertools
+from hmac import compare_digest
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -134,3 +136,63 @@ def test_a_public_key_that_is_none_is_an_error_at_the_start(text: str) -> None:
 
 def test_the_secret_is_not_in_the_repr() -> None:
     assert "hidden" not in repr(WebhookVerifier((), b"hidden", 300))
+
+
+class WatchedKey:
+    """A public key that counts how often it was tried."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key.public_key()
+        self.tried = 0
+
+    def verify(self, signature: bytes, data: bytes) -> None:
+        self.tried += 1
+        self._key.verify(signature, data)
+
+
+@pytest.mark.parametrize("signer", [KEY, NEXT, OTHER], ids=["first", "second", "neither"])
+def test_every_key_is_tried_whichever_signed(signer: Ed25519PrivateKey) -> None:
+    keys = (WatchedKey(KEY), WatchedKey(NEXT))
+    verifier = WebhookVerifier(keys, b"", 300)  # type: ignore[arg-type]
+    headers = sign(signer, BODY, NOW)
+    if signer is OTHER:
+        assert refusal(verifier, headers) is Refusal.WRONG
+    else:
+        verifier.verify(CIMultiDict(headers), BODY, NOW)
+    assert [key.tried for key in keys] == [1, 1]
+
+
+def test_digests_are_compared_in_constant_time_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+
+    def recording(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return compare_digest(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", recording)
+    digest = hmac_headers()["telnyx-signature-sha256"]
+    almost = [*(f"{digest[:n]}{'0' if digest[n] != '0' else '1'}{digest[n + 1 :]}" for n in (0, 31, 63)), "0" * 64]
+    for guess in almost:
+        assert refusal(BOTH, {"telnyx-signature-sha256": guess}) is Refusal.WRONG
+    assert compared == [(digest.encode(), guess.encode()) for guess in almost]
+
+
+def test_a_signature_with_any_part_missing_or_changed_is_refused() -> None:
+    signed = sign(KEY, BODY, NOW)
+    raw = base64.b64decode(signed["telnyx-signature-ed25519"])
+    for length in range(64):
+        cut = signed | {"telnyx-signature-ed25519": base64.b64encode(raw[:length]).decode()}
+        assert refusal(BOTH, cut) is Refusal.MALFORMED
+    for place, bit in itertools.product(range(0, 64, 7), range(8)):
+        changed = bytearray(raw)
+        changed[place] ^= 1 << bit
+        forged = signed | {"telnyx-signature-ed25519": base64.b64encode(bytes(changed)).decode()}
+        assert refusal(BOTH, forged) is Refusal.WRONG
+
+
+def test_the_same_signed_bytes_are_believed_again_within_the_tolerance_only() -> None:
+    headers = CIMultiDict(sign(KEY, BODY, NOW))
+    for later in (0, 2, 300):
+        BOTH.verify(headers, BODY, NOW + later)
+    with pytest.raises(SignatureError, match="stale"):
+        BOTH.verify(headers, BODY, NOW + 301)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import string
+from hmac import compare_digest
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.telephony.tokens import MAX_TOKEN_CHARS, issue, stream_secret, verify
+from dispatchai.telephony import tokens
+from dispatchai.telephony.tokens import MAX_TOKEN_CHARS, Subject, issue, stream_secret, verify
 
 SECRET = b"sixteen bytes or more"
-LEG = "v3:T02llNDk1_-x"
+LEG = Subject("v3:T02llNDk1_-x", "ff55a038-session")
+IDENTIFIERS = st.text(string.ascii_letters + string.digits + "._:~+/=@-", min_size=1, max_size=256)
 
 
-def test_a_token_names_its_leg_until_it_expires() -> None:
+def test_a_token_names_its_leg_and_its_call_until_it_expires() -> None:
     token = issue(SECRET, LEG, 1_000)
     assert verify(SECRET, token, 999.9) == LEG
     assert verify(SECRET, token, 1_000) is None
@@ -24,10 +27,10 @@ def test_a_token_of_another_secret_is_none() -> None:
     assert verify(b"another secret, as long", issue(SECRET, LEG, 1_000), 0) is None
 
 
-@given(st.text(string.ascii_letters + string.digits + "._:~+/=@-", min_size=1, max_size=256))
-def test_every_identifier_comes_back_and_its_token_fits_a_header(leg: str) -> None:
-    token = issue(SECRET, leg, 2_000_000_000)
-    assert verify(SECRET, token, 0) == leg
+@given(IDENTIFIERS, IDENTIFIERS)
+def test_all_identifiers_come_back_and_their_token_fits_a_header(leg: str, call: str) -> None:
+    token = issue(SECRET, Subject(leg, call), 2_000_000_000)
+    assert verify(SECRET, token, 0) == Subject(leg, call)
     assert len(token) <= MAX_TOKEN_CHARS
     assert set(token) <= set(string.ascii_letters + string.digits + "-_.")
 
@@ -47,16 +50,47 @@ def test_any_text_is_refused_without_an_error(text: str) -> None:
 
 def test_parts_of_two_tokens_do_not_make_a_third() -> None:
     early, late = issue(SECRET, LEG, 1_000).split("."), issue(SECRET, LEG, 2_000).split(".")
-    assert verify(SECRET, ".".join([early[0], late[1], early[2]]), 1_500) is None
+    assert verify(SECRET, ".".join([*early[:2], late[2], early[3]]), 1_500) is None
+    other = issue(SECRET, Subject(LEG.call_control_id, "another-call"), 1_000).split(".")
+    assert verify(SECRET, ".".join([early[0], other[1], *early[2:]]), 500) is None
+
+
+def test_the_mac_is_compared_in_constant_time_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[str, str]] = []
+
+    def recording(one: str, other: str) -> bool:
+        compared.append((one, other))
+        return compare_digest(one, other)
+
+    monkeypatch.setattr(tokens.hmac, "compare_digest", recording)
+    expired = issue(SECRET, LEG, 1_000)
+    for token in (expired, expired[:-1], "", "a.b.c.d", "." * 500):
+        assert verify(SECRET, token, 2_000) is None
+    assert [given for _, given in compared] == [
+        expired.rpartition(".")[2],
+        expired[:-1].rpartition(".")[2],
+        "",
+        "d",
+        "",
+    ]
+    assert all(len(wanted) == 43 for wanted, _ in compared)
 
 
 @pytest.mark.parametrize(
-    ("secret", "leg", "expires_at_s"),
-    [(b"short", LEG, 1), (SECRET, "", 1), (SECRET, "two words", 1), (SECRET, "x" * 257, 1), (SECRET, LEG, -1)],
+    ("secret", "leg", "call", "expires_at_s"),
+    [
+        (b"short", "leg", "call", 1),
+        (SECRET, "", "call", 1),
+        (SECRET, "leg", "", 1),
+        (SECRET, "two words", "call", 1),
+        (SECRET, "leg", "two words", 1),
+        (SECRET, "x" * 257, "call", 1),
+        (SECRET, "leg", "call", -1),
+    ],
 )
-def test_what_cannot_be_a_token_is_not_issued(secret: bytes, leg: str, expires_at_s: int) -> None:
+def test_what_cannot_be_a_token_is_not_issued(secret: bytes, leg: str, call: str, expires_at_s: int) -> None:
     with pytest.raises(ValueError, match=r"secret|call control id|expiry"):
-        issue(secret, leg, expires_at_s)
+        issue(secret, Subject(leg, call), expires_at_s)
 
 
 def test_worker_and_gateway_derive_the_same_secret_from_the_api_key() -> None:

@@ -146,6 +146,25 @@ async def test_a_redelivered_event_is_stored_again_with_the_same_event_id(
     assert (first.event_id, first.attempt, second.attempt) == (second.event_id, 1, 2)
 
 
+async def test_the_same_signed_bytes_again_are_stored_again_so_that_a_lost_answer_loses_nothing(
+    gateway: Gateway, embedded: KafkaConnection
+) -> None:
+    call_id = new_call()
+    body = orjson.dumps(event(call_id))
+    headers = signatures.sign(KEY, body, int(time.time()))
+    assert [(await gateway.webhook(body, headers))[0] for _ in range(2)] == [200, 200]
+    first, second = await events_of(embedded, call_id, 2)
+    assert first.event_id == second.event_id
+
+
+async def test_requests_for_what_is_not_there_are_counted(gateway: Gateway) -> None:
+    for method, path in (("GET", "/"), ("GET", "/api/v1/call/incoming"), ("GET", "/ws")):
+        async with gateway.http.request(method, path) as response:
+            assert response.status in (404, 405, 426)
+    assert gateway.metrics.requests_not_served == 3
+    assert gateway.metrics.internal_errors == 0
+
+
 NOW = int(time.time())
 BODY = orjson.dumps(event("a-call-that-nobody-made"))
 
@@ -295,7 +314,7 @@ async def test_health_says_whether_kafka_is_there(gateway: Gateway) -> None:
 async def test_without_its_topics_the_gateway_is_alive_but_not_ready_and_stores_nothing() -> None:
     async with EmbeddedBroker() as own:
         connection = own.connection
-        async with running_gateway(connection) as gateway:
+        async with running_gateway(connection, until_ready=False) as gateway:
             async with gateway.http.get("/health/live") as response:
                 assert response.status == 200
             async with gateway.http.get("/health/ready") as response:

@@ -212,7 +212,7 @@ def test_numbers_may_be_numbers() -> None:
 
 def test_a_stream_without_session_stream_id_or_format_starts_all_the_same() -> None:
     message = '{"event":"start","start":{"call_control_id":"v3:x"}}'
-    assert parse_media_message(message) == Start(None, "v3:x", "v3:x", None)
+    assert parse_media_message(message) == Start(None, None, "v3:x", None)
 
 
 def media_with(**changes: object) -> bytes:
@@ -233,8 +233,9 @@ def media_with(**changes: object) -> bytes:
         ('{"event":"media","media":[]}', BadMessageKind.FIELDS),
         (media_with(track="sideways"), BadMessageKind.FIELDS),
         (media_with(track=[]), BadMessageKind.FIELDS),
-        (media_with(chunk="0"), BadMessageKind.FIELDS),
+        (media_with(chunk=1 << 63), BadMessageKind.FIELDS),
         (media_with(chunk="-1"), BadMessageKind.FIELDS),
+        (media_with(chunk=-1), BadMessageKind.FIELDS),
         (media_with(chunk="1.5"), BadMessageKind.FIELDS),
         (media_with(chunk="9" * 5000), BadMessageKind.FIELDS),
         (media_with(chunk=True), BadMessageKind.FIELDS),
@@ -258,3 +259,23 @@ def test_an_unusable_message_says_why(message: str | bytes, kind: BadMessageKind
 def test_audio_comes_out_as_it_went_in(audio: bytes, chunk: int) -> None:
     encoded = base64.b64encode(audio).decode()
     assert parse_media_message(media_with(chunk=str(chunk), payload=encoded)) == Media(Track.INBOUND, chunk, audio)
+
+
+def test_a_first_frame_may_be_number_0() -> None:
+    assert parse_media_message(media_with(chunk="0")) == Media(Track.INBOUND, 0, b"a")
+
+
+@pytest.mark.parametrize("rate", [-1, 1 << 63, (1 << 64) - 1, "9" * 18, 1e99, None, [], "8 kHz"])
+def test_a_sample_rate_that_makes_no_sense_is_0(rate: object) -> None:
+    message = {"event": "start", "start": {"call_control_id": "v3:x", "media_format": {"encoding": "L16"}}}
+    message["start"]["media_format"]["sample_rate"] = rate  # type: ignore[index]
+    opened = parse_media_message(orjson.dumps(message))
+    assert isinstance(opened, Start)
+    assert opened.media_format == MediaFormat("L16", 0, 1)
+
+
+def test_an_event_without_an_id_that_is_nested_too_deep_to_write_again_still_has_one_id() -> None:
+    deep = b'{"a":' * 400 + b"1" + b"}" * 400
+    body = b'{"data":{"payload":{"call_session_id":"c","x":' + deep + b"}}}"
+    assert parse_webhook(body).event_id == parse_webhook(body).event_id
+    assert parse_webhook(body).event_id != parse_webhook(body.replace(b":1}", b":2}")).event_id

@@ -257,6 +257,7 @@ class Card {
   #state = make("span", "state");
   #time = make("span", "time");
   #summary = make("p", "summary");
+  #trouble = make("p", "trouble");
   #transcript = new Transcript(CARD_TEXT);
   #meter = new Meter();
   #emotion = make("p", "emotion");
@@ -267,7 +268,7 @@ class Card {
     this.element.dataset.callId = callId;
     this.element.append(
       make("div", "top", this.#badge.element, this.#title, this.#state, this.#time),
-      make("div", "heard", this.#summary, this.#transcript.element, this.#meter.element, this.#emotion),
+      make("div", "heard", this.#summary, this.#trouble, this.#transcript.element, this.#meter.element, this.#emotion),
       this.#reasons.element,
     );
   }
@@ -279,6 +280,8 @@ class Card {
     setText(this.#state, callState(entry));
     this.#state.dataset.state = callState(entry);
     setText(this.#summary, entry.summary);
+    setText(this.#trouble, entry.degraded ?? "");
+    setHidden(this.#trouble, !entry.degraded);
     this.#transcript.set(entry.nlp.transcript, entry.partial);
     this.#meter.set(entry.audio, entry.final);
     setText(this.#emotion, `${caller(entry)} · ${emotionText(entry)}${entry.audio.voiced ? " · speaking" : ""}`);
@@ -385,6 +388,7 @@ class Detail {
       ["Voice", `${entry.audio.voiced_seconds.toFixed(1)} s of ${entry.audio.audio_seconds.toFixed(1)} s of audio`],
     ];
     if (entry.final) facts.push(["Packet", `version ${entry.version}${entry.complete ? "" : ", not everything was in"}`]);
+    if (entry.degraded) facts.push(["Degraded", entry.degraded]);
     if (entry.audio.missing_frames) facts.push(["Missing audio", `${entry.audio.missing_frames} frames`]);
     whenChanged(this.#facts, facts, () => {
       this.#facts.replaceChildren(

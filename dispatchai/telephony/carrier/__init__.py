@@ -6,7 +6,17 @@ For trying the whole road of a call without an account, and for tests. See `serv
 from dispatchai.telephony.carrier.account import AccountError, SimulatedAccount
 from dispatchai.telephony.carrier.audio import AudioFileError, CallerAudio, load
 from dispatchai.telephony.carrier.call import CallReport, Progress, Stage, Timing
-from dispatchai.telephony.carrier.faults import NO_FAULTS, Faults
+from dispatchai.telephony.carrier.desk import CommandReport
+from dispatchai.telephony.carrier.faults import (
+    NO_FAULTS,
+    Codec,
+    FaultError,
+    Faults,
+    SignatureFault,
+    TokenFault,
+    catalogue,
+)
+from dispatchai.telephony.carrier.media import StreamEnd, StreamReport
 from dispatchai.telephony.carrier.messages import HangupCause, HangupSource, Leg
 from dispatchai.telephony.carrier.server import PlacedCall, PortTakenError, SimulatedCarrier
 from dispatchai.telephony.carrier.webhooks import WebhookPolicy
@@ -17,6 +27,9 @@ __all__ = [
     "AudioFileError",
     "CallReport",
     "CallerAudio",
+    "Codec",
+    "CommandReport",
+    "FaultError",
     "Faults",
     "HangupCause",
     "HangupSource",
@@ -24,10 +37,15 @@ __all__ = [
     "PlacedCall",
     "PortTakenError",
     "Progress",
+    "SignatureFault",
     "SimulatedAccount",
     "SimulatedCarrier",
     "Stage",
+    "StreamEnd",
+    "StreamReport",
     "Timing",
+    "TokenFault",
     "WebhookPolicy",
+    "catalogue",
     "load",
 ]

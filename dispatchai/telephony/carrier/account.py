@@ -58,6 +58,11 @@ class SimulatedAccount:
             raise AccountError(f"{path} holds no Ed25519 key: delete it and start `dispatchai up` again")
         return cls(key)
 
+    @classmethod
+    def stranger(cls) -> Self:
+        """An account that nobody knows: what it signs is forged."""
+        return cls(Ed25519PrivateKey.generate())
+
     @property
     def public_key(self) -> str:
         """Base64 of the 32 bytes that webhooks are verified with: the value of TELNYX_PUBLIC_KEY."""

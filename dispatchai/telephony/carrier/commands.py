@@ -9,7 +9,7 @@ from __future__ import annotations
 import binascii
 from base64 import b64decode
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
@@ -28,6 +28,7 @@ class ApiError:
     code: str
     title: str
     detail: str
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def body(self) -> bytes:
         return orjson.dumps({"errors": [{"code": self.code, "title": self.title, "detail": self.detail}]})
@@ -45,6 +46,15 @@ NOT_ANSWERED: Final = ApiError(
 )
 STREAMING_IN_USE: Final = ApiError(422, "90045", "Streaming is already in use", "The call's audio is streamed already.")
 STREAMING_NOT_IN_USE: Final = ApiError(422, "90048", "Streaming is not in use", "There is no stream to stop.")
+SERVER_ERROR: Final = ApiError(500, "10007", "Unexpected error", "The simulated carrier was asked to fail here.")
+RATE_LIMIT_RESET_S: Final = 1
+RATE_LIMITED: Final = ApiError(
+    429,
+    "10011",
+    "Too many requests",
+    "You have exceeded the maximum number of allowed requests.",
+    {"x-ratelimit-limit": "10", "x-ratelimit-remaining": "0", "x-ratelimit-reset": str(RATE_LIMIT_RESET_S)},
+)
 ALREADY_ANSWERED: Final = ApiError(422, "10015", "Bad Request", "The call has already been answered.")
 
 
@@ -86,12 +96,51 @@ class SpeakRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class PlaybackStopRequest:
+    command_id: str | None
+    client_state: str | None
+    all_of_it: bool
+    """Not only what is said now but also what waits to be said."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordStartRequest:
+    command_id: str | None
+    client_state: str | None
+    channels: str
+    container: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordStopRequest:
+    command_id: str | None
+    client_state: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TransferRequest:
+    command_id: str | None
+    client_state: str | None
+    to_number: str
+
+
+@dataclass(frozen=True, slots=True)
 class HangupRequest:
     command_id: str | None
     client_state: str | None
 
 
-Request = AnswerRequest | StreamRequest | StreamStopRequest | SpeakRequest | HangupRequest
+Request = (
+    AnswerRequest
+    | StreamRequest
+    | StreamStopRequest
+    | SpeakRequest
+    | PlaybackStopRequest
+    | RecordStartRequest
+    | RecordStopRequest
+    | TransferRequest
+    | HangupRequest
+)
 
 _Check = Callable[[Any], bool]
 
@@ -200,6 +249,41 @@ _PARAMETERS: Final[Mapping[str, Mapping[str, _Check]]] = {
         "stop": _one_of("current", "all"),
         "target_legs": _one_of("both", "self", "opposite"),
     },
+    "playback_stop": {**_COMMON, "overlay": _flag, "stop": _one_of("current", "all")},
+    "record_start": {
+        **_COMMON,
+        "channels": _one_of("single", "dual"),
+        "format": _one_of("wav", "mp3"),
+        "custom_file_name": _text(200),
+        "max_length": _whole_number,
+        "play_beep": _flag,
+        "recording_track": _one_of("both", "inbound", "outbound"),
+        "timeout_secs": _whole_number,
+        "transcription": _flag,
+        "transcription_engine": _text(40),
+        "transcription_language": _text(20),
+        "trim": _one_of("trim-silence"),
+    },
+    "record_stop": {**_COMMON, "recording_id": _text(64)},
+    "transfer": {
+        **_COMMON,
+        "to": _text(256, 1),
+        "from": _text(256, 1),
+        "from_display_name": _text(128),
+        "audio_url": _text(URL_MAX_CHARS),
+        "early_media": _flag,
+        "custom_headers": _named_values,
+        "sip_headers": _named_values,
+        "target_leg_client_state": _base64,
+        "timeout_secs": _whole_number,
+        "time_limit_secs": _whole_number,
+        "park_after_unbridge": _one_of("self"),
+        "mute_dtmf": _one_of("none", "both", "self", "opposite"),
+        "preferred_codecs": _text(200),
+        "answering_machine_detection": _text(40),
+        "webhook_url": _text(URL_MAX_CHARS),
+        "webhook_url_method": _one_of("POST", "GET"),
+    },
     "hangup": {**_COMMON, "custom_headers": _named_values, "reason": _text(200)},
 }
 """The actions that are obeyed, each with its parameters and what they may be."""
@@ -207,6 +291,8 @@ _PARAMETERS: Final[Mapping[str, Mapping[str, _Check]]] = {
 _REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
     "streaming_start": ("stream_url",),
     "speak": ("payload", "voice"),
+    "record_start": ("channels", "format"),
+    "transfer": ("to",),
 }
 
 _CODE_OF: Final[Mapping[str, str]] = {
@@ -252,6 +338,14 @@ def _request(action: str, body: dict[str, Any]) -> Request:
             return StreamStopRequest(command_id, client_state)
         case "speak":
             return SpeakRequest(command_id, client_state, body["payload"])
+        case "playback_stop":
+            return PlaybackStopRequest(command_id, client_state, body.get("stop") == "all")
+        case "record_start":
+            return RecordStartRequest(command_id, client_state, body["channels"], body["format"])
+        case "record_stop":
+            return RecordStopRequest(command_id, client_state)
+        case "transfer":
+            return TransferRequest(command_id, client_state, body["to"])
         case _:
             return HangupRequest(command_id, client_state)
 

@@ -21,8 +21,10 @@ from dispatchai.telephony.carrier.account import SimulatedAccount
 from dispatchai.telephony.carrier.audio import CallerAudio
 from dispatchai.telephony.carrier.call import CallReport, Progress, SimulatedCall, Timing
 from dispatchai.telephony.carrier.commands import ApiError
+from dispatchai.telephony.carrier.desk import Obeyed, Refused, Reply, Unanswered
 from dispatchai.telephony.carrier.faults import NO_FAULTS, Faults
 from dispatchai.telephony.carrier.messages import HangupSource, Leg
+from dispatchai.telephony.carrier.pacer import Pacer
 from dispatchai.telephony.carrier.webhooks import WebhookPolicy, WebhookSender
 
 HOST: Final = "127.0.0.1"
@@ -35,6 +37,12 @@ ENDED_CALLS_KEPT: Final = 10_000
 
 CLOSE_S: Final = 5.0
 """How long the calls have for their last events when the carrier closes."""
+
+SHUTDOWN_S: Final = 1.0
+"""How long commands under way may hold up the end: the calls that they were for are over by then."""
+
+UNHEARD_OF: Final = Leg.new("+15550100000", "+15550100000")
+"""The other call where there is none."""
 
 
 class PortTakenError(Exception):
@@ -78,6 +86,7 @@ class SimulatedCarrier:
         self._timing = timing or Timing()
         self._webhooks = webhooks or WebhookPolicy()
         self._faults = faults
+        self._pacer = Pacer()
         self._calls: dict[str, SimulatedCall] = {}
         self._tasks: dict[str, asyncio.Task[CallReport]] = {}
         self._placed = 0
@@ -98,7 +107,7 @@ class SimulatedCarrier:
         """Starts serving. Raises PortTakenError."""
         application = web.Application(client_max_size=BODY_MAX_BYTES)
         application.router.add_post("/v2/calls/{call_control_id}/actions/{action}", self._command)
-        runner = web.AppRunner(application, access_log=None)
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await runner.setup()
         try:
             await web.TCPSite(runner, HOST, self._port).start()
@@ -138,18 +147,26 @@ class SimulatedCarrier:
         from_number: str,
         to_number: str,
         observer: Callable[[Progress], None] = lambda progress: None,
+        *,
+        faults: Faults | None = None,
     ) -> PlacedCall:
-        """Starts a call, whose caller says `audio`. `observer` is told of each change and each second of speech."""
+        """Starts a call, whose caller says `audio`. `observer` is told of each change and each second of speech.
+
+        `faults` are this call's own instead of the carrier's.
+        """
         if self._http is None:
             raise RuntimeError("the carrier is not serving: enter it first")
         leg = Leg.new(from_number, to_number)
+        line = self._faults if faults is None else faults
         call = SimulatedCall(
             self._placed,
             leg,
             audio,
-            WebhookSender(self._http, self._account, self._gateway_url, self._webhooks),
+            WebhookSender(self._http, self._account, self._gateway_url, self._webhooks, line),
+            self._pacer,
             timing=self._timing,
-            line=self._faults,
+            line=line,
+            other_leg=lambda: self._another_than(leg),
             observer=observer,
         )
         self._placed += 1
@@ -165,23 +182,38 @@ class SimulatedCarrier:
             for control_id in [known for known, task in self._tasks.items() if task.done()][:excess]:
                 del self._calls[control_id], self._tasks[control_id]
 
+    def _another_than(self, leg: Leg) -> Leg:
+        """The newest call besides `leg`'s that is not over."""
+        live = (known for known, task in reversed(self._tasks.items()) if not task.done())
+        return next((self._calls[known].leg for known in live if known != leg.call_control_id), UNHEARD_OF)
+
     async def _command(self, request: web.Request) -> web.Response:
-        outcome = self._obey(
+        reply = await self._obey(
             request.headers.get("authorization", ""),
             request.match_info["call_control_id"],
             request.match_info["action"],
             await request.read(),
         )
-        if outcome is None:
-            return web.Response(body=b'{"data":{"result":"ok"}}', content_type="application/json")
-        return web.Response(status=outcome.status, body=outcome.body(), content_type="application/json")
+        match reply:
+            case Obeyed():
+                return web.Response(body=b'{"data":{"result":"ok"}}', content_type="application/json")
+            case Refused(error):
+                return web.Response(
+                    status=error.status, body=error.body(), headers=error.headers, content_type="application/json"
+                )
+            case Unanswered():
+                if request.transport is not None:
+                    request.transport.abort()
+                return web.Response()
 
-    def _obey(self, authorization: str, control_id: str, action: str, content: bytes) -> ApiError | None:
+    async def _obey(self, authorization: str, control_id: str, action: str, content: bytes) -> Reply:
         expected = f"Bearer {self._account.api_key}"
         if not hmac.compare_digest(authorization.encode(), expected.encode()):
-            return commands.AUTHENTICATION_FAILED
+            return Refused(commands.AUTHENTICATION_FAILED)
         call = self._calls.get(control_id)
         if call is None:
-            return commands.NOT_FOUND
+            return Refused(commands.NOT_FOUND)
         request = commands.parse(action, content)
-        return request if isinstance(request, ApiError) else call.obey(request)
+        if isinstance(request, ApiError):
+            return Refused(request)
+        return await call.desk.take(action, request)

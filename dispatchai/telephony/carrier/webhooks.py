@@ -1,6 +1,7 @@
 """Delivery of webhooks as Telnyx does it: signed, answered within two seconds or tried again.
 
-Decides what counts as delivered, what is tried again and when. Which events there are is the call's matter.
+Decides what counts as delivered, what is tried again and when, and what a signature's faults look like. Which events
+there are is the call's matter.
 Source: Telnyx, "Receiving webhooks" (2xx within 2000 ms; 408, 429, 5xx and no answer are retried, other 4xx not).
 """
 
@@ -8,16 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
 
 from dispatchai.telephony.carrier.account import SimulatedAccount
+from dispatchai.telephony.carrier.faults import NO_FAULTS, Faults, SignatureFault
 from dispatchai.telephony.carrier.messages import WebhookEvent
 
 WEBHOOK_PATH: Final = "/api/v1/call/incoming"
 STATUSES_RETRIED: Final = frozenset({408, 429})
+
+STALE_S: Final = 3600
+"""Age of a stale signature: far beyond the five minutes that Telnyx's own library allows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,15 +47,23 @@ class Delivery:
 
 
 class WebhookSender:
-    """Sends events to one gateway. The HTTP session is the caller's."""
+    """Sends the events of one call to one gateway. The HTTP session is the caller's."""
 
     def __init__(
-        self, http: aiohttp.ClientSession, account: SimulatedAccount, gateway_url: str, policy: WebhookPolicy
+        self,
+        http: aiohttp.ClientSession,
+        account: SimulatedAccount,
+        gateway_url: str,
+        policy: WebhookPolicy,
+        line: Faults = NO_FAULTS,
     ) -> None:
+        self.answers_s: list[float] = []
+        """How long each answer of the gateway took, in seconds, in order."""
         self._http = http
         self._account = account
         self._url = gateway_url.rstrip("/") + WEBHOOK_PATH
         self._policy = policy
+        self._line = line
 
     async def attempt(self, event: WebhookEvent, number: int) -> Delivery | None:
         """Delivery attempt `number` (from 1); None where another one is due, after `wait`."""
@@ -72,22 +86,45 @@ class WebhookSender:
 
     async def _post(self, event: WebhookEvent, number: int) -> tuple[int | None, str]:
         body = event.body(number, self._url)
-        timestamp = str(int(time.time()))
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "user-agent": "telnyx-webhooks",
+            **self._signature(body),
+        }
+        began = time.monotonic()
         try:
             async with self._http.post(
                 self._url,
-                data=body,
-                headers={
-                    "content-type": "application/json",
-                    "user-agent": "telnyx-webhooks",
-                    "telnyx-signature-ed25519": self._account.sign(timestamp, body),
-                    "telnyx-timestamp": timestamp,
-                },
+                data=self._stalling(body) if self._line.webhook_stall_s else body,
+                headers=headers,
                 timeout=aiohttp.ClientTimeout(total=self._policy.timeout_s),
                 allow_redirects=False,
             ) as reply:
+                self.answers_s.append(time.monotonic() - began)
                 return reply.status, reply.reason or ""
         except TimeoutError:
             return None, f"no answer within {self._policy.timeout_s:g} s"
         except (aiohttp.ClientError, OSError) as error:
             return None, type(error).__name__
+
+    def _signature(self, body: bytes) -> dict[str, str]:
+        now = round(time.time() + self._line.clock_skew_s)
+        fault = self._line.signature
+        timestamp = str(now - STALE_S if fault is SignatureFault.STALE else now)
+        match fault:
+            case SignatureFault.ABSENT:
+                return {}
+            case SignatureFault.FORGED:
+                signature = SimulatedAccount.stranger().sign(timestamp, body)
+            case SignatureFault.TRUNCATED:
+                signature = self._account.sign(timestamp, body)[:-4]
+            case SignatureFault.RIGHT | SignatureFault.STALE:
+                signature = self._account.sign(timestamp, body)
+        return {"telnyx-signature-ed25519": signature, "telnyx-timestamp": timestamp}
+
+    async def _stalling(self, body: bytes) -> AsyncIterator[bytes]:
+        half = len(body) // 2
+        yield body[:half]
+        await asyncio.sleep(self._line.webhook_stall_s)
+        yield body[half:]

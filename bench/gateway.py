@@ -1,0 +1,118 @@
+"""A gateway in a process of its own, for measurements: started from settings, as `dispatchai gateway` is.
+
+Run as a module it is that process: it prints its port, then serves until it is told to stop by the end of its input.
+Decides nothing of what is measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import SecretStr
+
+from bench.kafka import apache_kafka
+from dispatchai.engine.app import use_uvloop
+from dispatchai.engine.broker import EmbeddedBroker
+from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.engine.topics import Topics, apply
+from dispatchai.logs import configure
+from dispatchai.settings import LogFormat, Settings
+from dispatchai.telephony.gateway import serve
+
+STREAM_SECRET: Final = "a secret of the measurement"  # noqa: S105 - it opens nothing else
+PUBLIC_KEY: Final = "BENCH_PUBLIC_KEY"
+"""Variable with the public key of the webhooks that are sent."""
+
+BOOTSTRAP: Final = "BENCH_BOOTSTRAP_SERVERS"
+EMBEDDED: Final = "BENCH_BROKER_IS_EMBEDDED"
+
+_CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A gateway that runs."""
+
+    port: int
+    pid: int
+
+    def cpu_s(self) -> float:
+        """Seconds of processor time that it took so far, user and system."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS
+
+    def resident_bytes(self) -> int:
+        """Memory that it holds now."""
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+
+
+@asynccontextmanager
+async def broker(*, apache: bool) -> AsyncIterator[KafkaConnection]:
+    """A broker with the project's topics for as long as this lasts: Apache Kafka, or the embedded one."""
+    async with AsyncExitStack() as running:
+        if apache:
+            folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="dispatchai-bench-")))
+            connection = await running.enter_async_context(apache_kafka(folder, dict(os.environ)))
+        else:
+            connection = (await running.enter_async_context(EmbeddedBroker())).connection
+        await apply(connection, Topics.load(), replication=1)
+        yield connection
+
+
+@asynccontextmanager
+async def gateway(connection: KafkaConnection, public_key: str = "") -> AsyncIterator[Running]:
+    """A gateway on a free port that believes webhooks signed for `public_key` and tokens of STREAM_SECRET."""
+    environment = os.environ | {
+        PUBLIC_KEY: public_key,
+        BOOTSTRAP: connection.bootstrap_servers,
+        EMBEDDED: "1" if connection.embedded else "",
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bench.gateway"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env=environment,
+    )
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("the gateway has no pipes")
+    try:
+        line = await process.stdout.readline()
+        if not line:
+            raise RuntimeError("the gateway did not start")
+        yield Running(int(line), process.pid)
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+async def _serve() -> None:
+    settings = Settings(
+        gateway_port=0,
+        telnyx_public_key=os.environ[PUBLIC_KEY],
+        stream_token_secret=SecretStr(STREAM_SECRET),
+    )
+    connection = KafkaConnection(os.environ[BOOTSTRAP], embedded=bool(os.environ[EMBEDDED]))
+    serving = asyncio.create_task(
+        serve(settings, connection, listening=lambda _, port: print(port, flush=True)), name="gateway"
+    )
+    parent = asyncio.create_task(asyncio.to_thread(sys.stdin.read), name="parent")
+    await asyncio.wait([serving, parent], return_when=asyncio.FIRST_COMPLETED)
+    serving.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
+
+
+if __name__ == "__main__":
+    use_uvloop()
+    configure(LogFormat.JSON, "ERROR", "gateway")
+    asyncio.run(_serve())

@@ -1,0 +1,67 @@
+"""Apache Kafka for a measurement: one node on loopback, from the jars that the tests use.
+
+Decides its properties, which are Kafka's defaults but for what one node needs.
+"""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from dispatchai.engine.broker import BrokerNotReadyError, free_port, wait_until_ready
+from dispatchai.engine.child import Child
+from dispatchai.engine.kafka import KafkaConnection
+from tests.conftest import KAFKA_LIBS, fetch_kafka, find_java
+
+START_S: Final = 120.0
+
+HEAP: Final = "-Xmx1g"
+"""Kafka's own start script gives a broker as much."""
+
+PROPERTIES: Final = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller_port}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+log.dirs={log_dir}
+default.replication.factor=1
+offsets.topic.replication.factor=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+auto.create.topics.enable=false
+group.initial.rebalance.delay.ms=0
+"""
+
+
+@asynccontextmanager
+async def apache_kafka(folder: Path, environment: Mapping[str, str]) -> AsyncIterator[KafkaConnection]:
+    """A running Kafka with its files in `folder`. Raises RuntimeError, KafkaUnavailableError."""
+    java = find_java()
+    fetch_kafka()
+    port, controller_port = free_port(), free_port()
+    properties = folder / "server.properties"
+    text = PROPERTIES.format(port=port, controller_port=controller_port, log_dir=folder / "log")
+    properties.write_text(text, encoding="utf-8")
+    command = [java, HEAP, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{KAFKA_LIBS}/*"]
+    cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    output: deque[str] = deque(maxlen=40)
+    formatting = [*command, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties)]
+    async with Child(formatting, on_line=output.append) as child:
+        if await child.wait() != 0:
+            raise RuntimeError("\n".join(["Kafka's log folder could not be formatted:", *output]))
+    async with Child([*command, "kafka.Kafka", str(properties)], env=environment, on_line=output.append):
+        connection = KafkaConnection(f"127.0.0.1:{port}")
+        try:
+            await wait_until_ready(connection, START_S)
+        except BrokerNotReadyError as error:
+            raise RuntimeError("\n".join([str(error), *output])) from error
+        yield connection

@@ -1,0 +1,215 @@
+"""How many live media sockets one gateway carries: `python -m bench.media --sockets 800 --seconds 20 [--write]`.
+
+Each socket sends a frame of 160 bytes every 20 ms, as the carrier does, spread over the 20 ms. The gateway is a
+process of its own and writes to a real broker; its processor time over the messages that it took is what is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import struct
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Final
+
+import aiohttp
+import orjson
+
+from bench.gateway import STREAM_SECRET, Running, broker, gateway
+from bench.report import machine, table, write_section
+from dispatchai.engine.app import use_uvloop
+from dispatchai.telephony import tokens
+
+FRAME_S: Final = 0.02
+_PAYLOAD: Final = base64.b64encode(bytes(range(160))).decode()
+_CONNECT_AT_ONCE: Final = 50
+_SLICES: Final = 20
+"""The sockets send in so many groups, 1 ms apart."""
+
+
+@dataclass(slots=True)
+class Result:
+    """What one run gave. `cpu_s` is the gateway's, while `messages` were sent."""
+
+    sockets: int
+    messages: int
+    behind: int
+    """Frames that were sent more than one frame late: then the load generator is the limit."""
+    seconds: float
+    cpu_s: float
+    resident_mb: float
+    counts: dict[str, int]
+
+    @property
+    def us_per_message(self) -> float:
+        """Processor time of one message: socket, checks, Avro, Kafka."""
+        return self.cpu_s / self.messages * 1e6
+
+
+class _Carrier(asyncio.Protocol):
+    """One media socket of the carrier. Reads nothing after the handshake, so the gateway's pings stay unanswered."""
+
+    def __init__(self) -> None:
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._answer = b""
+
+    def data_received(self, data: bytes) -> None:
+        if self.opened.done():
+            return
+        self._answer += data
+        if b"\r\n\r\n" in self._answer:
+            if self._answer.startswith(b"HTTP/1.1 101"):
+                self.opened.set_result(None)
+            else:
+                self.opened.set_exception(RuntimeError(self._answer.split(b"\r\n")[0].decode()))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set_result(None)
+
+
+def _frame(text: str) -> bytes:
+    """A text message as a client sends it, by RFC 6455; the mask is 0, so that all sockets can send the same bytes."""
+    payload = text.encode()
+    if len(payload) >= 126:
+        return struct.pack("!BBHI", 0x81, 0x80 | 126, len(payload), 0) + payload
+    return struct.pack("!BBI", 0x81, 0x80 | len(payload), 0) + payload
+
+
+async def _connect(port: int, number: int) -> asyncio.Transport:
+    call_id, leg = f"bench-{number}", f"v3:bench-{number}"
+    token = tokens.issue(STREAM_SECRET.encode(), tokens.Subject(leg, call_id), int(time.time()) + 3600)
+    transport, carrier = await asyncio.get_running_loop().create_connection(_Carrier, "127.0.0.1", port)
+    handshake = (
+        "GET /ws HTTP/1.1",
+        f"Host: 127.0.0.1:{port}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Version: 13",
+        f"Sec-WebSocket-Key: {base64.b64encode(number.to_bytes(16)).decode()}",
+        f"{tokens.HEADER}: {token}",
+        "",
+        "",
+    )
+    transport.write("\r\n".join(handshake).encode())
+    await carrier.opened
+    media_format = {"encoding": "PCMU", "sample_rate": 8000, "channels": 1}
+    start = {"call_session_id": call_id, "call_control_id": leg, "media_format": media_format}
+    opened = {"event": "start", "sequence_number": "1", "stream_id": f"stream-{number}", "start": start}
+    transport.write(_frame(orjson.dumps(opened).decode()))
+    return transport
+
+
+async def _send(sockets: list[asyncio.Transport], seconds: float) -> tuple[int, int]:
+    """Send to all sockets in turn, each once in FRAME_S. Returns the messages, and how many of them were late."""
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    behind = 0
+    rounds = int(seconds / FRAME_S)
+    slice_size = max(1, len(sockets) // _SLICES)
+    for chunk in range(1, rounds + 1):
+        frame = _frame(
+            f'{{"event":"media","sequence_number":"{chunk + 1}","stream_id":"32DE0DEA-53A1-4BD4-8A96-3C4E0A5B8B1E",'
+            f'"media":{{"track":"inbound","chunk":"{chunk}","timestamp":"{20 * chunk}","payload":"{_PAYLOAD}"}}}}'
+        )
+        for start in range(0, len(sockets), slice_size):
+            wait = begun + FRAME_S * (chunk - 1 + start / len(sockets)) - loop.time()
+            await asyncio.sleep(max(wait, 0))
+            part = sockets[start : start + slice_size]
+            if wait < -FRAME_S:
+                behind += len(part)
+            for socket in part:
+                socket.write(frame)
+    return rounds * len(sockets), behind
+
+
+async def _counts(http: aiohttp.ClientSession) -> dict[str, int]:
+    async with http.get("/health/live") as response:
+        metrics: dict[str, int] = (await response.json())["metrics"]
+        return metrics
+
+
+async def _rounds() -> AsyncIterator[None]:
+    """Once in FRAME_S: the gateway's health page does not tell when it changes."""
+    while True:
+        yield
+        await asyncio.sleep(FRAME_S)
+
+
+async def measure(running: Running, sockets: int, seconds: float) -> Result:
+    """Run `sockets` streams for `seconds` against a gateway."""
+    streams: list[asyncio.Transport] = []
+    for first in range(0, sockets, _CONNECT_AT_ONCE):
+        numbers = range(first, min(first + _CONNECT_AT_ONCE, sockets))
+        streams += await asyncio.gather(*(_connect(running.port, number) for number in numbers))
+    cpu, begun = running.cpu_s(), time.monotonic()
+    messages, behind = await _send(streams, seconds)
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{running.port}") as http:
+        # Each question is answered after what was sent before it was read; then Kafka has to acknowledge.
+        async for _ in _rounds():
+            counts = await _counts(http)
+            if counts["frames"] == messages and not counts["records_waiting"]:
+                break
+    cpu_s, took = running.cpu_s() - cpu, time.monotonic() - begun
+    resident = running.resident_bytes() / 2**20
+    for stream in streams:
+        stream.abort()
+    return Result(sockets, messages, behind, took, cpu_s, resident, counts)
+
+
+def _text(results: list[Result], kafka: str) -> str:
+    rows = [
+        [
+            str(result.sockets),
+            f"{result.messages / result.seconds:,.0f}",
+            f"{result.us_per_message:.1f}",
+            f"{result.cpu_s / result.seconds:.2f}",
+            f"{1e6 / result.us_per_message / 50:,.0f}",
+            f"{result.resident_mb:.0f}",
+            str(result.counts["frames_dropped"]),
+            str(result.behind),
+        ]
+        for result in results
+    ]
+    header = ["sockets", "messages/s", "µs a message", "cores", "sockets a core", "MiB", "dropped", "sent late"]
+    return "\n".join(
+        [
+            "## Media sockets",
+            "",
+            f"`python -m bench.media`: sockets that send 50 frames/s each, validated, put in order, Avro-encoded and "
+            f"acknowledged by {kafka}. Time is the gateway's; load generator and broker run on the same machine "
+            f"({machine()}).",
+            "",
+            table(header, rows),
+        ]
+    )
+
+
+async def _main(arguments: argparse.Namespace) -> None:
+    results = []
+    for sockets in arguments.sockets:
+        async with broker(apache=arguments.apache) as connection, gateway(connection) as running:
+            result = await measure(running, sockets, arguments.seconds)
+            results.append(result)
+    text = _text(results, "Apache Kafka" if arguments.apache else "the embedded broker")
+    print(text)
+    if arguments.write:
+        write_section("bench.media", text)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.media", description=__doc__)
+    parser.add_argument("--sockets", type=int, nargs="+", default=[200, 400, 800], help="numbers of sockets to try")
+    parser.add_argument("--seconds", type=float, default=20.0, help="how long each number is tried")
+    parser.add_argument("--apache", action="store_true", help="Apache Kafka, from the jars of the tests")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    use_uvloop()
+    asyncio.run(_main(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The processes of a run: starts the system as its user would, and reads what each of its processes has used.
+
+Decides where a run listens and keeps its state. What is called and measured is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from dispatchai.engine.broker import free_port
+from dispatchai.engine.child import Child
+from dispatchai.settings import Settings
+from dispatchai.telephony.run_info import RunInfo
+
+START_S: Final = 120.0
+"""Longer than `up` waits itself: it is to tell what is wrong."""
+
+READY_LINE: Final = "Ctrl-C stops everything"
+
+KEPT_LINES: Final = 200
+"""Lines of the run's output that are kept, to be shown if it goes wrong."""
+
+MARK: Final = "DISPATCHAI_BENCH_MARK"
+"""Variable that every process of a run inherits, by which they are found."""
+
+_CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_PARTS: Final = {
+    re.compile(r"-m dispatchai (gateway|worker|speech)\b"): "{}",
+    re.compile(r"\btansu\b"): "embedded broker",
+    re.compile(r"kafka\.Kafka\b"): "Apache Kafka",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a process has used: seconds of processor time since its start, and bytes of memory now."""
+
+    cpu_s: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A running system."""
+
+    settings: Settings
+    info: RunInfo
+    mark: str
+    output: deque[str]
+
+    def used(self) -> dict[str, Used]:
+        """By process of the run, as the operating system counts it."""
+        return used(self.mark, self.info.bootstrap_servers)
+
+
+@asynccontextmanager
+async def run(state_dir: Path, variables: Mapping[str, str]) -> AsyncIterator[Run]:
+    """`dispatchai up` on free ports, with `variables` in its environment. Raises RuntimeError if it does not start."""
+    mark = variables.get(MARK) or uuid4().hex
+    environment = {
+        **{name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields},
+        **{
+            name: str(free_port()) for name in ("GATEWAY_PORT", "CONSOLE_PORT", "SPEECH_PORT", "SIMULATED_CARRIER_PORT")
+        },
+        "STATE_DIR": str(state_dir),
+        "LOG_LEVEL": "WARNING",
+        MARK: mark,
+        **variables,
+    }
+    output: deque[str] = deque(maxlen=KEPT_LINES)
+    ready = asyncio.Event()
+
+    def take(line: str) -> None:
+        output.append(line)
+        if READY_LINE in line:
+            ready.set()
+
+    async with Child([sys.executable, "-m", "dispatchai", "up"], env=environment, on_line=take) as child:
+        waits = [asyncio.create_task(ready.wait()), asyncio.create_task(child.wait())]
+        await asyncio.wait(waits, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+        info = RunInfo.load(state_dir)
+        if not ready.is_set() or info is None:
+            raise RuntimeError("\n".join(["`dispatchai up` did not start:", *output]))
+        yield Run(Settings(_env_file=None, state_dir=state_dir), info, mark, output)
+
+
+def used(mark: str, broker: str) -> dict[str, Used]:
+    """What the processes whose environment holds `mark` have used, by what they are.
+
+    The embedded broker has an empty environment: it is found by the address `broker` on its command line.
+    """
+    found: dict[str, Used] = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if f"{MARK}={mark}".encode() not in (folder / "environ").read_bytes() and broker not in command:
+                continue
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        name = _name(command)
+        if name is not None and "minder" not in command:
+            used_s = (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS
+            found[name] = Used(used_s, int(fields[21]) * _PAGE_BYTES)
+    return found
+
+
+def _name(command: str) -> str | None:
+    for pattern, name in _PARTS.items():
+        if match := pattern.search(command):
+            return name.format(*match.groups())
+    return None

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# What each process may do in Kafka, and no more. Run once with an administrator's rights:
+#
+#   KAFKA_ACLS="/opt/kafka/bin/kafka-acls.sh --bootstrap-server kafka-1:9093 --command-config admin.properties" \
+#     deploy/kafka/acls.sh
+#
+# Users: dispatchai-gateway, -worker, -speech, -topics (`dispatchai topics apply`, once at each upgrade) and -review
+# (reads everything, writes nothing). What exists already is left as it is.
+set -euo pipefail
+
+: "${KAFKA_ACLS:?the kafka-acls.sh command with its connection options}"
+read -ra acls <<<"$KAFKA_ACLS"
+
+allow() { # allow USER OPERATION[,OPERATION] RESOURCE-OPTION NAME [MORE OPTIONS]
+  local user=$1 operations=() operation
+  for operation in ${2//,/ }; do operations+=(--operation "$operation"); done
+  "${acls[@]}" --add --allow-principal "User:dispatchai-$user" "${operations[@]}" "${@:3}"
+}
+reads() { for topic in "${@:2}"; do allow "$1" Read,Describe --topic "$topic"; done; }
+writes() { for topic in "${@:2}"; do allow "$1" Write,Describe --topic "$topic"; done; }
+
+topics=(call-events audio-frames signals transcripts assessments live-calls dispatch-queue dispatch-actions dead-letters)
+
+writes gateway call-events audio-frames dead-letters
+
+reads worker call-events audio-frames signals transcripts assessments live-calls dispatch-queue dispatch-actions
+# call-events: the timers of calls.
+writes worker call-events signals assessments live-calls dispatch-queue dispatch-actions dead-letters
+
+reads speech audio-frames call-events
+writes speech transcripts dead-letters
+
+for app in worker speech; do
+  allow "$app" Read,Write,Describe --topic "dispatchai-$app-" --resource-pattern-type prefixed  # changelogs
+  allow "$app" Read --group "dispatchai-$app"
+done
+
+for topic in "${topics[@]}"; do
+  allow topics Create,Describe,DescribeConfigs --topic "$topic"
+  allow review Read,Describe,DescribeConfigs --topic "$topic"
+done
+for app in worker speech; do
+  allow topics Create,Describe,DescribeConfigs --topic "dispatchai-$app-" --resource-pattern-type prefixed
+done

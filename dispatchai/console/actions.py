@@ -1,0 +1,247 @@
+"""`POST /api/v1/calls/{call_id}/actions`: what a dispatcher does to a call becomes a record of `dispatch-actions`.
+
+Decides who may ask (a page of this server, never another site), what is asked in due form, and that 202 is said only
+when Kafka has the record. What an action does is the calls agent's matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+import time
+from collections.abc import Set
+from typing import Any, Final
+
+import orjson
+import structlog
+from aiohttp import web
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from yarl import URL
+
+from dispatchai.console.feed import Feed
+from dispatchai.console.view import Entry, EntryStatus
+from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.records import Action, ActionKind, CallStatus, encode
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+TOPIC: Final = "dispatch-actions"
+
+ACTION_ID_HEADER: Final = "X-Action-Id"
+"""Names the action: one that is sent again under the same name has effect once. A page of another site cannot set
+it without being allowed to, and nobody is."""
+
+KINDS: Final = frozenset({ActionKind.SPEAK, ActionKind.TRANSFER, ActionKind.HANGUP})
+"""What can be asked for here."""
+
+BODY_MAX_BYTES: Final = 16_384
+"""The longest text in four-byte characters, with room for the rest."""
+TEXT_MAX_CHARS: Final = 3_000
+"""The carrier speaks no more in one command."""
+ACTOR_MAX_CHARS: Final = 100
+
+ACK_TIMEOUT_S: Final = 4.0
+"""How long Kafka may take. A dispatcher waits for the answer; a record that was not sent by then is never sent."""
+STOP_TIMEOUT_S: Final = 1.0
+
+_ACTION_ID: Final = re.compile(r"[A-Za-z0-9_.-]{8,64}")
+
+
+class KafkaAwayError(Exception):
+    """Kafka did not acknowledge the record in time. It may have stored it nevertheless."""
+
+
+class ActionWriter:
+    """Writes actions to Kafka and waits for the acknowledgement. Connects at the first; `close` it at the end."""
+
+    def __init__(self, connection: KafkaConnection, *, ack_timeout_s: float = ACK_TIMEOUT_S) -> None:
+        self._connection = connection
+        self._ack_timeout_s = ack_timeout_s
+        self._producer: AIOKafkaProducer | None = None
+        self._connecting = asyncio.Lock()
+
+    async def write(self, call_id: str, action: Action) -> None:
+        """Store `action`. Returns when all replicas have it. Raises KafkaAwayError."""
+        try:
+            async with asyncio.timeout(self._ack_timeout_s):
+                producer = await self._connected()
+                await producer.send_and_wait(TOPIC, encode(action), call_id.encode())
+        except (KafkaError, TimeoutError, OSError) as error:
+            # What it still holds must not be carried out when nobody expects it any more.
+            await self.close()
+            raise KafkaAwayError(type(error).__name__) from error
+
+    async def close(self) -> None:
+        """Leave Kafka, and what was not acknowledged unsent. The next `write` connects again."""
+        producer, self._producer = self._producer, None
+        if producer is None:
+            return
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await producer.stop()
+        except TimeoutError:
+            await producer.client.close()
+
+    async def _connected(self) -> AIOKafkaProducer:
+        async with self._connecting:
+            if self._producer is None:
+                producer = AIOKafkaProducer(
+                    **self._connection.producer_options(),
+                    client_id="dispatchai-actions",
+                    request_timeout_ms=round(self._ack_timeout_s * 1000),
+                )
+                try:
+                    await producer.start()
+                except BaseException:
+                    await producer.stop()
+                    raise
+                self._producer = producer
+            return self._producer
+
+
+def routes(feed: Feed, writer: ActionWriter, *, hosts: Set[str], can_transfer: bool) -> list[web.AbstractRouteDef]:
+    """The route. `hosts` are names, in lower case, besides those of this machine under which the page is reached."""
+    actions = _Actions(feed, writer, hosts, can_transfer)
+    return [web.post("/api/v1/calls/{call_id}/actions", actions.post)]
+
+
+class _Refused(Exception):  # noqa: N818 - it is the request that is at fault
+    """The answer to a request that is not carried out."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class _Actions:
+    def __init__(self, feed: Feed, writer: ActionWriter, hosts: Set[str], can_transfer: bool) -> None:
+        self._feed = feed
+        self._writer = writer
+        self._hosts = hosts
+        self._can_transfer = can_transfer
+
+    async def post(self, request: web.Request) -> web.Response:
+        """202 when the action is stored; 4xx when it cannot be, 503 when it may be sent again."""
+        call_id = request.match_info["call_id"]
+        try:
+            self._check_origin(request)
+            action = _action(_action_id(request), await _body(request))
+            await self._check_call(call_id)
+            if action.kind is ActionKind.TRANSFER and not self._can_transfer:
+                raise _Refused(409, "no_human_line", "HUMAN_LINE is not set: there is nowhere to transfer to")
+            await self._writer.write(call_id, action)
+        except _Refused as refused:
+            return _json({"error": {"code": refused.code, "message": str(refused)}}, status=refused.status)
+        except KafkaAwayError as away:
+            log.error("action_not_stored", call_id=call_id, reason=str(away))
+            message = f"the action could not be stored; send it again with the same {ACTION_ID_HEADER}"
+            return _json({"error": {"code": "unavailable", "message": message}}, status=503)
+        log.info("action_stored", call_id=call_id, action_id=action.action_id, kind=action.kind)
+        stored = {"call_id": call_id, "action_id": action.action_id, "kind": action.kind, "status": "accepted"}
+        return _json(stored, status=202)
+
+    def _check_origin(self, request: web.Request) -> None:
+        """Refuse what a page of another site could send: by a form, by fetch, or under a name that it had resolve to
+        this machine (DNS rebinding)."""
+        host = _url(f"http://{request.host}")
+        if host is None or not self._is_ours(host.host):
+            raise _Refused(403, "host", "this server is not reached under that name; see CONSOLE_HOSTS")
+        if (stated := request.headers.get("Origin")) is not None:
+            origin = _url(stated)
+            # Behind a proxy the Host header may be the upstream's: a configured name is the page's then.
+            same = origin is not None and (
+                origin.host in self._hosts or (origin.host, origin.port) == (host.host, _port(host, origin))
+            )
+            if not same:
+                raise _Refused(403, "origin", "actions are taken from this server's own page alone")
+
+    def _is_ours(self, name: str | None) -> bool:
+        if name is None:
+            return False
+        if name in self._hosts or name == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(name).is_loopback
+        except ValueError:
+            return False
+
+    async def _check_call(self, call_id: str) -> None:
+        entry = (await self._feed.current()).get(call_id)
+        if entry is None and not self._feed.ready:
+            raise _Refused(503, "starting", "the calls are not all known yet")
+        if entry is None:
+            raise _Refused(404, "unknown_call", "no such call in the queue or in progress")
+        if _is_over(entry):
+            raise _Refused(409, "call_over", "the call is over")
+
+
+def _url(text: str) -> URL | None:
+    try:
+        return URL(text)
+    except ValueError:
+        return None
+
+
+def _port(host: URL, origin: URL) -> int | None:
+    """The port of a Host header, which names none where it is the scheme's own: that of the page's scheme then."""
+    return host.explicit_port or (URL.build(scheme=origin.scheme, host="localhost").port if origin.scheme else None)
+
+
+def _is_over(entry: Entry) -> bool:
+    return entry.status is EntryStatus.FINAL or (entry.live is not None and entry.live.status is CallStatus.ENDED)
+
+
+def _action_id(request: web.Request) -> str:
+    action_id = request.headers.get(ACTION_ID_HEADER)
+    if action_id is None:
+        raise _Refused(403, "no_action_id", f"name the action in the header {ACTION_ID_HEADER}")
+    if not _ACTION_ID.fullmatch(action_id):
+        raise _Refused(400, "bad_action_id", f"{ACTION_ID_HEADER} is 8 to 64 letters, digits, '-', '_' or '.'")
+    return action_id
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    if request.content_type != "application/json":
+        raise _Refused(415, "content_type", "send application/json")
+    content = bytearray()
+    async for chunk in request.content.iter_any():
+        content += chunk
+        if len(content) > BODY_MAX_BYTES:
+            raise _Refused(413, "too_large", f"more than {BODY_MAX_BYTES} bytes")
+    try:
+        body: Any = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        raise _Refused(400, "bad_json", "the body is not JSON") from None
+    if not isinstance(body, dict):
+        raise _Refused(400, "bad_json", "the body is not an object")
+    return body
+
+
+def _action(action_id: str, body: dict[str, Any]) -> Action:
+    if unknown := body.keys() - {"kind", "text", "actor"}:
+        raise _Refused(400, "unknown_field", f"unknown fields: {', '.join(sorted(name[:40] for name in unknown)[:5])}")
+    kind = body.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise _Refused(400, "bad_kind", f"kind is one of {', '.join(sorted(KINDS))}")
+    actor = body.get("actor")
+    if not isinstance(actor, str) or not 0 < len(actor.strip()) <= ACTOR_MAX_CHARS:
+        raise _Refused(400, "bad_actor", f"actor is who does this, in at most {ACTOR_MAX_CHARS} characters")
+    text = body.get("text")
+    if text is not None and not (isinstance(text, str) and 0 < len(text.strip()) <= TEXT_MAX_CHARS):
+        raise _Refused(400, "bad_text", f"text is 1 to {TEXT_MAX_CHARS} characters, or left out")
+    return Action(
+        action_id=action_id,
+        kind=ActionKind(kind),
+        actor=actor.strip(),
+        occurred_at=time.time_ns() // 1000,
+        text=None if text is None else text.strip(),
+        level=None,
+        other_call_id=None,
+    )
+
+
+def _json(value: object, *, status: int) -> web.Response:
+    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json", charset="utf-8")

@@ -1,0 +1,265 @@
+"""The client's end of a WebSocket, as far as the carrier's media streams need it: text out, control frames in.
+
+Decides what goes over the wire; what a message says is decided elsewhere. Made for thousands of small messages a
+second, and for breaking rules that a library keeps: a cut without a close, a message of any size. Source: RFC 6455.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from enum import IntEnum
+from functools import cache
+from hashlib import sha1
+from typing import Final, Self, cast
+
+from yarl import URL
+
+HANDSHAKE_MAX_BYTES: Final = 16_384
+
+MESSAGE_MAX_BYTES: Final = 1_048_576
+"""Of what the platform sends: 30 s of audio in base64, the most that one message may carry, is 320 kB."""
+
+CLOSE_S: Final = 2.0
+"""How long the platform may take for its half of the closing handshake."""
+
+FLUSH_S: Final = 1.0
+"""How long a cut waits for what was sent before it."""
+
+NO_STATUS: Final = 1005
+ABNORMAL: Final = 1006
+"""What a close without a code, and a connection lost without a close, are called. RFC 6455, 7.4.1."""
+
+_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_FINAL: Final = 0x80
+_MASKED: Final = 0x80
+
+_MASK: Final = bytes(4)
+"""A client masks what it sends so that a script in a browser cannot talk to a proxy in the proxy's language (RFC 6455,
+10.3). No script chooses what is said here, and with a key of zeros the payload goes out as it is."""
+
+
+class _Opcode(IntEnum):
+    TEXT = 0x1
+    CLOSE = 0x8
+    PING = 0x9
+    PONG = 0xA
+
+
+class HandshakeError(Exception):
+    """The socket was not opened. The message says why, and holds nothing of the request: that has the token."""
+
+
+class ClientSocket(asyncio.Protocol):
+    """One socket. Made by `connect`, ended by `close` or `cut`; `on_lost` is called once if anybody else ends it."""
+
+    def __init__(self, request: bytes, accept: bytes, on_lost: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self._request = request
+        self._accept = accept
+        self._on_lost = on_lost
+        self._opened: asyncio.Future[None] = loop.create_future()
+        self._gone: asyncio.Future[None] = loop.create_future()
+        self._transport: asyncio.Transport | None = None
+        self._received = bytearray()
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._open = False
+        self._close_code: int | None = None
+
+    @classmethod
+    async def connect(cls, url: str, headers: Mapping[str, str], on_lost: Callable[[], None]) -> Self:
+        """An open socket to `url` (ws or wss). Raises HandshakeError, OSError or ValueError (a bad URL)."""
+        target = URL(url)
+        if target.scheme not in ("ws", "wss") or target.host is None or target.port is None:
+            raise ValueError("not the URL of a WebSocket")
+        key = b64encode(os.urandom(16))
+        authority = f"[{target.host}]" if ":" in target.host else target.host
+        lines = [
+            f"GET {target.raw_path_qs} HTTP/1.1",
+            f"Host: {authority}:{target.port}",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            f"Sec-WebSocket-Key: {key.decode()}",
+            "Sec-WebSocket-Version: 13",
+            *(f"{name}: {value}" for name, value in headers.items()),
+        ]
+        request = "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
+        accept = b64encode(sha1(key + _GUID, usedforsecurity=False).digest())
+        _, socket = await asyncio.get_running_loop().create_connection(
+            lambda: cls(request, accept, on_lost),
+            target.host,
+            target.port,
+            ssl=_tls() if target.scheme == "wss" else None,
+        )
+        try:
+            await socket._opened
+        except BaseException:
+            socket._abort()
+            raise
+        return socket
+
+    @property
+    def is_open(self) -> bool:
+        """False once either side has ended it, or the connection broke."""
+        return self._open
+
+    @property
+    def is_ready(self) -> bool:
+        """False while the platform takes less than it is sent."""
+        return self._writable.is_set()
+
+    @property
+    def close_code(self) -> int:
+        """Why the platform closed: its code, `NO_STATUS` if it gave none, `ABNORMAL` if it did not close."""
+        return ABNORMAL if self._close_code is None else self._close_code
+
+    def send(self, message: bytes) -> None:
+        """Sends a text message. Does nothing on a socket that is not open."""
+        if self._open and self._transport is not None:
+            self._transport.write(_frame(_Opcode.TEXT, message))
+
+    async def ready(self) -> None:
+        """Waits until the platform takes messages again, or the socket is over."""
+        await self._writable.wait()
+
+    async def close(self) -> None:
+        """The closing handshake, without a code as the carrier does it, and the end of the connection."""
+        if self._open and self._transport is not None:
+            self._open = False
+            self._transport.write(_frame(_Opcode.CLOSE, b""))
+            await self._until_gone(CLOSE_S)
+        self._abort()
+
+    async def cut(self) -> None:
+        """Ends the connection without another word; what was sent before still goes out."""
+        if self._transport is not None and self._open:
+            self._open = False
+            # No other word follows: once the buffer's low-water mark of 0 is reached, all of it is with the kernel.
+            self._transport.set_write_buffer_limits(0)
+            if self._transport.get_write_buffer_size():
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(FLUSH_S):
+                        await self._writable.wait()
+        self._abort()
+
+    # What the transport calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.write(self._request)
+        self._request = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if self._opened.done() or self._shake_hands():
+            while self._take_frame():
+                pass
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self._opened.done():
+            self._opened.set_exception(HandshakeError("the media socket closed during the handshake"))
+        self._writable.set()
+        self._gone.set_result(None)
+        self._lose()
+
+    # Parts
+
+    def _shake_hands(self) -> bool:
+        """Reads the platform's answer to the handshake, if it is there. Returns whether the socket is open."""
+        head, end, rest = bytes(self._received).partition(b"\r\n\r\n")
+        if not end:
+            if len(head) > HANDSHAKE_MAX_BYTES:
+                self._refuse("the media socket's handshake is too long")
+            return False
+        status, *lines = head.split(b"\r\n")
+        parts = status.split(b" ", 2)
+        if len(parts) < 2 or not parts[1].isdigit():
+            self._refuse("the media socket does not speak HTTP")
+            return False
+        if parts[1] != b"101":
+            self._refuse(f"the media socket refused the handshake with {parts[1].decode()}")
+            return False
+        fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
+        if fields.get(b"sec-websocket-accept") != self._accept:
+            self._refuse("the media socket answered another handshake")
+            return False
+        self._received = bytearray(rest)
+        self._open = True
+        self._opened.set_result(None)
+        return True
+
+    def _refuse(self, reason: str) -> None:
+        if not self._opened.done():
+            self._opened.set_exception(HandshakeError(reason))
+        self._abort()
+
+    def _take_frame(self) -> bool:
+        """Deals with the first whole frame received. Returns whether there was one. Text is not listened to."""
+        received = self._received
+        if len(received) < 2:
+            return False
+        opcode, length, at = received[0] & 0x0F, received[1] & 0x7F, 2
+        if length >= 126:
+            at = 4 if length == 126 else 10
+            if len(received) < at:
+                return False
+            length = int.from_bytes(received[2:at], "big")
+        if received[1] & _MASKED or length > MESSAGE_MAX_BYTES:
+            self._abort()
+            return False
+        if len(received) < at + length:
+            return False
+        payload = bytes(received[at : at + length])
+        del received[: at + length]
+        match opcode:
+            case _Opcode.CLOSE:
+                self._close_code = int.from_bytes(payload[:2], "big") if payload else NO_STATUS
+                if self._open and self._transport is not None:
+                    self._transport.write(_frame(_Opcode.CLOSE, payload[:2]))
+                self._lose()
+                if self._transport is not None:
+                    self._transport.close()
+            case _Opcode.PING if self._open and self._transport is not None:
+                self._transport.write(_frame(_Opcode.PONG, payload))
+        return True
+
+    async def _until_gone(self, timeout_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await asyncio.shield(self._gone)
+
+    def _lose(self) -> None:
+        """Somebody else ended the socket."""
+        if self._open:
+            self._open = False
+            self._on_lost()
+
+    def _abort(self) -> None:
+        self._open = False
+        if self._transport is not None:
+            self._transport.abort()
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+def _frame(opcode: int, payload: bytes) -> bytes:
+    length = len(payload)
+    if length < 126:
+        return bytes((_FINAL | opcode, _MASKED | length)) + _MASK + payload
+    if length < 1 << 16:
+        return b"%c\xfe%b%b%b" % (_FINAL | opcode, length.to_bytes(2, "big"), _MASK, payload)
+    return b"%c\xff%b%b%b" % (_FINAL | opcode, length.to_bytes(8, "big"), _MASK, payload)

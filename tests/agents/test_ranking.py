@@ -1,0 +1,93 @@
+"""The ranking agent writes a call's live entries at a dispatcher's pace and its packet at once."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from agents import ranking
+from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.engine.topics import Topics
+from dispatchai.records import AssessmentKind, Risk, RiskLevel
+from dispatchai.triage.ranking import live_call, packet
+from tests.agents.recorded import assessment, event
+from tests.agents.support import (
+    buried,
+    call_name,
+    committed,
+    new_group,
+    produce,
+    read,
+    read_call,
+    running,
+    until,
+    values,
+)
+
+BURST = 60
+
+
+async def test_live_entries_come_at_a_readable_pace_and_a_packet_takes_their_place(
+    broker: KafkaConnection, topics: Topics, tmp_path: Path
+) -> None:
+    talking, over, gone, poison = (call_name(what) for what in ("talking", "over", "gone", "poison"))
+    told = [assessment(transcript=f"word {number}", call=talking) for number in range(BURST)]
+    final = assessment(AssessmentKind.FINAL, transcript="All was said.", version=1, call=over)
+    group = await new_group(broker, tmp_path, sources=[ranking.SOURCE])
+    app = group.app()
+    ranking.make(app)
+    async with running(app):
+        await until(app.is_processing)
+        began = time.monotonic()
+        places = await produce(broker, ranking.SOURCE, talking, told)
+        last = live_call(talking, told[-1])
+        entries = await read_call(broker, ranking.LIVE_TOPIC, talking, lambda found: last in found)
+        took_s = time.monotonic() - began
+
+        not_a_number = Risk(RiskLevel.HIGH, float("nan"))
+        broken = [
+            b"no record",
+            event("call.initiated", call=poison),
+            replace(assessment(call=poison), risk=not_a_number),
+            replace(final, risk=not_a_number),
+        ]
+        await produce(broker, ranking.SOURCE, poison, [*broken, replace(final, version=2)])
+        await produce(broker, ranking.SOURCE, over, [told[0], told[1], told[2], final])
+        await produce(broker, ranking.SOURCE, gone, [told[0], assessment(AssessmentKind.EXPIRED, call=gone)])
+        packets = await read_call(broker, ranking.QUEUE_TOPIC, over, bool)
+        good = await read_call(broker, ranking.QUEUE_TOPIC, poison, bool)
+        letters = await buried(broker, poison, len(broken))
+        ends = await read(
+            broker,
+            ranking.LIVE_TOPIC,
+            [over, gone],
+            lambda records: len([record for record in records if record.value is None]) >= 2,
+        )
+        # Another call's entry that was held back comes after all that is held back of those two.
+        await produce(broker, ranking.SOURCE, talking, [told[0], told[1]])
+        await read_call(broker, ranking.LIVE_TOPIC, talking, lambda found: found[-1:] == [live_call(talking, told[1])])
+        ends = await read(broker, ranking.LIVE_TOPIC, [over, gone], lambda records: len(records) >= len(ends))
+        # A packet behind the expiry: whatever the expiry had made of the queue would lie before it.
+        await produce(broker, ranking.SOURCE, gone, [final])
+        of_gone = await read_call(broker, ranking.QUEUE_TOPIC, gone, bool)
+
+    assert entries[-1] == last, "the last thing that was said is not shown"
+    assert len(entries) <= 1 + took_s / ranking.LIVE_APART_S, "more than four entries a second"
+    assert [entry.transcript for entry in entries] == sorted(
+        (entry.transcript for entry in entries), key=lambda text: int(text.split()[1])
+    )
+
+    assert packets == [packet(over, final)]
+    assert of_gone == [packet(gone, final)], "an expiry made a packet"
+    for call in (over, gone):
+        of_call = values([record for record in ends if record.key == call.encode()])
+        assert of_call.count(None) == 1
+        assert of_call[-1] is None, "an entry came back after the call was over"
+
+    assert {letter.value for letter in letters[:1]} == {b"no record"}
+    assert len(letters) == len(broken)
+    assert {dict(letter.headers)["reader"] for letter in letters} == {ranking.NAME.encode()}
+    assert [value.version for value in good] == [2], "a broken record stopped the packet behind it"
+
+    assert await committed(group, places[-1]) > places[-1].offset

@@ -1,0 +1,64 @@
+"""Every error of the command line says what was wrong, where, and what to do, without a traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dispatchai.engine.broker import free_port
+
+
+def run(folder: Path, *arguments: str, **settings: str) -> tuple[int, str]:
+    """Exit code and output of `dispatchai` with `arguments`, run in an empty folder."""
+    environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
+    done = subprocess.run(
+        [sys.executable, "-m", "dispatchai", *arguments],
+        cwd=folder,
+        env={**environment, **settings},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=90,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "code", "says"),
+    [
+        (("up",), {"KAFKA_SECURITY_PROTOCOL": "SASL_SSL"}, 2, "set KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD"),
+        (("up",), {"GATEWAY_PORT": "99999"}, 2, "GATEWAY_PORT: Input should be less than or equal to 65535"),
+        (("gateway",), {}, 2, "KAFKA_BOOTSTRAP_SERVERS is not set"),
+        (("worker",), {}, 2, "KAFKA_BOOTSTRAP_SERVERS is not set"),
+        (("topics", "show"), {}, 2, "no `dispatchai up` is running here"),
+        (("call", "missing.wav"), {}, 2, "missing.wav"),
+        (("demo",), {"TELNYX_API_KEY": "KEY1"}, 2, "TELNYX_API_KEY is set"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_wrong_setting_or_argument_is_named(
+    tmp_path: Path, arguments: tuple[str, ...], settings: dict[str, str], code: int, says: str
+) -> None:
+    returned, output = run(tmp_path, *arguments, **settings)
+    assert says in output
+    assert "Traceback" not in output
+    assert returned == code
+
+
+@pytest.mark.parametrize("arguments", [("up",), ("topics", "show")], ids=" ".join)
+def test_a_kafka_that_is_not_there_is_named_with_what_to_check(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    code, output = run(tmp_path, *arguments, KAFKA_BOOTSTRAP_SERVERS=address)
+    assert f"no Kafka answers at {address}" in output
+    assert "KAFKA_SECURITY_PROTOCOL" in output
+    assert "Traceback" not in output
+    assert code == 1
+
+
+def test_a_secret_in_a_refused_configuration_is_not_printed(tmp_path: Path) -> None:
+    _, output = run(tmp_path, "up", KAFKA_SECURITY_PROTOCOL="SASL_SSL", KAFKA_SASL_PASSWORD="hunter2-secret")
+    assert "hunter2-secret" not in output

@@ -1,0 +1,348 @@
+"""The final assessment of a call follows from what its topics hold, not from how they were read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dispatchai.records import (
+    Assessment,
+    AssessmentKind,
+    CallStatus,
+    RiskLevel,
+    SignalKind,
+    TriageState,
+    UtteranceKind,
+)
+from dispatchai.telephony.callflow import fold as fold_call
+from dispatchai.triage.folds import step
+from tests.agents.recorded import (
+    CARDIAC_ARREST,
+    DEADLINE,
+    EXPIRED,
+    RULES,
+    Record,
+    Recorded,
+    event,
+    partial,
+    signal,
+    speech_end,
+    stream_signals,
+    stream_speech,
+    utterance,
+    whole_call,
+)
+
+Batch = Sequence[Record]
+
+few = settings(max_examples=30)
+"""For readings of whole calls: each concludes a call some fifteen times."""
+
+
+def run(batches: Sequence[Batch], before: TriageState | None = None) -> tuple[TriageState | None, list[Assessment]]:
+    """Step through `batches`; the state after them and all that was concluded on the way."""
+    state, made = before, []
+    for batch in batches:
+        stepped = step(state, batch, fold_call=fold_call, rules=RULES)
+        state = stepped.state
+        made.extend(stepped.assessments)
+    return state, made
+
+
+def one_by_one(*topics: Batch) -> list[Batch]:
+    """Topic after topic, a batch for each record."""
+    return [[record] for topic in topics for record in topic]
+
+
+def last_final(made: Sequence[Assessment]) -> Assessment:
+    """What the call ended as, without when."""
+    return replace([one for one in made if one.kind is AssessmentKind.FINAL][-1], as_of=0)
+
+
+def kinds(made: Sequence[Assessment]) -> list[AssessmentKind]:
+    return [one.kind for one in made]
+
+
+@st.composite
+def readings(draw: st.DrawFn, call: Recorded) -> list[Batch]:
+    """Any way to read a call: any interleaving of its topics, cut into batches of one topic each."""
+    left = [list(topic) for topic in call.topics]
+    batches: list[Batch] = []
+    while any(left):
+        topic = draw(st.sampled_from([records for records in left if records]))
+        size = draw(st.integers(1, len(topic)))
+        batches.append(topic[:size])
+        del topic[:size]
+    return batches
+
+
+@st.composite
+def rereadings(draw: st.DrawFn, call: Recorded) -> list[Batch]:
+    """Any way to read a call with crashes: now and then a topic is read again from any earlier offset."""
+    at = [0] * len(call.topics)
+    batches: list[Batch] = []
+    crashes = draw(st.integers(0, 4))
+    while any(position < len(topic) for position, topic in zip(at, call.topics, strict=True)):
+        if crashes and draw(st.booleans()):
+            crashes -= 1
+            number = draw(st.integers(0, len(at) - 1))
+            at[number] = draw(st.integers(0, at[number]))
+        number = draw(st.sampled_from([n for n, topic in enumerate(call.topics) if at[n] < len(topic)]))
+        end = draw(st.integers(at[number] + 1, len(call.topics[number])))
+        batches.append(call.topics[number][at[number] : end])
+        at[number] = end
+    return batches
+
+
+WHOLE = whole_call()
+TWO_STREAMS = whole_call(streams=2)
+UNHEARD_END = replace(WHOLE, transcripts=WHOLE.transcripts[:-2])
+"""The last utterance was heard in part only, and its speech never ended."""
+
+
+# --- However the topics are read
+
+
+@pytest.mark.parametrize("call", [WHOLE, TWO_STREAMS], ids=["one stream", "two streams"])
+@few
+@given(data=st.data())
+def test_every_reading_of_a_call_ends_in_the_same_first_final_assessment(call: Recorded, data: st.DataObject) -> None:
+    expected = last_final(run(one_by_one(*call.topics))[1])
+    _, made = run(data.draw(readings(call)))
+    assert kinds(made).count(AssessmentKind.FINAL) == 1
+    assert last_final(made) == expected
+    assert expected.version == 1
+    assert expected.complete
+
+
+@few
+@given(st.data())
+def test_a_deadline_that_overtakes_the_speech_changes_only_how_many_versions_there_are(data: st.DataObject) -> None:
+    call = WHOLE.with_events(DEADLINE)
+    expected = replace(last_final(run(one_by_one(*call.topics))[1]), version=0)
+    _, made = run(data.draw(readings(call)))
+    finals = [one for one in made if one.kind is AssessmentKind.FINAL]
+    assert [one.version for one in finals] == list(range(1, len(finals) + 1))
+    assert replace(last_final(made), version=0) == expected
+    assert expected.complete
+
+
+@few
+@given(st.data())
+def test_a_call_that_never_completed_ends_the_same_at_its_deadline_however_it_is_read(data: st.DataObject) -> None:
+    call = UNHEARD_END.with_events(DEADLINE)
+    expected = replace(last_final(run(one_by_one(*call.topics))[1]), version=0)
+    assert replace(last_final(run(data.draw(readings(call)))[1]), version=0) == expected
+    assert not expected.complete
+
+
+@pytest.mark.parametrize("call", [WHOLE, TWO_STREAMS], ids=["one stream", "two streams"])
+@few
+@given(data=st.data())
+def test_reading_again_from_any_earlier_offset_makes_no_new_version(call: Recorded, data: st.DataObject) -> None:
+    expected = last_final(run(one_by_one(*call.topics))[1])
+    _, made = run(data.draw(rereadings(call)))
+    assert kinds(made).count(AssessmentKind.FINAL) == 1
+    assert last_final(made) == expected
+
+
+@few
+@given(st.permutations(WHOLE.events))
+def test_the_order_of_the_webhooks_changes_nothing_of_what_is_concluded(events: list[Record]) -> None:
+    expected = replace(last_final(run(one_by_one(*WHOLE.topics))[1]), version=0)
+    _, made = run(one_by_one(WHOLE.signals, WHOLE.transcripts, events))
+    assert replace(last_final(made), version=0) == expected
+
+
+@few
+@given(st.data())
+def test_nothing_is_live_after_the_final_assessment(data: st.DataObject) -> None:
+    call = replace(
+        WHOLE.with_events(event("call.cost", 31), event("streaming.started", 32), DEADLINE),
+        signals=(*WHOLE.signals, *stream_signals("late", 40)),
+    )
+    _, made = run(data.draw(readings(call)))
+    first_final = kinds(made).index(AssessmentKind.FINAL)
+    assert AssessmentKind.LIVE not in kinds(made[first_final:])
+
+
+# --- When a call is final
+
+
+def test_a_call_is_final_only_when_hangup_audio_end_and_transcript_end_are_in() -> None:
+    *events, hangup = WHOLE.events
+    *signals, audio_end = WHOLE.signals
+    *transcripts, transcript_end = WHOLE.transcripts
+    state, made = run([events, signals, transcripts])
+    assert set(kinds(made)) == {AssessmentKind.LIVE}
+    for first, second, third in (
+        (hangup, audio_end, transcript_end),
+        (transcript_end, hangup, audio_end),
+        (audio_end, transcript_end, hangup),
+    ):
+        _, made = run([[first], [second], [third]], state)
+        assert kinds(made) == [AssessmentKind.LIVE, AssessmentKind.LIVE, AssessmentKind.FINAL]
+
+
+@pytest.mark.parametrize("missing", ["audio", "transcript"])
+def test_the_end_of_each_stream_is_waited_for(missing: str) -> None:
+    call = TWO_STREAMS
+    if missing == "audio":
+        call = replace(call, signals=call.signals[:-1])
+    else:
+        call = replace(call, transcripts=call.transcripts[:-1])
+    assert AssessmentKind.FINAL not in kinds(run([*call.topics])[1])
+
+
+def test_a_stream_that_the_carrier_announced_is_waited_for_before_its_first_frame() -> None:
+    call = replace(TWO_STREAMS, signals=stream_signals("s1", 2), transcripts=stream_speech("s1", CARDIAC_ARREST))
+    state, made = run([*call.topics])
+    assert AssessmentKind.FINAL not in kinds(made)
+    _, made = run([stream_signals("s2", 6), [speech_end(stream="s2")]], state)
+    assert kinds(made)[-1] is AssessmentKind.FINAL
+
+
+def test_an_answered_call_without_a_frame_is_not_final_before_its_deadline() -> None:
+    state, made = run([[event("call.initiated"), event("call.answered", 1), event("call.hangup", 2)]])
+    assert kinds(made) == [AssessmentKind.LIVE]
+    _, made = run([[DEADLINE]], state)
+    assert kinds(made) == [AssessmentKind.FINAL]
+    assert not made[0].complete
+
+
+def test_a_caller_who_hangs_up_unanswered_is_final_at_once() -> None:
+    _, made = run([[event("call.initiated")], [event("call.hangup", 4, hangup_cause="originator_cancel")]])
+    assert kinds(made) == [AssessmentKind.LIVE, AssessmentKind.FINAL]
+    final = made[-1]
+    assert (final.version, final.complete, final.status) == (1, True, CallStatus.ENDED)
+    assert (final.hangup_cause, final.transcript) == ("originator_cancel", "")
+    assert final.risk.level is RiskLevel.UNKNOWN
+
+
+def test_the_deadline_makes_an_incomplete_final_and_later_text_a_second_version() -> None:
+    call = UNHEARD_END
+    state, made = run([*call.topics, [DEADLINE]])
+    first = made[-1]
+    assert (first.kind, first.version, first.complete) == (AssessmentKind.FINAL, 1, False)
+    _, made = run([WHOLE.transcripts[-2:]], state)
+    assert [(one.kind, one.version, one.complete) for one in made] == [(AssessmentKind.FINAL, 2, True)]
+    assert made[0].transcript == " ".join(CARDIAC_ARREST)
+
+
+def test_what_was_only_partly_heard_counts_as_said_once_no_more_will_come() -> None:
+    _, made = run([*UNHEARD_END.topics, [DEADLINE]])
+    live, final = made[-2], made[-1]
+    assert (live.transcript, live.partial) == (" ".join(CARDIAC_ARREST[:2]), "We are")
+    assert (final.transcript, final.partial) == (f"{' '.join(CARDIAC_ARREST[:2])} We are", "")
+
+
+# --- The end of the state
+
+
+def test_expiry_gives_the_state_up() -> None:
+    state, made = run([*WHOLE.topics, [EXPIRED]])
+    assert state is None
+    assert made[-1].kind is AssessmentKind.EXPIRED
+    assert kinds(made).count(AssessmentKind.FINAL) == 1
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_call_that_is_given_up_at_its_deadline_still_gets_its_packet(together: bool) -> None:
+    timers = [DEADLINE, event(EXPIRED.type, 60)]
+    batches: list[Batch] = [timers] if together else [[timer] for timer in timers]
+    state, made = run([[event("call.initiated"), event("call.answered", 1)], *batches])
+    assert state is None
+    assert kinds(made) == [AssessmentKind.LIVE, AssessmentKind.FINAL, AssessmentKind.EXPIRED]
+
+
+def test_what_comes_with_the_expiry_in_one_batch_does_not_enter_the_packet() -> None:
+    late = event("call.hangup", 3601, hangup_cause="too_late")
+    ringing = [event("call.initiated"), event("call.answered", 1)]
+    _, made = run([[*ringing, DEADLINE, EXPIRED, late]])
+    assert kinds(made) == [AssessmentKind.FINAL, AssessmentKind.EXPIRED]
+    assert made[0].hangup_cause is None
+
+
+@pytest.mark.parametrize("again", [[DEADLINE], [DEADLINE, EXPIRED], [EXPIRED]])
+def test_timers_read_again_after_the_state_was_given_up_make_neither_packet_nor_live_entry(again: Batch) -> None:
+    state, _ = run([*WHOLE.topics, [DEADLINE], [EXPIRED]])
+    for batches in ([again], one_by_one(again)):
+        assert run(batches, state) == (None, [])
+
+
+def test_a_stray_event_after_the_state_was_given_up_makes_no_packet_even_at_its_deadline() -> None:
+    state, _ = run([*WHOLE.topics, [EXPIRED]])
+    state, made = run([[event("call.recording.saved", 4000)], [event(DEADLINE.type, 18_400)]], state)
+    assert AssessmentKind.FINAL not in kinds(made)
+    assert run([[event(EXPIRED.type, 18_400)]], state)[0] is None
+
+
+@few
+@given(st.permutations([*WHOLE.events[:-1], event("call.speak.ended", 5), event("streaming.stopped", 29)]))
+def test_late_events_do_not_revive_a_call_that_is_over(late: list[Record]) -> None:
+    state, _ = run([[event("call.hangup", 30, hangup_cause="normal_clearing")], WHOLE.signals, WHOLE.transcripts])
+    after, made = run(one_by_one(late), state)
+    assert after is not None
+    assert after.call is not None
+    assert after.call.status is CallStatus.ENDED
+    assert AssessmentKind.LIVE not in kinds(made)
+    assert {one.status for one in made} <= {CallStatus.ENDED}
+
+
+# --- What was said
+
+
+def test_a_partial_is_replaced_by_its_final_and_never_comes_back() -> None:
+    first = partial(0, "he is", 5)
+    state, made = run([[event("call.initiated")], [first]])
+    assert (made[-1].transcript, made[-1].partial) == ("", "he is")
+    state, made = run([[utterance(0, "He is not breathing.")]], state)
+    assert (made[-1].transcript, made[-1].partial) == ("He is not breathing.", "")
+    _, made = run([[partial(0, "he is not", 9)], [first], [utterance(0, "He is well.")]], state)
+    assert made == []
+
+
+def test_of_two_partials_the_later_revision_counts() -> None:
+    state, _ = run([[event("call.initiated")], [partial(0, "he is not", 9)]])
+    _, made = run([[partial(0, "he is", 5)]], state)
+    assert made == []
+    _, made = run([[partial(0, "", 10)]], state)
+    assert made[-1].partial == "", "what was taken back is still shown"
+
+
+def test_several_streams_are_told_in_the_order_in_which_they_were_heard() -> None:
+    # The times of a stream begin at zero: those of two streams say nothing of their order.
+    one = [utterance(0, "One.", stream="z"), utterance(5, "Two.", stream="z")]
+    other = [utterance(1, "Three.", stream="a"), utterance(2, "Four.", stream="a")]
+    late = utterance(2, "And a half.", stream="z")
+    _, made = run([[event("call.initiated")], one, other, [late]])
+    assert made[-1].transcript == "One. And a half. Two. Three. Four."
+
+
+def test_the_voice_of_a_call_is_that_of_its_last_signal() -> None:
+    state, made = run([[event("call.initiated")], [signal(0, SignalKind.START), signal(50)]])
+    assert made[-1].audio.audio_seconds == 1.0
+    assert made[-1].audio.voiced
+    again, made = run([[signal(50)], [signal(12)]], state)
+    assert (again, made) == (state, [])
+    _, made = run([[signal(51, SignalKind.END)]], state)
+    assert not made[-1].audio.voiced
+
+
+def test_records_of_a_call_whose_first_event_was_not_read_yet_are_kept_and_say_nothing() -> None:
+    state, made = run([WHOLE.signals, WHOLE.transcripts])
+    assert made == []
+    assert state is not None
+    assert len([one for one in state.utterances if one.kind is UtteranceKind.FINAL]) == len(CARDIAC_ARREST)
+    _, made = run([[event("call.initiated")]], state)
+    assert made[0].transcript == " ".join(CARDIAC_ARREST)
+
+
+def test_what_changes_nothing_is_not_told_again() -> None:
+    state, _ = run([*WHOLE.topics])
+    for record in (record for topic in WHOLE.topics for record in topic):
+        assert run([[record]], state) == (state, [])

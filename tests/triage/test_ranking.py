@@ -1,0 +1,218 @@
+"""Where a call stands in the queue, and that its packet is the guide's, made of the assessment and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from datetime import datetime
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatchai.console import shape
+from dispatchai.records import (
+    Assessment,
+    AssessmentKind,
+    AudioSummary,
+    CallPacket,
+    LiveCall,
+    Ranking,
+    Risk,
+    RiskLevel,
+    decode,
+    encode,
+)
+from dispatchai.telephony.callflow import fold as fold_call
+from dispatchai.triage.folds import step
+from dispatchai.triage.ranking import live_call, packet, rank
+from dispatchai.triage.rulebook import UNITS
+from tests.agents.recorded import RULES, T0, S, assessment, whole_call
+
+LEVELS = list(RiskLevel)
+MEDIUM_FROM = dict(RULES.levels)[RiskLevel.MEDIUM] / UNITS
+"""Score from which a risk is no longer low."""
+
+risks = st.builds(Risk, st.sampled_from(LEVELS), st.floats(0, 1))
+
+
+def final(*said: str) -> Assessment:
+    """What triage ends with for a caller who says this."""
+    state, made = None, []
+    for topic in whole_call(said or ("Someone's been shot, we need help now.",)).topics:
+        stepped = step(state, topic, fold_call=fold_call, rules=RULES)
+        state, made = stepped.state, [*made, *stepped.assessments]
+    assert made[-1].kind is AssessmentKind.FINAL
+    return made[-1]
+
+
+def place(call_id: str, ranking: Ranking) -> tuple[int, int, str]:
+    """The order that the record's text promises: weight descending, then created_at, then call_id."""
+    return (-ranking.weight, ranking.created_at, call_id)
+
+
+# --- The order
+
+
+@given(risks, st.integers(0, 2**60))
+def test_the_weight_is_the_score_in_thousandths(risk: Risk, created_at: int) -> None:
+    ranking = rank(risk, created_at)
+    assert ranking.created_at == created_at
+    assert 0 <= ranking.weight <= 1000
+    if risk.level is not RiskLevel.UNKNOWN:
+        assert abs(ranking.weight - 1000 * risk.score) <= 0.5
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.sampled_from(LEVELS))
+def test_a_higher_score_never_stands_lower(one: float, other: float, level: RiskLevel) -> None:
+    low, high = sorted((one, other))
+    assert rank(Risk(level, high), 0).weight >= rank(Risk(level, low), 0).weight
+
+
+def test_priorities_are_the_guides_with_critical_first() -> None:
+    priorities = {level: rank(Risk(level, 0.5), 0).priority for level in LEVELS}
+    assert priorities == {
+        RiskLevel.CRITICAL: 1,
+        RiskLevel.HIGH: 2,
+        RiskLevel.MEDIUM: 3,
+        RiskLevel.UNKNOWN: 3,
+        RiskLevel.LOW: 4,
+    }
+
+
+@given(st.data())
+def test_a_caller_of_whom_nothing_is_known_stands_above_every_one_whose_risk_is_known_to_be_low(
+    data: st.DataObject,
+) -> None:
+    # Scores have four decimals; one below the threshold by less than a weight's step shares its weight.
+    low = rank(Risk(RiskLevel.LOW, data.draw(st.floats(0, MEDIUM_FROM - 0.001))), T0)
+    unknown = rank(Risk(RiskLevel.UNKNOWN, data.draw(st.floats(0, 1))), T0 + S)
+    assert unknown.priority < low.priority
+    assert place("z", unknown) < place("a", low), "the one that came first stands above"
+
+
+def test_of_two_calls_of_one_weight_the_older_is_first_and_then_the_id_decides() -> None:
+    risk = Risk(RiskLevel.HIGH, 0.7)
+    calls = {"b": rank(risk, T0), "a": rank(risk, T0), "0": rank(risk, T0 + 1)}
+    assert sorted(calls, key=lambda call_id: place(call_id, calls[call_id])) == ["a", "b", "0"]
+
+
+def test_a_live_call_waits_since_it_began_and_a_packet_since_it_ended() -> None:
+    ended = final()
+    assert live_call("c", ended).ranking.created_at == ended.started_at == T0
+    assert packet("c", ended).ranking.created_at == ended.ended_at == T0 + 30 * S
+
+
+# --- What is shown of an assessment
+
+
+def test_a_live_entry_carries_all_that_triage_concluded() -> None:
+    said = replace(assessment(transcript="Help."), partial="there is")
+    entry = live_call("c", said)
+    for field in fields(Assessment):
+        if field.name not in {"version", "kind", "as_of", "complete"}:
+            assert getattr(entry, field.name) == getattr(said, field.name), field.name
+    assert (entry.call_id, entry.updated_at) == ("c", said.as_of)
+
+
+def test_a_packet_carries_all_that_triage_concluded() -> None:
+    said = final()
+    made = packet("c", said)
+    in_nlp = {"transcript", "emotion", "category", "tags"}
+    for field in fields(Assessment):
+        if field.name in {"kind", "as_of", "status", "partial"}:
+            continue
+        holder: Any = made.nlp if field.name in in_nlp else made
+        assert getattr(holder, field.name) == getattr(said, field.name), field.name
+    assert made.duration_seconds == 30
+
+
+@given(st.integers(0, 2**60), st.integers(1, 5), st.booleans())
+def test_a_packet_is_a_function_of_the_assessment_alone(as_of: int, version: int, complete: bool) -> None:
+    said = replace(final(), version=version, complete=complete)
+    made = packet("c", said)
+    assert made == packet("c", replace(said, as_of=as_of)), "when it was concluded shows in the packet"
+    assert decode(encode(made)) == made
+
+
+@pytest.mark.parametrize(
+    ("started_at", "answered_at", "ended_at", "seconds"),
+    [
+        (T0, T0 + S, T0 + 45 * S, 45),
+        (None, T0 + S, T0 + 45 * S, 44),
+        (None, None, T0 + 45 * S, 0),
+        (T0, None, None, 20),
+        (T0 + 45 * S, None, T0, 0),
+        (1, None, 253_402_300_799 * S, 2**31 - 1),
+    ],
+    ids=["whole", "without initiated", "hangup alone", "never hung up", "carrier's clock", "beyond any call"],
+)
+def test_the_duration_of_a_call_of_which_not_all_times_are_known(
+    started_at: int | None, answered_at: int | None, ended_at: int | None, seconds: int
+) -> None:
+    said = replace(final(), started_at=started_at, answered_at=answered_at, ended_at=ended_at, as_of=T0 + 20 * S)
+    made = packet("c", said)
+    assert made.duration_seconds == seconds
+    assert decode(encode(made)) == made
+
+
+# --- The guide's "Final packet structure"
+
+
+GUIDE: dict[str, Any] = {
+    "call_id": str,
+    "duration_seconds": int,
+    "audio": {"distress_score": float, "distress_max": float, "voiced_seconds": float},
+    "nlp": {
+        "transcript": str,
+        "emotion": {"label": str, "intensity": float, "sentiment": str},
+        "category": str,
+        "tags": [str],
+    },
+    "risk": {"level": str, "score": float},
+    "ranking": {"priority": int, "weight": int, "created_at": datetime},
+}
+"""Names and types of the telephony guide; a datetime is RFC 3339 text in UTC."""
+
+
+def differences(value: Any, wanted: Any, where: str = "packet") -> list[str]:
+    """Where `value`, as read from JSON, lacks something of `wanted` or has it in another type."""
+    match wanted:
+        case dict() if isinstance(value, dict):
+            return [
+                found
+                for name, inner in wanted.items()
+                for found in (
+                    differences(value[name], inner, f"{where}.{name}")
+                    if name in value
+                    else [f"{where}.{name} is missing"]
+                )
+            ]
+        case [item] if isinstance(value, list) and value:
+            return [found for one in value for found in differences(one, item, f"{where}[]")]
+        case type() if wanted is datetime and isinstance(value, str) and value.endswith("Z"):
+            return [] if datetime.fromisoformat(value).tzinfo is not None else [f"{where} has no zone"]
+        case type() if wanted is not datetime and isinstance(value, wanted) and not isinstance(value, bool):
+            return []
+    return [f"{where} is {value!r}"]
+
+
+def test_the_packet_in_json_has_every_field_of_the_guide_with_its_type() -> None:
+    shown = orjson.loads(orjson.dumps(shape.packet(packet("428c31b6-abf1", final()))))
+    assert differences(shown, GUIDE) == []
+    assert shown["call_id"] == "428c31b6-abf1"
+
+
+def test_the_guides_own_example_is_ranked_as_the_guide_shows_it() -> None:
+    made = packet("c", replace(final(), risk=Risk(RiskLevel.CRITICAL, 0.95), ended_at=1_772_567_596 * S))
+    shown = shape.packet(made)
+    assert shown["risk"] == {"level": "CRITICAL", "score": 0.95}
+    assert shown["ranking"] == {"priority": 1, "weight": 950, "created_at": "2026-03-03T19:53:16.000000Z"}
+
+
+def test_records_that_are_shown_have_no_field_that_nobody_set() -> None:
+    """A field added to the assessment without a place in the live entry or the packet is noticed here."""
+    shown = {field.name for cls in (LiveCall, CallPacket, type(packet("c", final()).nlp)) for field in fields(cls)}
+    assert {field.name for field in fields(Assessment)} - shown == {"kind", "as_of"}
+    assert {field.name for field in fields(AudioSummary)} >= set(GUIDE["audio"])
