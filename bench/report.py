@@ -23,7 +23,7 @@ def machine() -> str:
     """What the numbers were measured on, in one line."""
     return (
         f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
-        f"load average before the run {os.getloadavg()[0]:.1f}"
+        f"load average at its end {os.getloadavg()[0]:.1f}"
     )
 
 

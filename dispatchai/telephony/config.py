@@ -51,8 +51,8 @@ class GatewayConfig:
     """So many unusable messages in a row close a socket: one second of a stream, nothing of it usable."""
     heartbeat_s: float = 30.0
     """A media socket that is silent for so long is pinged, and closed when no answer comes in half of it."""
-    records_waiting_max: int = 20_000
-    """Media records that may wait for Kafka: a second of 400 calls, 5 MB."""
+    records_waiting_max: int = 100_000
+    """Media records that may wait for Kafka: five seconds of 400 calls, time to find another leader; 40 MB."""
     drain_timeout_s: float = 5.0
     """How long the records that wait may take to be stored when the gateway stops."""
 

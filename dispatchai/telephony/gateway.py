@@ -34,8 +34,9 @@ METRICS: Final = web.AppKey("metrics", GatewayMetrics)
 
 _OUTBOX: Final = web.AppKey("outbox", Outbox)
 
-_BATCH_BYTES: Final = 262_144
-"""A lane that waited out an outage goes in few requests; Kafka takes 1 MiB in a batch."""
+_BATCH_BYTES: Final = 900_000
+"""3000 frames, so that what waited out an outage, or a busy moment of this process, goes in one request a partition:
+Kafka takes 1 MiB in a batch."""
 
 _RETRY_S: Final = 1.0
 """Pause between two attempts to reach Kafka at the start."""

@@ -67,6 +67,10 @@ BYTE_ORDER_S: Final = 1.0
 """Audio of an L16 stream that is kept back at most, to find out its byte order; 50 ms of a voice are enough. Also how
 long it is kept back when the audio stops before. A stream without any audio yet keeps its START back, too."""
 
+TURN_MESSAGES: Final = 2
+"""Messages that a socket may have taken in one turn of the event loop. `receive` does not give way while messages are
+there; when all sockets are behind, each with hundreds, Kafka's answers would otherwise wait for seconds."""
+
 CLOSE_TIMEOUT_S: Final = 2.0
 """How long the carrier may take to answer a close."""
 
@@ -425,7 +429,11 @@ class MediaSockets:
     async def _receive(self, socket: _Socket) -> None:
         """Take messages until the socket has a farewell."""
         receive = socket.ws.receive
+        taken = 0
         while socket.farewell is None:
+            taken += 1
+            if taken % TURN_MESSAGES == 0:
+                await asyncio.sleep(0)
             message = await receive()
             try:
                 if message.type is WSMsgType.TEXT:

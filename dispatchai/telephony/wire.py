@@ -36,6 +36,9 @@ MAX_SAMPLE_RATE: Final = 1_000_000
 MAX_CHUNK: Final = 1 << 40
 """Largest chunk number believed: 20 ms frames of 700 years. Larger ones would not fit where sequences are added to."""
 
+OWN_TYPES: Final = "dispatchai."
+"""Types of the timers and outcomes that the calls agent writes; nobody outside may set a timer of a call off."""
+
 UNKNOWN_TYPE: Final = "unknown"
 """Event type recorded where the carrier gave none."""
 
@@ -104,9 +107,12 @@ def parse_webhook(body: bytes) -> Webhook:
     if call_id is None:
         leg = identifier(payload.get("call_leg_id"))
         raise EnvelopeError("the event names no call", best_known_id=leg or event_id or "")
+    event_type = identifier(data.get("event_type")) or UNKNOWN_TYPE
+    if event_type.startswith(OWN_TYPES):
+        raise EnvelopeError(f"event types that begin with {OWN_TYPES} are this program's own", best_known_id=call_id)
     return Webhook(
         event_id=event_id or f"sha256:{_digest(data, body)}",
-        type=identifier(data.get("event_type")) or UNKNOWN_TYPE,
+        type=event_type,
         occurred_at=parse_time(data.get("occurred_at")),
         call_id=call_id,
         call_control_id=call_control_id or "",

@@ -279,3 +279,9 @@ def test_an_event_without_an_id_that_is_nested_too_deep_to_write_again_still_has
     body = b'{"data":{"payload":{"call_session_id":"c","x":' + deep + b"}}}"
     assert parse_webhook(body).event_id == parse_webhook(body).event_id
     assert parse_webhook(body).event_id != parse_webhook(body.replace(b":1}", b":2}")).event_id
+
+
+def test_nobody_outside_can_write_the_programs_own_events() -> None:
+    body = orjson.dumps({"data": {"event_type": "dispatchai.deadline", "payload": {"call_session_id": "call-1"}}})
+    with pytest.raises(EnvelopeError, match="this program's own"):
+        parse_webhook(body)
