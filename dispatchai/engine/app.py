@@ -46,9 +46,9 @@ class App(faust.App):
 
     logger = FAUST_LOG
 
-    def __init__(self, *args: Any, idempotent_producer: bool, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, connection: KafkaConnection, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.idempotent_producer = idempotent_producer
+        self.connection = connection
         self.coverage = Coverage()
         self.emitter = Emitter(self)
         self.failed = asyncio.Event()
@@ -141,7 +141,7 @@ def create_app(
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     return App(
         app_id,
-        idempotent_producer=not connection.embedded,
+        connection=connection,
         **connection.faust_options(),
         Table=SnapshotTable,
         store="memory://",

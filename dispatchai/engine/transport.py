@@ -16,6 +16,7 @@ import structlog
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.logs import FAUST_LOG
 from dispatchai.engine.positions import Positions, Verdict
 
@@ -26,6 +27,10 @@ FETCH_MAX_WAIT_MS = 20
 
 FETCH_MIN_BYTES = 131_072
 """A fetch returns sooner when this much is there: about 350 frame records."""
+
+
+END_READ_MS = 500
+"""What the embedded broker has not shown of a partition's end after this is not there: a fetch takes it 20 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +111,11 @@ class Consumer(driver.Consumer):
         again = self._positions.sought({tp: self._read_offset[tp] or beginnings.get(tp, 0) for tp in sources})
         await self._seek_again(again)
 
+    async def highwaters(self, *partitions: TP) -> Mapping[TP, int]:
+        """The end offsets of `partitions`, up to which Faust recovers its tables."""
+        ends = await super().highwaters(*partitions)
+        return await ends_by_reading(self.app.connection, ends) if self.app.connection.embedded else ends
+
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, list[Any]]:  # noqa: ASYNC109
         await self._seek_again(self._positions.confirm(self._read_offset))
         fetched = await super()._getmany(active_partitions, timeout)
@@ -162,13 +172,31 @@ class Consumer(driver.Consumer):
         return floor if held else highest + 1
 
 
+async def ends_by_reading(connection: KafkaConnection, ends: Mapping[TP, int]) -> dict[TP, int]:
+    """The true end offsets of a broker whose `ends` can lie below what was written, as the embedded one's do.
+
+    A fetch from there shows what is behind. Without this a table would be recovered too old.
+    """
+    true_ends = dict(ends)
+    async with aiokafka.AIOKafkaConsumer(
+        **connection.client_options(), enable_auto_commit=False, fetch_max_wait_ms=FETCH_MAX_WAIT_MS
+    ) as reader:
+        reader.assign(list(ends))
+        for tp, end in ends.items():
+            reader.seek(tp, end)
+        while fetched := await reader.getmany(timeout_ms=END_READ_MS):
+            for tp, records in fetched.items():
+                true_ends[TP(tp.topic, tp.partition)] = records[-1].offset + 1
+    return true_ends
+
+
 class Producer(driver.Producer):
     """Faust's producer, idempotent where the broker can: a retried request neither doubles nor reorders records."""
 
     logger = FAUST_LOG
 
     def _settings_extra(self) -> Mapping[str, Any]:
-        return {**super()._settings_extra(), "enable_idempotence": self.app.idempotent_producer}
+        return {**super()._settings_extra(), "enable_idempotence": not self.app.connection.embedded}
 
 
 class Transport(driver.Transport):

@@ -23,7 +23,7 @@ from dispatchai.engine.state import States
 from dispatchai.engine.topics import Topics
 
 PARTITIONS = 2
-PATIENCE_S = 40.0
+PATIENCE_S = 100.0
 
 
 @dataclass(frozen=True)
