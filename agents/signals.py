@@ -15,12 +15,11 @@ from dispatchai.engine.app import App
 from dispatchai.engine.state import States
 from dispatchai.records import AudioFrame, CallEvent, DecodeError, SignalState, decode_as, encode
 from dispatchai.records import decode as decode_any
+from dispatchai.telephony.callflow import EventType
 
 NAME: Final = "signals"
 SOURCES: Final = ("audio-frames", "call-events")
 TOPIC: Final = "signals"
-EXPIRED: Final = "dispatchai.expired"
-"""Type of the event after which a call's state is given up."""
 
 
 def decode(value: bytes) -> AudioFrame | CallEvent:
@@ -35,7 +34,7 @@ def fold(
     call_id: str, state: SignalState | None, inputs: Sequence[AudioFrame | CallEvent]
 ) -> agent.Stepped[SignalState]:
     """The pure step, with its signals as outputs. Of the events only the one counts that gives the state up."""
-    if any(isinstance(value, CallEvent) and value.type == EXPIRED for value in inputs):
+    if any(isinstance(value, CallEvent) and value.type == EventType.EXPIRED for value in inputs):
         return agent.Stepped(None)
     frames = [value for value in inputs if isinstance(value, AudioFrame)]
     if not frames:

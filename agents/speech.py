@@ -27,14 +27,13 @@ from dispatchai.settings import Settings
 from dispatchai.speech.engines import recognizer as make_recognizer
 from dispatchai.speech.recognizer import Ended, Failed, Recognizer
 from dispatchai.speech.sessions import CallSpeech, Step, Streams
+from dispatchai.telephony.callflow import EventType
 
 log = structlog.get_logger(__name__)
 
 NAME: Final = "speech"
 SOURCES: Final = ("audio-frames", "call-events")
 TOPIC: Final = "transcripts"
-EXPIRED: Final = "dispatchai.expired"
-"""Type of the event after which a call's state is given up."""
 
 
 def decode(value: bytes) -> AudioFrame | CallEvent:
@@ -117,7 +116,7 @@ class SpeechAgent:
                 continue
             call_id = key.decode()
             frames = [(record.offset, value) for record, value in inputs if isinstance(value, AudioFrame)]
-            expired = any(isinstance(value, CallEvent) and value.type == EXPIRED for _, value in inputs)
+            expired = any(isinstance(value, CallEvent) and value.type == EventType.EXPIRED for _, value in inputs)
             try:
                 if frames:
                     await self._hear(call_id, batch.tp, frames)

@@ -12,6 +12,7 @@ from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.topics import Topics
 from dispatchai.records import Utterance, UtteranceKind
 from dispatchai.settings import Settings, SpeechEngine
+from dispatchai.telephony.callflow import EventType
 from tests.agents.recorded import event
 from tests.agents.support import (
     PARTITIONS,
@@ -82,7 +83,7 @@ async def test_finals_after_a_restart_in_mid_call_equal_those_of_an_undisturbed_
         open_places = await produce(broker, FRAMES, unended, frames[:middle])
         await read_call(broker, speech.TOPIC, unended, lambda found: bool(of_kind(UtteranceKind.FINAL, found)))
         await until(lambda: made.states.get(unended) is not None)
-        await produce(broker, EVENTS, unended, [event(speech.EXPIRED, call=unended)])
+        await produce(broker, EVENTS, unended, [event(EventType.EXPIRED, call=unended)])
         await until(lambda: made.states.get(unended) is None)
 
     assert [one.text for one in finals][:2] == ["I need an ambulance please.", "My husband has collapsed on the floor."]
