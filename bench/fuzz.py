@@ -295,7 +295,6 @@ def check_conversation(messages: Sequence[bytes]) -> int:
                     stream.media(media, now)
                     accepted += 1
                     if stream.holds and now % 3 == 0:
-                        stream.hold()
                         stream.release()
                 case Stop():
                     break

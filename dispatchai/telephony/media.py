@@ -59,13 +59,21 @@ G711_FRAME_BYTES: Final = frozenset({80, 160})
 """Length of 10 and 20 ms of G.711. Only where the carrier named no codec does a length decide: 160 bytes could also
 be 10 ms of L16. Source: DispatchAI telephony guide, "WebSocket Audio Handler"."""
 
-HOLD_S: Final = 0.1
-"""How long a frame waits for an earlier one when nothing follows it: a little longer than the frames of a live stream
-take to fill the reorder buffer. One that is held just after the timer was set waits up to twice as long."""
+QUIET_S: Final = 0.5
+"""How long a socket is silent until what its stream holds goes out: two retransmissions of TCP, as the carrier's next
+message may be on its way. A live stream does not come to this: four later frames settle what one waits for."""
+
+QUIET_TICKS: Final = 5
+"""Looks at a socket in QUIET_S, each of which must find nothing to read. The event loop reads its sockets between two
+of them, so a gateway that is itself behind cannot take its own delay for the carrier's silence."""
+
+HELD_BESIDE: Final = 12
+"""Messages of the other track that a held frame waits for at most: a quarter of a second, as a track that goes on alone
+keeps the socket from ever being silent."""
 
 BYTE_ORDER_S: Final = 1.0
-"""Audio of an L16 stream that is kept back at most, to find out its byte order; 50 ms of a voice are enough. Also how
-long it is kept back when the audio stops before. A stream without any audio yet keeps its START back, too."""
+"""Audio of an L16 stream that is kept back at most, to find out its byte order; 50 ms of a voice are enough. A stream
+without any audio yet keeps its START back, too."""
 
 TURN_MESSAGES: Final = 2
 """Messages that a socket may have taken in one turn of the event loop. `receive` does not give way while messages are
@@ -107,8 +115,8 @@ class _Numbered:
     buffer: ReorderBuffer[tuple[Micros, bytes]] = field(default_factory=ReorderBuffer)
     shift: int = 0
     empty: bool = True
-    released_by_timer: int = 0
-    """Number through which frames go out when the timer fires."""
+    beside: int = 0
+    """Messages of the other track since this one began to hold frames."""
 
 
 @dataclass(slots=True, eq=False)
@@ -124,7 +132,7 @@ class Stream:
 
     START waits for the first frame if the carrier named no codec, and for enough audio to tell the byte order of L16;
     `l16_encoding` is what such a stream is recorded as when the audio does not tell. While `holds`, something waits
-    that must go out though nothing follows: the owner calls `hold`, then `release` after so many seconds.
+    that must go out though nothing follows: the owner calls `release` when the socket has been silent for QUIET_S.
     """
 
     def __init__(
@@ -167,6 +175,8 @@ class Stream:
         arrival, released = buffer.push(message.chunk + numbered.shift, (now, message.payload))
         if released:
             self._frames(message.track, released)
+        if self.holds:
+            self._pass_by(message.track)
         if arrival is Arrival.IN_ORDER:
             return
         self._note_holds()
@@ -178,18 +188,23 @@ class Stream:
             case Arrival.LATE:
                 self._metrics.frames_late += 1
 
-    def hold(self) -> float:
-        """Mark what waits now. Returns the seconds after which `release` is due."""
-        for numbered in self._tracks.values():
-            numbered.released_by_timer = numbered.buffer.last_held
-        return HOLD_S if self._undecided is None else BYTE_ORDER_S
+    def _pass_by(self, track: Track) -> None:
+        """A message of `track` came: what the other one holds waits for no more than HELD_BESIDE of them."""
+        for other, numbered in self._tracks.items():
+            if other is track or not numbered.buffer.holds:
+                numbered.beside = 0
+                continue
+            numbered.beside += 1
+            if numbered.beside > HELD_BESIDE:
+                self._frames(other, numbered.buffer.flush())
+                self._note_holds()
 
     def release(self) -> None:
-        """Let out what waited when `hold` was called, giving up what is missing before it."""
+        """Let out all that waits, giving up what is missing before it."""
         if self._ended:
             return
         for track, numbered in self._tracks.items():
-            self._frames(track, numbered.buffer.release_through(numbered.released_by_timer))
+            self._frames(track, numbered.buffer.flush())
         if self._undecided is not None and self._undecided.frames:
             self._settle()
         self._note_holds()
@@ -318,15 +333,19 @@ class _Socket:
     stream: Stream | None = None
     bad_in_a_row: int = 0
     bad: Throttle = field(default_factory=Throttle)
+    taken: int = 0
+    """Messages taken so far."""
+    waits: bool = False
+    """Whether its handler waits for a message: it has taken all that was read from the connection."""
     timer: asyncio.TimerHandle | None = None
     """Set while the stream holds frames back."""
 
-    def keep_time(self, stream: Stream) -> None:
+    def watch_silence(self, stream: Stream) -> None:
         """Have the timer set exactly while `stream` holds frames back, so that they go out though nothing follows."""
         if not stream.holds:
             self.stop_timer()
         elif self.timer is None:
-            self.timer = asyncio.get_running_loop().call_later(stream.hold(), self._release, stream)
+            self._look_again(stream, QUIET_TICKS)
 
     def stop_timer(self) -> None:
         """Forget what is held."""
@@ -334,10 +353,20 @@ class _Socket:
             self.timer.cancel()
             self.timer = None
 
-    def _release(self, stream: Stream) -> None:
+    def _look_again(self, stream: Stream, ticks: int) -> None:
+        self.timer = asyncio.get_running_loop().call_later(
+            QUIET_S / QUIET_TICKS, self._look, stream, ticks, self.taken
+        )
+
+    def _look(self, stream: Stream, ticks: int, taken: int) -> None:
+        """Count a tick of silence, or begin anew if there was none since `taken` messages."""
         self.timer = None
+        ticks = ticks - 1 if self.waits and self.taken == taken else QUIET_TICKS
+        if ticks > 0:
+            self._look_again(stream, ticks)
+            return
         stream.release()
-        self.keep_time(stream)
+        self.watch_silence(stream)
 
     def dismiss(self, farewell: Farewell) -> None:
         """Make the handler's task leave its loop at once and close the socket."""
@@ -429,12 +458,13 @@ class MediaSockets:
     async def _receive(self, socket: _Socket) -> None:
         """Take messages until the socket has a farewell."""
         receive = socket.ws.receive
-        taken = 0
         while socket.farewell is None:
-            taken += 1
-            if taken % TURN_MESSAGES == 0:
+            if socket.taken % TURN_MESSAGES == 0:
                 await asyncio.sleep(0)
+            socket.waits = True
             message = await receive()
+            socket.waits = False
+            socket.taken += 1
             try:
                 if message.type is WSMsgType.TEXT:
                     self._take(socket, message.data)
@@ -454,7 +484,7 @@ class MediaSockets:
                     raise BadMessage(BadMessageKind.ORDER)
                 socket.stream.media(media, self._config.clock())
                 if socket.stream.holds or socket.timer is not None:
-                    socket.keep_time(socket.stream)
+                    socket.watch_silence(socket.stream)
             case Start() as start:
                 if socket.stream is not None:
                     raise BadMessage(BadMessageKind.ORDER)

@@ -59,7 +59,7 @@ class ReorderBuffer(Generic[T]):
             return Arrival.DUPLICATE, []
         if sequence in self._held:
             return Arrival.DUPLICATE, []
-        arrival = Arrival.REORDERED if sequence < self.last_held else Arrival.EARLY
+        arrival = Arrival.REORDERED if sequence < max(self._held, default=0) else Arrival.EARLY
         self._held[sequence] = item
         if sequence != self.next:
             if len(self._held) <= self.depth:
@@ -72,22 +72,13 @@ class ReorderBuffer(Generic[T]):
         """Whether frames wait for an earlier one."""
         return bool(self._held)
 
-    @property
-    def last_held(self) -> int:
-        """Highest sequence number that waits; 0 when none does."""
-        return max(self._held, default=0)
-
-    def release_through(self, sequence: int) -> list[tuple[int, T]]:
-        """Give up what is missing below `sequence`. Returns the frames that waited for it, in order."""
+    def flush(self) -> list[tuple[int, T]]:
+        """Give up all that is missing. Returns everything held, in order."""
         released: list[tuple[int, T]] = []
-        while self._held and (first := min(self._held)) <= sequence:
-            self._give_up_until(first)
+        while self._held:
+            self._give_up_until(min(self._held))
             released += self._release()
         return released
-
-    def flush(self) -> list[tuple[int, T]]:
-        """Everything still held, in order: no more frames will come."""
-        return self.release_through(self.last_held)
 
     def _give_up_until(self, sequence: int) -> None:
         self._gaps.extend(range(max(self.next, sequence - _REMEMBERED_GAPS), sequence))

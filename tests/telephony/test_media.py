@@ -21,7 +21,7 @@ from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.topics import Topics, apply
 from dispatchai.records import AudioFrame, FrameKind, Track, decode_as
 from dispatchai.telephony import tokens
-from dispatchai.telephony.media import Stream
+from dispatchai.telephony.media import HELD_BESIDE, QUIET_S, Stream
 from dispatchai.telephony.metrics import GatewayMetrics, SocketRefusal
 from dispatchai.telephony.signatures import WebhookVerifier
 from dispatchai.telephony.wire import BadMessageKind, Media, MediaFormat
@@ -260,6 +260,34 @@ async def test_held_frames_go_out_in_a_bounded_time_though_nothing_follows(
         await closed(ws)
     frames = await frames_of(embedded, call_id)
     assert [f"{frame.track[0]}{frame.sequence}" for frame in frames[1:-1]] == ["I1", "O1", "I3", "I4"]
+    assert gateway.metrics.frames_late == 1
+
+
+async def test_a_gateway_that_is_behind_does_not_take_its_own_delay_for_silence(
+    gateway: Gateway, embedded: KafkaConnection
+) -> None:
+    call_id = new_call()
+    async with gateway.media(call_id) as ws:
+        await send(ws, start(call_id), media(1), media(3))
+        await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 2)
+        await send(ws, media(2))
+        time.sleep(2 * QUIET_S)  # the gateway's event loop is this one: nothing is read meanwhile
+        await send(ws, STOP)
+        await closed(ws)
+    assert outline(await frames_of(embedded, call_id)) == ["START", "1", "2", "3", "END:4:stop"]
+    assert gateway.metrics.frames_late == 0
+
+
+async def test_a_held_frame_does_not_wait_for_a_track_that_has_gone_quiet_beside_another(
+    gateway: Gateway, embedded: KafkaConnection
+) -> None:
+    call_id = new_call()
+    async with gateway.media(call_id) as ws:
+        beside = [media(n, track="outbound") for n in range(1, HELD_BESIDE + 2)]
+        await send(ws, start(call_id), media(1), media(3), *beside, media(2), STOP)
+        await closed(ws)
+    frames = await frames_of(embedded, call_id)
+    assert [frame.sequence for frame in frames[1:-1] if frame.track is Track.INBOUND] == [1, 3]
     assert gateway.metrics.frames_late == 1
 
 

@@ -54,23 +54,20 @@ def test_one_absurd_number_does_not_stop_the_stream() -> None:
     assert out == [1, 2, 3, 4, 5, 6, 7, 1 << 39]
 
 
-def test_what_waited_long_enough_goes_out_and_what_came_later_still_waits() -> None:
+def test_what_is_let_out_early_gives_up_what_is_missing() -> None:
     buffer: ReorderBuffer[str] = ReorderBuffer()
-    for number in (1, 3, 4):
+    for number in (1, 3, 4, 6):
         buffer.push(number, "x")
-    through = buffer.last_held
-    buffer.push(6, "x")
-    assert [number for number, _ in buffer.release_through(through)] == [3, 4]
-    assert buffer.holds
-    assert buffer.push(2, "x") == (Arrival.LATE, [])
-    assert buffer.push(5, "x") == (Arrival.REORDERED, [(5, "x"), (6, "x")])
+    assert [number for number, _ in buffer.flush()] == [3, 4, 6]
     assert not buffer.holds
+    assert buffer.push(2, "x") == (Arrival.LATE, [])
+    assert buffer.push(7, "x") == (Arrival.IN_ORDER, [(7, "x")])
 
 
 def test_nothing_is_given_up_where_nothing_waits() -> None:
     buffer: ReorderBuffer[str] = ReorderBuffer()
     buffer.push(1, "x")
-    assert buffer.release_through(buffer.last_held) == []
+    assert buffer.flush() == []
     assert buffer.push(2, "x")[1] == [(2, "x")]
 
 
@@ -79,7 +76,7 @@ def test_however_often_frames_are_let_out_early_sequences_rise_and_none_is_inven
     buffer: ReorderBuffer[int] = ReorderBuffer()
     out: list[int] = []
     for number in steps:
-        released = buffer.release_through(buffer.last_held) if number is None else buffer.push(number, number)[1]
+        released = buffer.flush() if number is None else buffer.push(number, number)[1]
         out += [sequence for sequence, _ in released]
     out += [sequence for sequence, _ in buffer.flush()]
     assert out == sorted(set(out))
