@@ -354,9 +354,7 @@ class _Socket:
             self.timer = None
 
     def _look_again(self, stream: Stream, ticks: int) -> None:
-        self.timer = asyncio.get_running_loop().call_later(
-            QUIET_S / QUIET_TICKS, self._look, stream, ticks, self.taken
-        )
+        self.timer = asyncio.get_running_loop().call_later(QUIET_S / QUIET_TICKS, self._look, stream, ticks, self.taken)
 
     def _look(self, stream: Stream, ticks: int, taken: int) -> None:
         """Count a tick of silence, or begin anew if there was none since `taken` messages."""

@@ -73,6 +73,11 @@ async def closed(ws: aiohttp.ClientWebSocketResponse) -> int | None:
     return ws.close_code
 
 
+def hold_up_the_loop(seconds: float) -> None:
+    """Keep the gateway from reading, as overload does: its event loop is the test's."""
+    time.sleep(seconds)
+
+
 async def acknowledged(gateway: Gateway) -> None:
     """Wait until Kafka has acknowledged all that was sent: that comes after the records are on the topic."""
     while gateway.metrics.records_waiting:
@@ -271,7 +276,7 @@ async def test_a_gateway_that_is_behind_does_not_take_its_own_delay_for_silence(
         await send(ws, start(call_id), media(1), media(3))
         await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 2)
         await send(ws, media(2))
-        time.sleep(2 * QUIET_S)  # the gateway's event loop is this one: nothing is read meanwhile
+        hold_up_the_loop(2 * QUIET_S)
         await send(ws, STOP)
         await closed(ws)
     assert outline(await frames_of(embedded, call_id)) == ["START", "1", "2", "3", "END:4:stop"]
