@@ -1,7 +1,8 @@
 """The signals agent: measures the caller's voice. Reads `audio-frames`, and `call-events` for the end of a call's
 state; writes `signals`.
 
-What is measured is decided in `dispatchai.audio.signals`.
+What is measured is decided in `dispatchai.audio.signals`. The frames of live streams, which are nearly all there is,
+are applied for all calls of a batch at once (`dispatchai.audio.voices`); what else comes goes call by call.
 """
 
 from __future__ import annotations
@@ -9,45 +10,159 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+from faust.types import TP
+
 from dispatchai.audio import signals
+from dispatchai.audio.voices import Heard, Voices, hear
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
-from dispatchai.engine.state import States
-from dispatchai.records import AudioFrame, CallEvent, DecodeError, SignalState, decode_as, encode
-from dispatchai.records import decode as decode_any
+from dispatchai.engine.transport import Batch
+from dispatchai.records import AudioFrame, CallEvent, SignalState, decode_as, encode
+from dispatchai.records.frames import decode_frames
 from dispatchai.telephony.callflow import EventType
 
 NAME: Final = "signals"
-SOURCES: Final = ("audio-frames", "call-events")
+FRAMES: Final = "audio-frames"
+EVENTS: Final = "call-events"
 TOPIC: Final = "signals"
 
 
-def decode(value: bytes) -> AudioFrame | CallEvent:
-    """What is in a record's value. Raises DecodeError."""
-    record = decode_any(value)
-    if not isinstance(record, AudioFrame | CallEvent):
-        raise DecodeError(f"expected a frame or an event, found {type(record).__name__}")
-    return record
-
-
-def fold(
-    call_id: str, state: SignalState | None, inputs: Sequence[AudioFrame | CallEvent]
-) -> agent.Stepped[SignalState]:
-    """The pure step, with its signals as outputs. Of the events only the one counts that gives the state up."""
-    if any(isinstance(value, CallEvent) and value.type == EventType.EXPIRED for value in inputs):
-        return agent.Stepped(None)
-    frames = [value for value in inputs if isinstance(value, AudioFrame)]
-    if not frames:
-        return agent.Stepped(state)
+def hear_frames(call_id: str, state: SignalState | None, frames: Sequence[AudioFrame]) -> agent.Stepped[SignalState]:
+    """The pure step over the frames of one call, with its signals as outputs."""
     stepped = signals.step(state, frames)
     outputs = [agent.Output(TOPIC, encode(signal)) for signal in stepped.signals]
     return agent.Stepped(stepped.state, outputs, snapshot=stepped.snapshot)
 
 
-def make(app: App, partitions: int) -> States[SignalState]:
+def follow_events(call_id: str, state: SignalState | None, events: Sequence[CallEvent]) -> agent.Stepped[SignalState]:
+    """Of a call's events only the one counts after which its state is given up."""
+    return agent.Stepped(None if any(event.type == EventType.EXPIRED for event in events) else state)
+
+
+class SignalStates:
+    """The states of all calls: of those that are being heard in `Voices`, of the others as they are. The engine's
+    `Rows`, and what it keeps for `agent.apply`."""
+
+    def __init__(self, app: App, partitions: int) -> None:
+        self.name = NAME
+        self.voices = Voices()
+        self._others: dict[int, SignalState] = {}
+        self.rows = app.row_states(NAME, self, partitions=partitions)
+        self.table = self.rows.table
+
+    # ---- the engine's rows -----------------------------------------------------------------------------------------
+
+    def load(self, row: int, value: bytes) -> None:
+        """Take the state of a snapshot into `row`. Raises DecodeError."""
+        self._set(row, decode_as(SignalState, value))
+
+    def save(self, row: int) -> bytes | None:
+        """The state in `row` as a snapshot; None if there is none."""
+        state = self._state(row)
+        return None if state is None else encode(state)
+
+    def clear(self, row: int) -> None:
+        """Forget what is in `row`."""
+        self.voices.clear(row)
+        self._others.pop(row, None)
+
+    # ---- by key ----------------------------------------------------------------------------------------------------
+
+    def get(self, key: str) -> SignalState | None:
+        """The state of a call, or None. Without effect on memory. Raises DecodeError for a snapshot of the future."""
+        row = self.rows.find([key.encode()])[0]
+        if row >= 0:
+            return self._state(int(row))
+        stored = self.rows.stored(key)
+        return None if stored is None else decode_as(SignalState, stored)
+
+    def put(self, key: str, state: SignalState | None, tp: TP, offset: int, *, snapshot: bool) -> None:
+        """Set the state of a call as it is after the records of `tp` from `offset` on; None deletes it."""
+        if state is None and self.get(key) is None:
+            return
+        rows = self.rows.rows(tp, [key.encode()])
+        row = int(rows[0])
+        if state is None:
+            self.clear(row)
+        else:
+            self._set(row, state)
+        self.rows.applied(tp, rows, np.array([offset]))
+        if snapshot:
+            self.rows.want(rows)
+
+    def _state(self, row: int) -> SignalState | None:
+        return self.voices.state(row) if self.voices.is_set(row) else self._others.get(row)
+
+    def _set(self, row: int, state: SignalState) -> None:
+        self._others.pop(row, None)
+        if not self.voices.set(row, state):
+            self._others[row] = state
+
+
+class SignalsAgent:
+    """Applies batches to the states."""
+
+    def __init__(self, app: App, partitions: int) -> None:
+        self._app = app
+        self.states = SignalStates(app, partitions)
+
+    async def process(self, batch: Batch) -> None:
+        """Apply one batch of either topic."""
+        if batch.tp.topic == EVENTS:
+            await agent.apply(
+                self._app, self.states, batch, decode=lambda value: decode_as(CallEvent, value), step=follow_events
+            )
+            return
+        keys = [record.key or b"" for record in batch.records]
+        columns = decode_frames([record.value or b"" for record in batch.records])
+        heard = hear(columns)
+        rows = self.states.rows.find(keys)
+        usual = heard.usual & self.states.voices.go_on(rows, columns)
+        if not usual.all():
+            # One record that needs care takes the others of its call with it: they must stay in their order.
+            others = {keys[index] for index in np.flatnonzero(~usual)}
+            usual &= np.fromiter((key not in others for key in keys), np.bool_, len(keys))
+            chosen = tuple(record for record, key in zip(batch.records, keys, strict=True) if key in others)
+            await agent.apply(
+                self._app,
+                self.states,
+                Batch(batch.tp, chosen),
+                decode=lambda value: decode_as(AudioFrame, value),
+                step=hear_frames,
+            )
+        await self._hear_together(batch, keys, rows, heard, usual)
+
+    async def _hear_together(
+        self,
+        batch: Batch,
+        keys: Sequence[bytes],
+        rows: npt.NDArray[np.int64],
+        heard: Heard,
+        usual: npt.NDArray[np.bool_],
+    ) -> None:
+        """Apply the usual frames of a batch."""
+        if not usual.all():
+            heard = heard.only(usual[heard.record])
+        of_frames = rows[heard.record]
+        step = self.states.voices.step(of_frames, heard)
+        # Outputs before the states: a snapshot of them covers what was sent by then.
+        for row, signal in step.signals:
+            await self._app.emitter.send(TOPIC, self.states.rows.key(row), encode(signal), partition=batch.tp.partition)
+        self.states.voices.keep(step)
+        first = batch.first_offset
+        offsets = (
+            heard.record + first
+            if batch.records[-1].offset - first + 1 == len(batch.records)
+            else np.fromiter((batch.records[index].offset for index in heard.record), np.int64, len(heard.record))
+        )
+        self.states.rows.applied(batch.tp, of_frames, offsets)
+        self.states.rows.want(np.array([row for row, _ in step.signals], np.int64))
+
+
+def make(app: App, partitions: int) -> SignalStates:
     """Make the agent."""
-    states: States[SignalState] = app.states(
-        NAME, encode=encode, decode=lambda value: decode_as(SignalState, value), partitions=partitions
-    )
-    agent.run(app, states, SOURCES, decode=decode, step=fold)
-    return states
+    made = SignalsAgent(app, partitions)
+    agent.run_batches(app, NAME, (FRAMES, EVENTS), made.process)
+    return made.states

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from dispatchai.audio.g711 import TABLES, decode, samples_in
+from dispatchai.audio.g711 import TABLES, decode, samples_in, whole_samples
 
 ALPHA: Final = 0.15
 """Weight of a new frame in the moving average of loudness."""
@@ -38,26 +38,32 @@ _SQUARES: Final[dict[str, npt.NDArray[np.int64]]] = {
 """Square of the sample of each code, shape (256,)."""
 
 
-def frame_rms(encoding: str, payloads: Sequence[bytes]) -> npt.NDArray[np.float64]:
-    """RMS of each payload, shape (len(payloads),), 1.0 = full scale; 0 for an empty one.
+def rms_of_rows(encoding: str, payloads: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """RMS of each payload, shape (k,), 1.0 = full scale, of `payloads`, shape (k, bytes); 0 for an empty one.
 
-    Squares are summed as integers, so the result does not depend on which frames are measured together.
-    Raises ValueError for an encoding that cannot be decoded.
+    A byte that is half a sample at the end of a payload counts for nothing. Squares are summed as integers, so the
+    result does not depend on which frames are measured together. Raises ValueError for an encoding that cannot be
+    decoded.
     """
-    lengths = np.array([samples_in(encoding, len(payload)) for payload in payloads], dtype=np.int64)
+    count, length = payloads.shape
+    samples = samples_in(encoding, length)
     if encoding in _SQUARES:
-        squares = _SQUARES[encoding][np.frombuffer(b"".join(payloads), dtype=np.uint8)]
+        squares = _SQUARES[encoding][payloads]
     else:
-        squares = np.concatenate(
-            [np.zeros(0, np.int64), *(decode(encoding, payload).astype(np.int64) ** 2 for payload in payloads)]
-        )
-    sums = np.zeros(len(payloads), dtype=np.int64)
-    filled = lengths > 0
-    if filled.any():
-        starts = np.cumsum(lengths) - lengths
-        sums[filled] = np.add.reduceat(squares, starts[filled])
-    means: npt.NDArray[np.float64] = sums / np.maximum(lengths, 1)
-    return np.sqrt(means) / FULL_SCALE
+        whole = payloads[:, : len(whole_samples(encoding, bytes(length)))]
+        squares = decode(encoding, whole.tobytes()).astype(np.int64).reshape(count, samples) ** 2
+    sums: npt.NDArray[np.int64] = squares.sum(axis=1, dtype=np.int64)
+    return np.sqrt(sums / max(samples, 1)) / FULL_SCALE
+
+
+def frame_rms(encoding: str, payloads: Sequence[bytes]) -> npt.NDArray[np.float64]:
+    """As `rms_of_rows` of payloads of any lengths, shape (len(payloads),)."""
+    rms = np.zeros(len(payloads))
+    for length in {len(payload) for payload in payloads}:
+        indexes = [index for index, payload in enumerate(payloads) if len(payload) == length]
+        rows = np.frombuffer(b"".join([payloads[index] for index in indexes]), np.uint8)
+        rms[indexes] = rms_of_rows(encoding, rows.reshape(len(indexes), length))
+    return rms
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from dispatchai.audio.g711 import samples_in, whole_samples
+from dispatchai.audio.g711 import samples_in
 from dispatchai.audio.loudness import Loudness, frame_rms
 from dispatchai.audio.loudness import step as loudness_step
 from dispatchai.records import AudioFrame, FrameKind, Signal, SignalKind, SignalState, StreamSignal, Track
@@ -68,7 +68,7 @@ def _rms_of(frames: Sequence[AudioFrame]) -> list[float | None]:
         if frame.kind is FrameKind.FRAME and samples_in(frame.encoding, len(frame.payload)):
             by_encoding.setdefault(frame.encoding, []).append(index)
     for encoding, indexes in by_encoding.items():
-        measured = frame_rms(encoding, [whole_samples(encoding, frames[index].payload) for index in indexes]).tolist()
+        measured = frame_rms(encoding, [frames[index].payload for index in indexes]).tolist()
         for index, value in zip(indexes, measured, strict=True):
             rms[index] = value
     return rms

@@ -7,16 +7,18 @@ and the state stays as it was before it. This is the one place that catches all.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import aiokafka
 import faust
 from faust.types import TP
 
 from dispatchai.engine.app import App
-from dispatchai.engine.deadletters import bury
+from dispatchai.engine.deadletters import UnreadableError, bury
 from dispatchai.engine.effects import Effects
+from dispatchai.engine.emit import AssignmentOverError
 from dispatchai.engine.state import States
 from dispatchai.engine.transport import Batch
 
@@ -45,6 +47,18 @@ class Stepped(Generic[S]):
     snapshot: bool = True
 
 
+class Keeps(Protocol[S]):
+    """Where an agent's states are: `States`, or the agent's own over `RowStates`."""
+
+    name: str
+
+    def get(self, key: str) -> S | None:
+        """The state of `key`, or None."""
+
+    def put(self, key: str, state: S | None, tp: TP, offset: int, *, snapshot: bool) -> None:
+        """Set the state of `key` as it is after the records of `tp` from `offset` on; None deletes it."""
+
+
 Step = Callable[[str, "S | None", Sequence[Any]], Stepped[S]]
 """(key, state, decoded records of the key in order) -> what became of them. Pure."""
 
@@ -57,7 +71,7 @@ async def decoded(
     for record in records:
         try:
             if not record.key:
-                raise ValueError("a record without a key")
+                raise UnreadableError("a record without a key")
             record.key.decode()
             if record.value is None:
                 continue  # a tombstone in a topic that is not compacted says nothing
@@ -69,7 +83,7 @@ async def decoded(
 
 async def apply(
     app: App,
-    states: States[S],
+    states: Keeps[S],
     batch: Batch,
     *,
     decode: Callable[[bytes], Any],
@@ -85,7 +99,7 @@ async def apply(
 
 async def _apply_to_key(
     app: App,
-    states: States[S],
+    states: Keeps[S],
     tp: TP,
     key: bytes,
     inputs: Sequence[tuple[aiokafka.ConsumerRecord, Any]],
@@ -104,6 +118,7 @@ async def _apply_to_key(
         for one in inputs:
             await _apply_to_key(app, states, tp, key, [one], step, effects)
         return
+    # Outputs before the state: a snapshot may be taken of it as soon as it is there, and covers what was sent by then.
     for output in stepped.outputs:
         await app.emitter.send(output.topic, key, output.value)
     if stepped.state != before or stepped.outputs or stepped.effects:
@@ -132,10 +147,14 @@ def run(
 
 
 def run_batches(app: App, name: str, topics: Sequence[str], process: Callable[[Batch], Awaitable[None]]) -> None:
-    """Make the agent `name` that hands each batch of `topics` to `process`, which must not raise."""
+    """Make the agent `name` that hands each batch of `topics` to `process`.
+
+    `process` must not raise, but for AssignmentOverError: the rest of its batch is read again, here or elsewhere.
+    """
     source = app.topic(*topics, value_serializer="raw")
 
     @app.agent(source, name=name)
     async def agent(batches: faust.Stream[Batch]) -> None:
         async for batch in batches:
-            await process(batch)
+            with suppress(AssignmentOverError):
+                await process(batch)

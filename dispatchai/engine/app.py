@@ -18,10 +18,15 @@ import uvloop
 from faust.types import TP
 
 from dispatchai.engine.coverage import Coverage
-from dispatchai.engine.emit import Emitter
+from dispatchai.engine.emit import AssignmentOverError, Emitter
+from dispatchai.engine.guards import Guard, guards
 from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.engine.lease import Lease
 from dispatchai.engine.logs import FAUST_LOG
-from dispatchai.engine.state import SnapshotTable, States
+from dispatchai.engine.rows import Rows, RowStates
+from dispatchai.engine.snapshots import SnapshotTable, SnapshotWriter
+from dispatchai.engine.state import States
+from dispatchai.engine.transport import Producer, named
 
 log = structlog.get_logger(__name__)
 
@@ -31,8 +36,9 @@ SWITCH_INTERVAL_S: Final = 0.0005
 """How often threads may take turns. With Python's 5 ms the consumer's thread and the event loop wait for each other
 in convoys: 100 calls then took 621 ms at the median, and 30 ms with this."""
 
-SESSION_TIMEOUT_S: Final = 10.0
-"""A worker that is gone is noticed after this; Faust's default is a minute. Heartbeats come three times as often."""
+SESSION_TIMEOUT_S: Final = 6.0
+"""A worker that is gone is noticed after this; Faust's default is a minute, and brokers allow no less than 6 s by
+default. Heartbeats come three times as often."""
 
 REBALANCE_TIMEOUT_S: Final = 12.0
 """How long a member may take to rejoin. Above the session timeout; the embedded broker makes a join wait half of it."""
@@ -49,6 +55,10 @@ class App(faust.App):
     def __init__(self, *args: Any, connection: KafkaConnection, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.connection = connection
+        self.guards = guards()
+        self.lease = Lease(SESSION_TIMEOUT_S)
+        self.dropped = False
+        """Whether records of this assignment were dropped: no commit may cover them."""
         self.coverage = Coverage()
         self.emitter = Emitter(self)
         self.failed = asyncio.Event()
@@ -56,7 +66,7 @@ class App(faust.App):
         """Called when partitions are assigned anew, for what else was kept of their records."""
         self.on_close: list[Callable[[], Coroutine[Any, Any, None]]] = []
         """Awaited when the application stops, after what ran in the background, before Kafka is left."""
-        self._states: list[States[Any]] = []
+        self._snapshots: list[SnapshotWriter] = []
         self._background: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -65,12 +75,31 @@ class App(faust.App):
     ) -> States[S]:
         """The states of one agent, kept in the table `name`."""
         states: States[S] = States(self, name, encode=encode, decode=decode, partitions=partitions)
-        self._states.append(states)
+        self._snapshots.append(states)
+        return states
+
+    def row_states(self, name: str, rows: Rows, *, partitions: int) -> RowStates:
+        """The states of one agent that keeps them in columns, `rows`; snapshots are in the table `name`."""
+        states = RowStates(self, name, rows, partitions=partitions)
+        self._snapshots.append(states)
         return states
 
     def background(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run `run()` from the start of the application to its end; if it fails, the application stops."""
-        self._background.append(run)
+        """Run `run()` from the start of the application to its end; if it fails, the application stops.
+
+        It is run anew when what it was writing was of an assignment that is over.
+        """
+
+        async def running() -> None:
+            over = True
+            while over:
+                try:
+                    await run()
+                    over = False
+                except AssignmentOverError:
+                    log.debug("begun_anew", task=getattr(run, "__qualname__", ""))
+
+        self._background.append(running)
 
     def fail(self, error: BaseException) -> None:
         """Stop the application: what it owes cannot be done. Its supervisor starts it again."""
@@ -85,8 +114,8 @@ class App(faust.App):
     async def on_started_init_extra_tasks(self) -> None:
         """Start what runs beside the agents. Called by Faust when its services are up."""
         await super().on_started_init_extra_tasks()
-        for states in self._states:
-            self._background.append(states.run)
+        for snapshots in self._snapshots:
+            self._background.append(snapshots.run)
         for run in self._background:
             task = asyncio.get_running_loop().create_task(run())
             task.add_done_callback(self._on_background_done)
@@ -97,18 +126,59 @@ class App(faust.App):
             log.error("background_task_failed", exc_info=error)
             self.fail(error)
 
+    def may_send(self) -> bool:
+        """Whether what is in the producer's buffer may go to the broker now. Asked before each request.
+
+        In a rebalance an expired lease is not renewed: this process was expelled, or will join anew. What waits is
+        dropped then, or the rebalance would wait for its delivery.
+        """
+        if self.lease.valid or Guard.LEASE not in self.guards:
+            return True
+        if self.rebalancing:
+            self._drop_unsent()
+        return False
+
+    def _drop_unsent(self) -> None:
+        if isinstance(self._producer, Producer) and (dropped := self._producer.drop()):
+            self.dropped = True
+            log.warning("lease_lost", batches_dropped=dropped, generation=self.lease.generation)
+
+    def on_rebalance_start(self) -> None:
+        """A rebalance begins. Called by Faust, in the consumer's thread."""
+        super().on_rebalance_start()
+        if Guard.LEASE in self.guards:
+            self.lease.revoked()
+
     async def _on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """Forget what was in memory: tables and committed offsets hold what counts.
 
         At the assignment, not at the revocation: Faust's last commit comes after that signal, and a forgotten
         state would let it commit too far.
         """
-        for states in self._states:
-            states.forget()
+        at = self.lease.clock()
+        if Guard.LEASE in self.guards:
+            self._drop_unsent()
+        for snapshots in self._snapshots:
+            snapshots.forget()
         self.coverage.forget()
         for forget in self.on_forget:
             forget()
+        kept = self._assignment or set()
+        for tp in assigned - kept:
+            if (table := self.tables._changelogs.get(tp.topic)) is not None:
+                table.drop(tp.partition)
+        log.debug("assigned", generation=generation_id, partitions=named(assigned))
+        self.dropped = False
+        self.lease.assigned(generation_id, at)
         await super()._on_partitions_assigned(assigned, generation_id)
+
+    def on_rebalance_end(self) -> None:
+        """The tables are recovered and records flow. Called by Faust."""
+        super().on_rebalance_end()
+        for snapshots in self._snapshots:
+            snapshots.table.recovered()
+        self.lease.resumed()
+        log.debug("recovered", generation=self.lease.generation)
 
     def is_processing(self) -> bool:
         """Whether partitions were assigned and their tables read, so that records flow."""
@@ -122,8 +192,8 @@ class App(faust.App):
         for close in self.on_close:
             await close()
         if not self.failed.is_set():
-            for states in self._states:
-                await states.close()
+            for snapshots in self._snapshots:
+                await snapshots.close()
         await super().on_stop()
 
 

@@ -8,7 +8,7 @@ commits no further than the lowest offset held. Nothing in here knows what is ow
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from faust.types import TP
@@ -19,6 +19,11 @@ class Coverage:
     """Offsets that are held, by partition, then by holder. Used from the application's event loop only."""
 
     _held: dict[TP, dict[Hashable, int]] = field(default_factory=lambda: defaultdict(dict))
+    _sources: list[Callable[[TP], int | None]] = field(default_factory=list)
+
+    def add_source(self, floor: Callable[[TP], int | None]) -> None:
+        """Ask `floor`, too, for the lowest offset that it holds of a partition: for who holds thousands."""
+        self._sources.append(floor)
 
     def hold(self, tp: TP, holder: Hashable, offset: int) -> None:
         """Keep the commit of `tp` at or below `offset` until `release`. A holder keeps its lowest offset."""
@@ -35,9 +40,11 @@ class Coverage:
 
     def floor(self, tp: TP) -> int | None:
         """The lowest offset of `tp` that must be read again after a crash; None when none is held."""
-        held = self._held.get(tp)
-        return min(held.values()) if held else None
+        floors = [floor for source in self._sources if (floor := source(tp)) is not None]
+        if held := self._held.get(tp):
+            floors.append(min(held.values()))
+        return min(floors, default=None)
 
     def forget(self) -> None:
-        """Drop everything: partitions were assigned anew and are read from their committed offsets."""
+        """Drop what is held here: partitions were assigned anew and are read from their committed offsets."""
         self._held.clear()

@@ -1,15 +1,21 @@
 """What an application writes to Kafka, past Faust's own per-message cost (100 µs and more a message).
 
-It goes through the producer that Faust owns, so Faust's flush before each commit covers it.
+It goes through the producer that Faust owns, so Faust's flush before each commit covers it. Nothing is written for
+partitions that another process may have by now (`lease`): what is to be written then waits. When partitions are
+assigned anew it is not written at all, for it follows from an assignment that is over, and who has the partitions
+makes it again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import structlog
+from aiokafka.errors import KafkaError
+
+from dispatchai.engine.guards import Guard
 
 if TYPE_CHECKING:
     from dispatchai.engine.app import App
@@ -17,6 +23,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 Headers = Sequence[tuple[str, bytes]]
+
+
+class AssignmentOverError(KafkaError):
+    """A record was not written, because the assignment that it follows from is over."""
+
+    retriable = False
 
 
 class Emitter:
@@ -35,13 +47,64 @@ class Emitter:
         partition: int | None = None,
         headers: Headers = (),
     ) -> None:
-        """Put a record in the producer's buffer; waits only while that is full. `value` None is a tombstone.
+        """Put a record in the producer's buffer; waits while that is full, or while this process may not write.
 
-        If the broker will not have it after all retries the application stops: an output that cannot be written
-        must not be passed over, and what led to it is read again after the restart.
+        `value` None is a tombstone. If the broker will not have it after all retries the application stops: an
+        output that cannot be written must not be passed over, and what led to it is read again after the restart.
+        Raises AssignmentOverError if partitions were assigned anew meanwhile: what the caller is at is of no account.
         """
+        generation = self._app.lease.generation
+        await self._may_write()
         producer = self._app.producer._ensure_producer()
-        sent = await producer.send(topic, value, key=key, partition=partition, headers=list(headers))
+        self._sent(await producer.send(topic, value, key=key, partition=partition, headers=list(headers)))
+        self._check(generation)
+
+    async def send_batch(
+        self,
+        topic: str,
+        partition: int,
+        records: Iterable[tuple[bytes, bytes | None]],
+        *,
+        timestamp_ms: int,
+        headers: Headers = (),
+    ) -> None:
+        """As `send` for many records of one partition, given as (key, value), at a fifth of the cost.
+
+        All have the same headers and timestamp (milliseconds since the epoch).
+        """
+        generation = self._app.lease.generation
+        await self._may_write()
+        producer = self._app.producer._ensure_producer()
+        batch = producer.create_batch()
+        for key, value in records:
+            if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
+                # It is full: a new one takes the record.
+                await self._send_built(producer, batch, topic, partition)
+                self._check(generation)
+                batch = producer.create_batch()
+                batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers)
+        if batch.record_count():
+            await self._send_built(producer, batch, topic, partition)
+            self._check(generation)
+
+    async def _send_built(self, producer: Any, batch: Any, topic: str, partition: int) -> None:
+        batch.close()
+        self._sent(await producer.send_batch(batch, topic, partition=partition))
+
+    async def _may_write(self) -> None:
+        """Wait until something may be written. Raises AssignmentOverError if it is of no account by then."""
+        lease = self._app.lease
+        if not lease.open and Guard.LEASE in self._app.guards:
+            generation = lease.generation
+            await lease.wait_open()
+            self._check(generation)
+
+    def _check(self, generation: int) -> None:
+        """Raise AssignmentOverError if the assignment is another one since `generation`."""
+        if generation != self._app.lease.generation:
+            raise AssignmentOverError
+
+    def _sent(self, sent: asyncio.Future[object]) -> None:
         self._pending.add(sent)
         sent.add_done_callback(self._on_done)
 
@@ -50,7 +113,7 @@ class Emitter:
         if sent.cancelled():
             return
         error = sent.exception()
-        if error is not None:
+        if error is not None and not isinstance(error, AssignmentOverError):
             log.error("record_not_written", error=type(error).__name__)
             self._app.fail(error)
 

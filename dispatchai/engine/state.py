@@ -1,50 +1,19 @@
-"""The states of a keyed agent: held decoded in memory, written as snapshots to a table's changelog.
-
-Order matters: a snapshot that covers a record says that the record need not be read again, so it is written only
-after the broker has acknowledged every output made before it; and the record's offset is held in `Coverage` until
-the snapshot was sent (Faust flushes the producer before it commits, so what was sent is stored).
-"""
+"""The states of a keyed agent, held decoded in memory: what is owed for each, and when its snapshot is due."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-import faust
 from faust.types import TP
 
-from dispatchai.engine.logs import FAUST_LOG
+from dispatchai.engine.snapshots import Snapshot, SnapshotWriter
 
 if TYPE_CHECKING:
     from dispatchai.engine.app import App
 
 S = TypeVar("S")
-
-SNAPSHOT_PAUSE_S = 0.02
-"""Pause between rounds of snapshots: states that change several times within it are written once."""
-
-
-class SnapshotTable(faust.Table):
-    """A Faust table that is written by `put` from anywhere in the event loop, at a tenth of the cost of an item
-    assignment. Key str, value bytes."""
-
-    logger = FAUST_LOG
-
-    def _serializer_from_type(self, typ: object) -> str:
-        """Keys and values are bytes as they are; Faust would read and write a str key as JSON."""
-        return "raw"
-
-    def put(self, key: str, value: bytes | None, partition: int) -> None:
-        """Set or (None) delete the local copy. The changelog is the caller's to write."""
-        store = self.data
-        if value is None:
-            store.data.pop(key, None)
-            store._key_partition.pop(key, None)
-        else:
-            store.data[key] = value
-            store._key_partition[key] = partition
 
 
 @dataclass(slots=True)
@@ -58,22 +27,17 @@ class _Entry(Generic[S]):
     blocked: bool = False
 
 
-class States(Generic[S]):
+class States(SnapshotWriter, Generic[S]):
     """The states of one agent, by key. One writer: the agent that made it."""
 
     def __init__(
         self, app: App, name: str, *, encode: Callable[[S], bytes], decode: Callable[[bytes], S], partitions: int
     ) -> None:
-        self.name = name
-        self._app = app
+        super().__init__(app, name, partitions)
         self._encode = encode
         self._decode = decode
         self._entries: dict[str, _Entry[S]] = {}
         self._wanted: dict[str, _Entry[S]] = {}
-        self._wake = asyncio.Event()
-        self._generation = 0
-        self._round: asyncio.Future[None] | None = None
-        self.table: SnapshotTable = app.Table(name, key_type=str, value_type=bytes, partitions=partitions, default=None)
 
     def get(self, key: str) -> S | None:
         """The state of `key`, or None. Without effect on memory, so a view may ask while tables recover."""
@@ -108,11 +72,11 @@ class States(Generic[S]):
             entry = self._entries[key] = _Entry(None, tp.partition, {})
         entry.state = state
         entry.first_owed.setdefault(tp, offset)
-        self._app.coverage.hold(tp, (self.name, key), offset)
+        self.app.coverage.hold(tp, (self.name, key), offset)
         if snapshot and not entry.wanted:
             entry.wanted = True
             self._wanted[key] = entry
-            self._wake.set()
+            self.wake.set()
 
     def block(self, key: str) -> None:
         """Write no snapshot of `key` until `unblock`: something is owed for what its state says was done."""
@@ -123,55 +87,36 @@ class States(Generic[S]):
         entry = self._entries.get(key)
         if entry is not None:
             entry.blocked = False
-            self._wake.set()
+            self.wake.set()
 
     def forget(self) -> None:
         """Drop what is in memory: partitions were assigned anew, the tables hold what counts."""
-        self._generation += 1
+        super().forget()
         self._entries.clear()
         self._wanted.clear()
 
-    async def run(self) -> None:
-        """Write the snapshots that are asked for, until cancelled; then `close` must follow."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            # A round that was begun is finished: half of it would leave offsets held for nothing.
-            self._round = asyncio.ensure_future(self.write_wanted())
-            await asyncio.shield(self._round)
-            await asyncio.sleep(SNAPSHOT_PAUSE_S)
-
-    async def close(self) -> None:
-        """Finish the round that `run` was cancelled in, and write what was asked for since."""
-        if self._round is not None:
-            await self._round
-        await self.write_wanted()
-
-    async def write_wanted(self) -> None:
-        """Write the snapshots that are asked for now, but those of blocked keys."""
-        generation = self._generation
+    def take(self) -> list[Snapshot]:
+        """The snapshots that are asked for now, but those of blocked keys."""
         wanted = {key: entry for key, entry in self._wanted.items() if not entry.blocked}
         self._wanted = {key: entry for key, entry in self._wanted.items() if entry.blocked}
-        captured: list[tuple[str, _Entry[S], bytes | None, dict[TP, int]]] = []
+        taken = []
         for key, entry in wanted.items():
             entry.wanted = False
-            captured.append((key, entry, None if entry.state is None else self._encode(entry.state), entry.first_owed))
+            value = None if entry.state is None else self._encode(entry.state)
+            taken.append(Snapshot(key, entry.partition, value, (entry, entry.first_owed)))
             # What comes while the outputs are on their way is owed by the next snapshot. The offsets of this one
             # stay held until it is sent: `hold` keeps the lowest.
             entry.first_owed = {}
-        await self._app.emitter.delivered()
-        for key, entry, value, covered in captured:
-            if generation != self._generation:
-                return
-            await self._app.emitter.send(
-                self.table.changelog_topic.get_topic_name(), key.encode(), value, partition=entry.partition
-            )
-            self.table.put(key, value, entry.partition)
-            for tp in covered:
-                owed = entry.first_owed.get(tp)
-                if owed is None:
-                    self._app.coverage.release(tp, (self.name, key))
-                else:
-                    self._app.coverage.advance(tp, (self.name, key), owed)
-            if value is None and entry.state is None:
-                self._entries.pop(key, None)
+        return taken
+
+    def written(self, snapshot: Snapshot) -> None:
+        """Release what `snapshot` covers, but for what came since."""
+        entry, covered = snapshot.covered
+        for tp in covered:
+            owed = entry.first_owed.get(tp)
+            if owed is None:
+                self.app.coverage.release(tp, (self.name, snapshot.key))
+            else:
+                self.app.coverage.advance(tp, (self.name, snapshot.key), owed)
+        if snapshot.value is None and entry.state is None:
+            self._entries.pop(snapshot.key, None)

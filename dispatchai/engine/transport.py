@@ -1,13 +1,13 @@
 """The Faust transport `dispatchai://`: one event for many records, and commits that wait for what is owed.
 
 Faust pays about 100 µs for each event before an agent sees it. So this transport hands an agent all records of a
-partition that one fetch brought as one event, a `Batch`; the price is then paid once per fetch and partition.
-Changelogs are left as they are: Faust's recovery reads them record by record.
+partition that one fetch brought as one event, a `Batch`; the price is then paid once per fetch and partition. What
+is fetched of a changelog goes to its table at once, and Faust's recovery sees the last record of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +16,8 @@ import structlog
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from dispatchai.engine.emit import AssignmentOverError
+from dispatchai.engine.guards import Guard
 from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.logs import FAUST_LOG
 from dispatchai.engine.positions import Positions, Verdict
@@ -28,6 +30,9 @@ FETCH_MAX_WAIT_MS = 20
 FETCH_MIN_BYTES = 131_072
 """A fetch returns sooner when this much is there: about 350 frame records."""
 
+
+HELD_POLL_S = 0.05
+"""How often the producer looks whether it may send again."""
 
 END_READ_MS = 500
 """What the embedded broker has not shown of a partition's end after this is not there: a fetch takes it 20 ms."""
@@ -82,6 +87,21 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer._fetch_min_bytes = FETCH_MIN_BYTES
         return consumer
 
+    async def on_start(self) -> None:
+        """Start the consumer, and have each of its heartbeats renew the lease. Called by Faust."""
+        await super().on_start()
+        coordinator = self._ensure_consumer()._coordinator
+        beat = coordinator._do_heartbeat
+
+        async def beat_and_renew() -> bool:
+            generation, at = coordinator.generation, self.app.lease.clock()
+            alive: bool = await beat()
+            if alive:
+                self.parent_loop.call_soon_threadsafe(self.app.lease.renewed, generation, at)
+            return alive
+
+        coordinator._do_heartbeat = beat_and_renew
+
 
 class Consumer(driver.Consumer):
     """Faust's consumer that reads batches and commits no further than `app.coverage` allows."""
@@ -94,9 +114,12 @@ class Consumer(driver.Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._positions = Positions()
+        self._commits_of = 0
+        """Generation in which the offsets of the commit that is under way were computed."""
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Believe no position until the next seek. Called by Faust."""
+        log.debug("revoked", partitions=named(revoked))
         self._positions.revoked()
         await super().on_partitions_revoked(revoked)
 
@@ -108,8 +131,9 @@ class Consumer(driver.Consumer):
         # A partition without a committed offset is read from its beginning, which need not be 0.
         unread = [tp for tp in sources if self._read_offset[tp] is None]
         beginnings = await self.earliest_offsets(*unread) if unread else {}
-        again = self._positions.sought({tp: self._read_offset[tp] or beginnings.get(tp, 0) for tp in sources})
-        await self._seek_again(again)
+        offsets = {tp: self._read_offset[tp] or beginnings.get(tp, 0) for tp in sources}
+        log.debug("positions_sought", offsets=_by_name(offsets))
+        await self._seek_again(self._positions.sought(offsets))
 
     async def highwaters(self, *partitions: TP) -> Mapping[TP, int]:
         """The end offsets of `partitions`, up to which Faust recovers its tables."""
@@ -117,25 +141,31 @@ class Consumer(driver.Consumer):
         return await ends_by_reading(self.app.connection, ends) if self.app.connection.embedded else ends
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, list[Any]]:  # noqa: ASYNC109
-        await self._seek_again(self._positions.confirm(self._read_offset))
+        if Guard.POSITIONS in self.app.guards:
+            await self._seek_again(self._positions.confirm(self._read_offset))
         fetched = await super()._getmany(active_partitions, timeout)
-        changelogs = self.app.tables.changelog_topics
+        tables = self.app.tables
         batches: dict[TP, list[Any]] = {}
         for tp, records in fetched.items():
-            if tp.topic in changelogs:
-                batches[tp] = records
-            elif records and (admitted := await self._admit(tp, records)):
+            if not records:
+                continue
+            if tp.topic in tables.changelog_topics:
+                tables._changelogs[tp.topic].load(tp.partition, records)
+                batches[tp] = records[-1:]
+            elif admitted := await self._admit(tp, records):
                 batches[tp] = [_as_one(tp, admitted)]
         return batches
 
     async def _seek_again(self, offsets: Mapping[TP, int]) -> None:
         """Seek to `offsets`; what is in flight from elsewhere is told apart when it comes."""
         if offsets:
-            log.info("positions_sought_again", offsets={f"{tp.topic}/{tp.partition}": at for tp, at in offsets.items()})
+            log.info("positions_sought_again", offsets=_by_name(offsets))
             await self._thread.seek_wait(offsets)
 
     async def _admit(self, tp: TP, records: list[aiokafka.ConsumerRecord]) -> list[aiokafka.ConsumerRecord]:
         """Those of `records` that agents may have now."""
+        if Guard.POSITIONS not in self.app.guards:
+            return records
         admission = self._positions.admit(tp, records[0].offset, records[-1].offset)
         match admission.verdict:
             case Verdict.TAKE if admission.first_offset == records[0].offset:
@@ -164,12 +194,35 @@ class Consumer(driver.Consumer):
         if not acknowledged:
             return None
         highest = max(acknowledged)
-        floor = self.app.coverage.floor(tp)
+        floor = self.app.coverage.floor(tp) if Guard.COVERAGE in self.app.guards else None
         held = floor is not None and floor <= highest
         # A highest that is kept makes the next commit look at this partition again, though nothing new may have come.
         acknowledged[:] = [highest] if held else []
         self._acked_index[tp] = set(acknowledged)
         return floor if held else highest + 1
+
+    async def _commit_tps(self, tps: Iterable[TP], start_new_transaction: bool) -> bool:
+        self._commits_of = self.app.lease.generation
+        return bool(await super()._commit_tps(tps, start_new_transaction))
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        """Commit `offsets`, unless what they cover may have been dropped since they were computed."""
+        if self._commits_of != self.app.lease.generation or self.app.dropped:
+            log.debug("commit_left_out", offsets=_by_name(offsets))
+            return False
+        done: bool = await super()._commit(offsets)
+        log.debug("committed", offsets=_by_name(offsets), done=done)
+        return done
+
+
+def _by_name(offsets: Mapping[TP, int]) -> dict[str, int]:
+    """Offsets by ``topic/partition``, for the log."""
+    return {f"{tp.topic}/{tp.partition}": offset for tp, offset in sorted(offsets.items())}
+
+
+def named(partitions: Iterable[TP]) -> list[str]:
+    """Partitions as ``topic/partition``, for the log."""
+    return [f"{tp.topic}/{tp.partition}" for tp in sorted(partitions)]
 
 
 async def ends_by_reading(connection: KafkaConnection, ends: Mapping[TP, int]) -> dict[TP, int]:
@@ -191,12 +244,49 @@ async def ends_by_reading(connection: KafkaConnection, ends: Mapping[TP, int]) -
 
 
 class Producer(driver.Producer):
-    """Faust's producer, idempotent where the broker can: a retried request neither doubles nor reorders records."""
+    """Faust's producer, idempotent where the broker can: a retried request neither doubles nor reorders records.
+
+    What waits in its buffer is not sent while the lease is not valid, and is dropped when it will not be again.
+    """
 
     logger = FAUST_LOG
 
     def _settings_extra(self) -> Mapping[str, Any]:
         return {**super()._settings_extra(), "enable_idempotence": not self.app.connection.embedded}
+
+    def _new_producer(self, transactional_id: str | None = None) -> aiokafka.AIOKafkaProducer:
+        producer = super()._new_producer(transactional_id)
+        accumulator = producer._message_accumulator
+        drain = accumulator.drain_by_nodes
+
+        def drain_if_valid(ignore_nodes: Any, muted_partitions: Any = frozenset()) -> Any:
+            """What may be sent now, by broker. aiokafka asks whenever something may have become ready."""
+            if self.app.may_send():
+                return drain(ignore_nodes, muted_partitions)
+            accumulator._loop.call_later(HELD_POLL_S, accumulator._wakeup, accumulator._waiter_future)
+            return {}, False
+
+        accumulator.drain_by_nodes = drain_if_valid
+        return producer
+
+    def drop(self) -> int:
+        """Drop what was not sent yet, as it follows from an assignment that is over. Returns how many batches."""
+        if self._producer is None:
+            return 0
+        accumulator = self._producer._message_accumulator
+        dropped = 0
+        for tp, batches in list(accumulator._batches.items()):
+            # One that was tried before has its sequence number, which the broker waits for.
+            kept = [batch for batch in batches if batch.retry_count]
+            for batch in batches:
+                if not batch.retry_count:
+                    batch.failure(AssignmentOverError())
+                    dropped += 1
+            batches.clear()
+            batches.extend(kept)
+            if not batches:
+                del accumulator._batches[tp]
+        return dropped
 
 
 class Transport(driver.Transport):

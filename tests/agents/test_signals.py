@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import pytest
+import random
+from pathlib import Path
+from uuid import uuid4
 
-from agents.signals import TOPIC, decode, fold
-from dispatchai.records import DecodeError, SignalKind, decode_as, encode
+import aiokafka
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from agents import signals as agent
+from agents.signals import EVENTS, FRAMES, TOPIC, follow_events, hear_frames
+from dispatchai.audio.signals import step
+from dispatchai.engine.app import create_app
+from dispatchai.engine.broker import free_port
+from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.engine.topics import Topics
+from dispatchai.records import AudioFrame, SignalKind, decode_as, encode
 from dispatchai.records import Signal as SignalRecord
 from tests.agents.recorded import EXPIRED, event, utterance
+from tests.engine.test_app import read, running, until
 from tests.speech.audio import pcmu, records, tone
 
 
 def test_a_stream_is_signalled_from_its_start_to_its_end() -> None:
-    stepped = fold("call", None, records(pcmu(tone(3000))))
+    stepped = hear_frames("call", None, records(pcmu(tone(3000))))
     assert {output.topic for output in stepped.outputs} == {TOPIC}
     signals = [decode_as(SignalRecord, output.value or b"") for output in stepped.outputs]
     assert (signals[0].kind, signals[-1].kind) == (SignalKind.START, SignalKind.END)
@@ -20,19 +33,60 @@ def test_a_stream_is_signalled_from_its_start_to_its_end() -> None:
 
 
 def test_an_expired_call_keeps_no_state() -> None:
-    state = fold("call", None, records(pcmu(tone(100)))).state
+    state = hear_frames("call", None, records(pcmu(tone(100)))).state
     assert state is not None
-    stepped = fold("call", state, [event("call.hangup"), EXPIRED])
+    stepped = follow_events("call", state, [event("call.hangup"), EXPIRED])
     assert (stepped.state, stepped.outputs) == (None, ())
 
 
 def test_other_events_change_nothing() -> None:
-    state = fold("call", None, records(pcmu(tone(100)))).state
-    stepped = fold("call", state, [event("call.answered"), event("call.hangup")])
+    state = hear_frames("call", None, records(pcmu(tone(100)))).state
+    stepped = follow_events("call", state, [event("call.answered"), event("call.hangup")])
     assert (stepped.state, stepped.outputs) == (state, ())
-    assert fold("call", None, [event("call.initiated")]).state is None
+    assert follow_events("call", None, [event("call.initiated")]).state is None
 
 
-def test_a_record_of_another_kind_is_refused() -> None:
-    with pytest.raises(DecodeError):
-        decode(encode(utterance(0, "Help.")))
+@pytest.mark.usefixtures("topics")
+async def test_calls_that_speak_at_once_are_signalled_as_each_alone(broker: KafkaConnection, tmp_path: Path) -> None:
+    mark = uuid4().hex[:8]
+    partitions = Topics.load().partitions
+    calls = {
+        f"{mark}-{number}": records(pcmu(tone(1500 + 200 * number)), stream_id=f"s{number}") for number in range(12)
+    }
+    dice = random.Random(1)
+    left = {call: list(frames) for call, frames in calls.items()}
+    app_id = f"test-{mark}"
+    admin = AIOKafkaAdminClient(**broker.client_options())
+    await admin.start()
+    await admin.create_topics([NewTopic(f"{app_id}-{agent.NAME}-changelog", partitions, 1)])
+    await admin.close()
+    app = create_app(
+        app_id, broker, partitions=partitions, web_host="127.0.0.1", web_port=free_port(), data_dir=tmp_path
+    )
+    states = agent.make(app, partitions)
+
+    def ours(found: list[aiokafka.ConsumerRecord]) -> list[aiokafka.ConsumerRecord]:
+        return [record for record in found if record.key.decode() in calls]
+
+    alone = {call: step(None, frames) for call, frames in calls.items()}
+    async with running(app), aiokafka.AIOKafkaProducer(**broker.producer_options()) as producer:
+        while any(left.values()):
+            call = dice.choice([call for call, frames in left.items() if frames])
+            for frame in left[call][:20]:
+                await producer.send(FRAMES, encode(frame), key=call.encode())
+            del left[call][:20]
+        await producer.send(FRAMES, b"no frame", key=next(iter(calls)).encode())
+        total = sum(len(stepped.signals) for stepped in alone.values())
+        found = ours(await read(broker, TOPIC, lambda found: len(ours(found)) >= total))
+        await until(lambda: all(states.get(call) == stepped.state for call, stepped in alone.items()))
+        for call in calls:
+            await producer.send(EVENTS, encode(EXPIRED), key=call.encode())
+        await until(lambda: all(states.get(call) is None for call in calls))
+    for call, stepped in alone.items():
+        made = [decode_as(SignalRecord, record.value) for record in found if record.key == call.encode()]
+        assert tuple(made) == stepped.signals
+
+
+def test_a_record_of_another_kind_is_no_frame() -> None:
+    with pytest.raises(ValueError, match="Utterance"):
+        decode_as(AudioFrame, encode(utterance(0, "Help.")))

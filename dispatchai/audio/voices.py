@@ -1,0 +1,275 @@
+"""The voices of many calls at once: what `signals.step` does to a frame, done to a frame of each call in one go.
+
+`Voices` holds the stream of each call that is being heard, one row for each call, in columns. It applies the frames of
+live streams, in their order, and gives back the signals they make. Everything else that happens to a call (a stream
+begins or ends, a frame that cannot be decoded, one of an earlier stream) is left to `signals.step`, which says what is
+right: `state` gives a row back as it wants it, `set` takes it again. A test holds the two to the same bits, whatever
+the order and the batches. Pure: no clock, no I/O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from dispatchai.audio.g711 import samples_in
+from dispatchai.audio.loudness import ALPHA, DECAY, GAIN, VOICED_RMS, rms_of_rows
+from dispatchai.audio.signals import SIGNAL_EVERY_MS, TRANSITION_APART_MS
+from dispatchai.records import Signal, SignalKind, SignalState, StreamSignal
+from dispatchai.records.frames import STREAM_BYTES, FrameColumns, stream_key
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+_ROWS_AT_FIRST: Final = 64
+
+_STREAM_FIELDS: Final = (
+    ("next_sequence", np.int64),
+    ("ema", np.float64),
+    ("distress", np.float64),
+    ("voiced", np.bool_),
+    ("rms", np.float64),
+    ("captured_at", np.int64),
+    ("position_samples", np.int64),
+    ("signalled_at_samples", np.int64),
+    ("signalled_voiced", np.bool_),
+)
+"""Columns of a call's current stream: the fields of StreamSignal."""
+
+_CALL_FIELDS: Final = (
+    ("audio_ms", np.float64),
+    ("voiced_ms", np.float64),
+    ("voiced_frames", np.int64),
+    ("distress_sum", np.float64),
+    ("distress_max", np.float64),
+    ("missing_frames", np.int64),
+    ("duplicate_frames", np.int64),
+    ("frames", np.int64),
+)
+"""Columns of a call: the figures of SignalState."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The caller's frames among n records, measured: one entry for each frame, shape (k,).
+
+    `record` is the frame's row in the columns, `rms` its loudness (1.0 = full scale), `samples` how many it has.
+    `usual`, shape (n,), says which records need no other care than to be applied: these frames, and those of the
+    other track, which count for nothing.
+    """
+
+    usual: Mask
+    record: Ints
+    sequence: Ints
+    captured_at: Ints
+    rms: Floats
+    samples: Ints
+    sample_rate: Ints
+
+    def only(self, chosen: Mask) -> Heard:
+        """Those of the frames that are `chosen`, shape (k,)."""
+        return Heard(
+            self.usual,
+            self.record[chosen],
+            self.sequence[chosen],
+            self.captured_at[chosen],
+            self.rms[chosen],
+            self.samples[chosen],
+            self.sample_rate[chosen],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What frames made: the row and the signal of each frame that made one, of a call in their order; and how the
+    calls in `rows`, shape (c,), are then."""
+
+    signals: list[tuple[int, Signal]]
+    rows: Ints
+    columns: dict[str, npt.NDArray[Any]]
+
+
+def hear(columns: FrameColumns) -> Heard:
+    """Measure the caller's frames among `columns`, in their order. One without a whole sample is not usual."""
+    count = len(columns)
+    rms = np.zeros(count)
+    samples = np.zeros(count, np.int64)
+    sample_rate = np.ones(count, np.int64)
+    for run in columns.runs:
+        length = samples_in(run.encoding, run.payloads.shape[1])
+        if length and run.sample_rate > 0:
+            rms[run.rows] = rms_of_rows(run.encoding, run.payloads)
+            samples[run.rows] = length
+            sample_rate[run.rows] = run.sample_rate
+    record = np.flatnonzero(columns.inbound & (samples > 0))
+    return Heard(
+        columns.plain & (~columns.inbound | (samples > 0)),
+        record,
+        columns.sequence[record],
+        columns.captured_at[record],
+        rms[record],
+        samples[record],
+        sample_rate[record],
+    )
+
+
+class Voices:
+    """The calls being heard, one row for each. Rows are given out by the owner: any number from 0 on."""
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._columns: dict[str, npt.NDArray[Any]] = {}
+        self._stream = np.zeros((0, STREAM_BYTES), np.uint8)
+        self._live = np.zeros(0, np.bool_)
+        self._earlier: dict[int, tuple[StreamSignal, ...]] = {}
+        self._stream_id: dict[int, str] = {}
+        self._grow(_ROWS_AT_FIRST)
+
+    def set(self, row: int, state: SignalState) -> bool:
+        """Take the state of a call into `row`. False, and nothing is taken, if no stream of it could go on here."""
+        while row >= self._size:
+            self._grow(2 * self._size)
+        current = state.streams[-1] if state.streams else None
+        key = None if current is None or current.ended else stream_key(current.stream_id)
+        if current is None or key is None:
+            self.clear(row)
+            return False
+        for name, _ in _STREAM_FIELDS:
+            self._columns[name][row] = getattr(current, name)
+        for name, _ in _CALL_FIELDS:
+            self._columns[name][row] = getattr(state, name)
+        self._stream[row] = key
+        self._live[row] = True
+        self._earlier[row] = state.streams[:-1]
+        self._stream_id[row] = current.stream_id
+        return True
+
+    def state(self, row: int) -> SignalState:
+        """The state of the call in `row`, which was `set`."""
+        columns = self._columns
+        current = StreamSignal(
+            stream_id=self._stream_id[row],
+            ended=False,
+            **{name: columns[name][row].item() for name, _ in _STREAM_FIELDS},
+        )
+        return SignalState(
+            streams=(*self._earlier[row], current), **{name: columns[name][row].item() for name, _ in _CALL_FIELDS}
+        )
+
+    def clear(self, row: int) -> None:
+        """Forget the call in `row`."""
+        if row < self._size:
+            self._live[row] = False
+            self._earlier.pop(row, None)
+            self._stream_id.pop(row, None)
+
+    def is_set(self, row: int) -> bool:
+        """Whether there is a call in `row`."""
+        return row < self._size and bool(self._live[row])
+
+    def go_on(self, rows: Ints, columns: FrameColumns) -> Mask:
+        """Which frames of `columns` belong to the stream of the call in their row, shape (n,). -1 is no row."""
+        known = (rows >= 0) & (rows < self._size)
+        at = np.where(known, rows, 0)
+        same: Mask = known & self._live[at] & (self._stream[at] == columns.stream).all(axis=1)
+        return same
+
+    def step(self, rows: Ints, heard: Heard) -> Step:
+        """What the frames of `heard` make of the calls that `rows` says, shape (k,).
+
+        Each frame must go on with the stream of its call. Changes nothing; `keep` does.
+        """
+        signals: list[tuple[int, Signal]] = []
+        order = np.argsort(rows, kind="stable")
+        calls, first, counts = np.unique(rows[order], return_index=True, return_counts=True)
+        taken = {name: column[calls] for name, column in self._columns.items()}
+        for turn in range(int(counts.max(initial=0))):
+            # The next frame of each call that has one left.
+            here = np.flatnonzero(counts > turn)
+            signals += self._turn(calls, taken, here, order[first[here] + turn], heard)
+        return Step(signals, calls, taken)
+
+    def keep(self, step: Step) -> None:
+        """Let the calls be as `step` made them. Nothing may have been done to them in between."""
+        for name, column in step.columns.items():
+            self._columns[name][step.rows] = column
+
+    def _turn(
+        self, calls: Ints, taken: dict[str, npt.NDArray[Any]], here: Ints, frames: Ints, heard: Heard
+    ) -> list[tuple[int, Signal]]:
+        """Apply one frame to each of the calls `here`. The formulas are those of `signals` and `loudness`."""
+        sequence = heard.sequence[frames]
+        new = sequence >= taken["next_sequence"][here]
+        if not new.all():
+            taken["duplicate_frames"][here[~new]] += 1
+            here, frames, sequence = here[new], frames[new], sequence[new]
+        rms, samples, rate = heard.rms[frames], heard.samples[frames], heard.sample_rate[frames]
+        duration_ms = samples * 1000.0 / rate
+        ema = ALPHA * rms + (1.0 - ALPHA) * taken["ema"][here]
+        score = np.minimum(1.0, GAIN * np.maximum(0.0, rms - ema))
+        distress = np.maximum(score, DECAY * taken["distress"][here])
+        voiced = rms >= VOICED_RMS
+        position = taken["position_samples"][here] + samples
+        since_ms = (position - taken["signalled_at_samples"][here]) * 1000.0 / rate
+        turned = voiced != taken["signalled_voiced"][here]
+        signals = (since_ms >= SIGNAL_EVERY_MS) | (turned & (since_ms >= TRANSITION_APART_MS))
+
+        taken["missing_frames"][here] += sequence - taken["next_sequence"][here]
+        taken["next_sequence"][here] = sequence + 1
+        taken["ema"][here] = ema
+        taken["distress"][here] = distress
+        taken["voiced"][here] = voiced
+        taken["rms"][here] = rms
+        taken["captured_at"][here] = heard.captured_at[frames]
+        taken["position_samples"][here] = position
+        taken["frames"][here] += 1
+        taken["audio_ms"][here] += duration_ms
+        taken["distress_max"][here] = np.maximum(taken["distress_max"][here], distress)
+        loud = here[voiced]
+        taken["voiced_ms"][loud] += duration_ms[voiced]
+        taken["voiced_frames"][loud] += 1
+        taken["distress_sum"][loud] += distress[voiced]
+        signalled = here[signals]
+        taken["signalled_at_samples"][signalled] = position[signals]
+        taken["signalled_voiced"][signalled] = voiced[signals]
+        made = []
+        for index, number in zip(signalled.tolist(), sequence[signals].tolist(), strict=True):
+            row = int(calls[index])
+            values = {name: column[index].item() for name, column in taken.items()}
+            made.append((row, self._signal(row, values, number)))
+        return made
+
+    def _signal(self, row: int, values: dict[str, Any], sequence: int) -> Signal:
+        frames = values["voiced_frames"]
+        return Signal(
+            stream_id=self._stream_id[row],
+            sequence=sequence,
+            captured_at=values["captured_at"],
+            kind=SignalKind.UPDATE,
+            audio_ms=round(values["audio_ms"]),
+            voiced_ms=round(values["voiced_ms"]),
+            voiced=values["voiced"],
+            rms=values["rms"],
+            loudness_distress=values["distress"],
+            loudness_distress_max=values["distress_max"],
+            loudness_distress_mean=values["distress_sum"] / frames if frames else 0.0,
+            missing_frames=values["missing_frames"],
+            duplicate_frames=values["duplicate_frames"],
+        )
+
+    def _grow(self, size: int) -> None:
+        """Make room for `size` rows."""
+        for name, kind in (*_STREAM_FIELDS, *_CALL_FIELDS):
+            column = np.zeros(size, kind)
+            if self._size:
+                column[: self._size] = self._columns[name]
+            self._columns[name] = column
+        stream = np.zeros((size, STREAM_BYTES), np.uint8)
+        stream[: self._size] = self._stream
+        live = np.zeros(size, np.bool_)
+        live[: self._size] = self._live
+        self._stream, self._live, self._size = stream, live, size

@@ -1,0 +1,129 @@
+"""Many calls heard together come out as each would alone, to the last bit, wherever the batches were cut."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dispatchai.audio import signals
+from dispatchai.audio.g711 import encode_mulaw
+from dispatchai.audio.voices import Voices, hear
+from dispatchai.records import AudioFrame, FrameKind, Signal, SignalState, Track, encode
+from dispatchai.records.frames import decode_frames
+
+TONE = encode_mulaw((np.sin(np.arange(160) / 4) * 12_000).astype(np.int16))
+PAYLOADS = (b"\xff" * 160, TONE, TONE[:80], encode_mulaw((np.sin(np.arange(160) / 9) * 900).astype(np.int16)))
+
+
+@dataclass
+class Together:
+    """Calls as the agent hears them: the frames of live streams at once, all else by the step of one call."""
+
+    voices: Voices = field(default_factory=Voices)
+    others: dict[int, SignalState] = field(default_factory=dict)
+    made: list[tuple[int, Signal]] = field(default_factory=list)
+    heard_at_once: int = 0
+
+    def state(self, call: int) -> SignalState | None:
+        return self.voices.state(call) if self.voices.is_set(call) else self.others.get(call)
+
+    def take(self, batch: list[tuple[int, AudioFrame]]) -> None:
+        calls = np.array([call for call, _ in batch], np.int64)
+        columns = decode_frames([encode(frame) for _, frame in batch])
+        heard = hear(columns)
+        usual = heard.usual & self.voices.go_on(calls, columns)
+        usual &= ~np.isin(calls, calls[~usual])
+        heard = heard.only(usual[heard.record])
+        step = self.voices.step(calls[heard.record], heard)
+        self.voices.keep(step)
+        self.made += step.signals
+        self.heard_at_once += len(heard.record)
+        for call in dict.fromkeys(calls[~usual].tolist()):
+            one = signals.step(self.state(call), [frame for number, frame in batch if number == call])
+            self.made += [(call, signal) for signal in one.signals]
+            self.voices.clear(call)
+            self.others.pop(call, None)
+            if not self.voices.set(call, one.state):
+                self.others[call] = one.state
+
+
+def frame(stream: str, sequence: int, payload: bytes, kind: FrameKind = FrameKind.FRAME, **other: object) -> AudioFrame:
+    values = {"track": Track.INBOUND, "encoding": "PCMU", "sample_rate": 8000} | other
+    return AudioFrame(
+        stream_id=stream, kind=kind, sequence=sequence, captured_at=1_700_000_000_000_000 + 20_000 * sequence,
+        payload=payload, detail=None, **values,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+@st.composite
+def calls_frames(draw: st.DrawFn) -> list[AudioFrame]:
+    """One call: streams one after the other; frames lost, doubled, swapped, of another codec, of the other track."""
+    frames: list[AudioFrame] = []
+    for number in range(draw(st.integers(1, 3))):
+        stream = draw(st.sampled_from(["s1", "s2", "a-rather-long-stream-id-0123456789~deadbeef"])) + str(number)
+        frames.append(frame(stream, 0, b"", FrameKind.START))
+        for sequence in range(1, draw(st.integers(1, 90))):
+            if draw(st.integers(0, 40)) == 0:
+                continue
+            frames.append(frame(stream, sequence, draw(st.sampled_from(PAYLOADS))))
+            match draw(st.integers(0, 40)):
+                case 0:
+                    frames.append(frames[-1])
+                case 1:
+                    frames.append(frame(stream, sequence, b"", track=Track.OUTBOUND))
+                case 2:
+                    frames.append(frame(stream, sequence + 1, bytes(range(99)), encoding="L16"))
+                case 3:
+                    frames.append(frame(stream, sequence + 1, b"x", encoding="G722"))
+                case 4:
+                    frames[-2:] = reversed(frames[-2:])
+                case 5 if number:
+                    frames.append(frames[draw(st.integers(0, len(frames) - 1))])
+                case _:
+                    pass
+        if draw(st.booleans()):
+            frames.append(frame(stream, 99, b"", FrameKind.END))
+    return frames
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(calls_frames(), min_size=1, max_size=4), st.randoms(use_true_random=False), st.data())
+def test_calls_heard_together_come_out_as_each_alone(
+    calls: list[list[AudioFrame]], random: object, data: st.DataObject
+) -> None:
+    left = [list(frames) for frames in calls]
+    mixed: list[tuple[int, AudioFrame]] = []
+    while any(left):
+        call = data.draw(st.sampled_from([number for number, frames in enumerate(left) if frames]))
+        count = data.draw(st.integers(1, 30))
+        mixed += [(call, one) for one in left[call][:count]]
+        del left[call][:count]
+    cuts = sorted({0, len(mixed), *data.draw(st.lists(st.integers(0, len(mixed)), max_size=12))})
+    together = Together()
+    for start, end in itertools.pairwise(cuts):
+        together.take(mixed[start:end])
+    for number, frames in enumerate(calls):
+        alone = signals.step(None, frames)
+        assert together.state(number) == alone.state
+        assert tuple(signal for call, signal in together.made if call == number) == alone.signals
+
+
+def test_a_live_stream_is_heard_without_the_step_of_one_call() -> None:
+    together = Together()
+    batch = [(call, frame(f"s{call}", 0, b"", FrameKind.START)) for call in range(200)]
+    together.take(batch)
+    for sequence in range(1, 21):
+        together.take([(call, frame(f"s{call}", sequence, PAYLOADS[call % 4])) for call in range(200)])
+    assert together.heard_at_once == 4000
+
+
+def test_a_row_that_was_cleared_knows_nothing_of_its_last_call() -> None:
+    together = Together()
+    together.take([(0, frame("s", 0, b"", FrameKind.START)), (0, frame("s", 1, TONE))])
+    together.voices.clear(0)
+    together.take([(0, frame("s", 1, TONE))])
+    assert together.state(0) == signals.step(None, [frame("s", 1, TONE)]).state

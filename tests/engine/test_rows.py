@@ -1,0 +1,152 @@
+"""Offsets of states in rows are held until a snapshot that covers them was written, whatever comes in between."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faust.types import TP
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dispatchai.engine.app import App
+from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.engine.rows import RowStates
+from dispatchai.engine.snapshots import Snapshot
+from tests.engine.test_app import Names, make_app
+
+FRAMES = TP("frames", 0)
+EVENTS = TP("events", 0)
+NUMBERS = itertools.count()
+
+
+class Counts:
+    """The smallest rows there are: a number each."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, int] = {}
+
+    def load(self, row: int, value: bytes) -> None:
+        self.values[row] = int(value)
+
+    def save(self, row: int) -> bytes | None:
+        return str(self.values[row]).encode() if row in self.values else None
+
+    def clear(self, row: int) -> None:
+        self.values.pop(row, None)
+
+
+@pytest.fixture
+async def app(tmp_path: Path) -> App:
+    return make_app(KafkaConnection("127.0.0.1:1"), Names("test", "source", "sink"), tmp_path)
+
+
+def make(app: App) -> tuple[RowStates, Counts]:
+    counts = Counts()
+    return RowStates(app, f"counts-{next(NUMBERS)}", counts, partitions=1), counts
+
+
+def test_new_keys_get_rows_and_the_state_that_the_table_holds(app: App) -> None:
+    states, counts = make(app)
+    states.table.put("b", b"7", 0)
+    assert states.find([b"a", b"b"]).tolist() == [-1, -1]
+    rows = states.rows(FRAMES, [b"a", b"b", b"a"])
+    assert rows.tolist() == [0, 1, 0]
+    assert counts.values == {1: 7}
+    assert states.find([b"b"]).tolist() == [1]
+
+
+def test_a_state_that_is_gone_leaves_a_tombstone_and_its_row_to_another_key(app: App) -> None:
+    states, counts = make(app)
+    rows = states.rows(FRAMES, [b"a", b"b"])
+    counts.values = {0: 1, 1: 2}
+    states.applied(FRAMES, rows, np.array([5, 6]))
+    states.want(rows)
+    for snapshot in states.take():
+        states.written(snapshot)
+    counts.clear(0)
+    states.applied(FRAMES, rows[:1], np.array([9]))
+    states.want(rows[:1])
+    (tombstone,) = states.take()
+    assert (tombstone.key, tombstone.value) == ("a", None)
+    states.written(tombstone)
+    assert states.floor(FRAMES) is None
+    assert states.find([b"a"]).tolist() == [-1]
+    assert states.rows(FRAMES, [b"c"]).tolist() == [0]
+
+
+def test_a_state_that_came_back_while_its_tombstone_was_written_keeps_its_row(app: App) -> None:
+    states, counts = make(app)
+    rows = states.rows(FRAMES, [b"a"])
+    states.applied(FRAMES, rows, np.array([5]))
+    states.want(rows)
+    (tombstone,) = states.take()
+    counts.values[0] = 3
+    states.written(tombstone)
+    assert states.find([b"a"]).tolist() == [0]
+
+
+def test_after_an_assignment_nothing_is_owed_and_every_state_is_the_tables(app: App) -> None:
+    states, counts = make(app)
+    rows = states.rows(FRAMES, [b"a"])
+    counts.values[0] = 3
+    states.applied(FRAMES, rows, np.array([5]))
+    states.forget()
+    assert states.floor(FRAMES) is None
+    assert counts.values == {}
+    states.table.put("a", b"2", 0)
+    assert states.rows(FRAMES, [b"a"]).tolist() == [0]
+    assert counts.values == {0: 2}
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("apply"), st.sampled_from([FRAMES, EVENTS]), st.lists(st.integers(0, 200), max_size=6)),
+        st.tuples(st.just("want"), st.lists(st.integers(0, 200), max_size=6)),
+        st.tuples(st.just("take")),
+        st.tuples(st.just("write"), st.integers(0, 6)),
+    ),
+    max_size=40,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(STEPS)
+async def test_no_offset_is_released_before_a_snapshot_that_covers_it_is_written(
+    app: App, steps: list[tuple[object, ...]]
+) -> None:
+    states, counts = make(app)
+    offset = {FRAMES: 0, EVENTS: 0}
+    uncovered: dict[TP, dict[int, list[int]]] = {FRAMES: {}, EVENTS: {}}
+    on_the_way: list[tuple[Snapshot, dict[TP, list[int]]]] = []
+    for step in steps:
+        match step:
+            case ("apply", TP() as tp, list() as numbers):
+                rows = states.rows(tp, [f"{number}".encode() for number in numbers])
+                offsets = np.arange(offset[tp], offset[tp] + len(numbers))
+                offset[tp] += len(numbers)
+                states.applied(tp, rows, offsets)
+                for row, at in zip(rows.tolist(), offsets.tolist(), strict=True):
+                    counts.values[row] = at
+                    uncovered[tp].setdefault(row, []).append(at)
+            case ("want", list() as numbers):
+                rows = states.find([f"{number}".encode() for number in numbers])
+                states.want(rows[rows >= 0])
+            case ("take",):
+                on_the_way += [
+                    (taken, {tp: held.pop(taken.covered, []) for tp, held in uncovered.items()})
+                    for taken in states.take()
+                ]
+            case ("write", int() as count):
+                # Rounds are written one after the other, each whole: of one row only one is on its way.
+                for taken, _ in on_the_way[:count]:
+                    states.written(taken)
+                del on_the_way[:count]
+        for tp in (FRAMES, EVENTS):
+            owed = [at for held in uncovered[tp].values() for at in held]
+            owed += [at for _, covered in on_the_way for at in covered[tp]]
+            floor = states.floor(tp)
+            if len({taken.covered for taken, _ in on_the_way}) == len(on_the_way):
+                assert floor == min(owed, default=None)

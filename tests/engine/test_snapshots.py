@@ -1,0 +1,75 @@
+"""On recovery the snapshot of the latest owner counts, whatever an earlier one wrote after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest.mock import patch
+
+import aiokafka
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatchai.engine.guards import VARIABLE
+from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.engine.snapshots import EPOCH, SnapshotTable, epoch_of
+from tests.engine.test_app import Names, make_app, make_states
+
+
+def snapshot(offset: int, key: str, value: bytes | None, epoch: int | None) -> aiokafka.ConsumerRecord:
+    return aiokafka.ConsumerRecord(
+        topic="changelog", partition=0, offset=offset, timestamp=0, timestamp_type=0, key=key.encode(), value=value,
+        checksum=None, serialized_key_size=0, serialized_value_size=0,
+        headers=() if epoch is None else ((EPOCH, str(epoch).encode()),),
+    )  # fmt: skip
+
+
+@pytest.fixture
+async def table(tmp_path: Path) -> SnapshotTable:
+    app = make_app(KafkaConnection("127.0.0.1:1"), Names("test", "source", "sink"), tmp_path)
+    return make_states(app).table
+
+
+async def test_a_process_that_wakes_up_does_not_win_with_its_old_snapshots(table: SnapshotTable) -> None:
+    table.load(0, [snapshot(0, "call", b"1", 4), snapshot(1, "call", b"2", 5), snapshot(2, "call", b"1,old", 4)])
+    table.load(0, [snapshot(3, "call", b"1,older", 4)])
+    assert table.data["call"] == b"2"
+
+
+async def test_a_call_that_is_over_does_not_come_back(table: SnapshotTable) -> None:
+    table.load(0, [snapshot(0, "call", b"1", 4), snapshot(1, "call", None, 5), snapshot(2, "call", b"1", 4)])
+    assert "call" not in table.data
+
+
+async def test_of_one_owner_the_last_snapshot_counts(table: SnapshotTable) -> None:
+    table.load(0, [snapshot(0, "call", b"1", None), snapshot(1, "call", b"2", None)])
+    assert table.data["call"] == b"2"
+
+
+async def test_each_owner_has_a_higher_epoch_than_all_before_it(table: SnapshotTable) -> None:
+    table.app.lease.assigned(7, 0.0)
+    assert table.epoch(0) == 7
+    table.load(0, [snapshot(0, "call", b"1", 7), snapshot(1, "other", b"1", 9)])
+    assert table.epoch(0) == 10, "the group's generations began anew"
+    assert table.epoch(1) == 7
+    table.drop(0)
+    assert table.epoch(0) == 7
+    assert "call" not in table.data
+
+
+async def test_without_the_guard_the_old_snapshot_wins(tmp_path: Path) -> None:
+    with patch.dict("os.environ", {VARIABLE: "no-epochs"}):
+        app = make_app(KafkaConnection("127.0.0.1:1"), Names("test", "source", "sink"), tmp_path)
+    table = make_states(app).table
+    table.load(0, [snapshot(0, "call", b"2", 5), snapshot(1, "call", b"1", 4)])
+    assert table.data["call"] == b"1"
+
+
+@given(st.lists(st.tuples(st.text(max_size=5), st.binary(max_size=5)), max_size=4))
+def test_headers_of_others_are_no_epoch(headers: list[tuple[str, bytes]]) -> None:
+    assert epoch_of([(name, value) for name, value in headers if name != EPOCH]) == 0
+
+
+def test_a_broken_epoch_is_none() -> None:
+    assert epoch_of([(EPOCH, b"x")]) == 0
+    assert epoch_of([(EPOCH, b"12")]) == 12
