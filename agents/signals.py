@@ -19,7 +19,7 @@ from dispatchai.audio.voices import Heard, Voices, hear
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.transport import Batch
-from dispatchai.records import AudioFrame, CallEvent, SignalState, decode_as, encode
+from dispatchai.records import AudioFrame, CallEvent, SignalState, decode_as, encode, encode_fields
 from dispatchai.records.frames import decode_frames
 from dispatchai.telephony.callflow import EventType
 
@@ -58,10 +58,13 @@ class SignalStates:
         """Take the state of a snapshot into `row`. Raises DecodeError."""
         self._set(row, decode_as(SignalState, value))
 
-    def save(self, row: int) -> bytes | None:
-        """The state in `row` as a snapshot; None if there is none."""
-        state = self._state(row)
-        return None if state is None else encode(state)
+    def save(self, rows: Sequence[int]) -> list[bytes | None]:
+        """The states in `rows` as snapshots; None where there is none."""
+        live = [row for row in rows if self.voices.is_set(row)]
+        saved: dict[int, bytes] = {row: encode(self._others[row]) for row in rows if row in self._others}
+        for row, fields in zip(live, self.voices.fields(live), strict=True):
+            saved[row] = encode_fields(SignalState.__name__, fields)
+        return [saved.get(row) for row in rows]
 
     def clear(self, row: int) -> None:
         """Forget what is in `row`."""

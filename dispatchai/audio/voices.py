@@ -9,7 +9,8 @@ the order and the batches. Pure: no clock, no I/O.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -27,7 +28,9 @@ Mask = npt.NDArray[np.bool_]
 
 _ROWS_AT_FIRST: Final = 64
 
-_STREAM_FIELDS: Final = (
+Fields = tuple[tuple[str, type[np.generic]], ...]
+
+_STREAM_FIELDS: Final[Fields] = (
     ("next_sequence", np.int64),
     ("ema", np.float64),
     ("distress", np.float64),
@@ -40,7 +43,7 @@ _STREAM_FIELDS: Final = (
 )
 """Columns of a call's current stream: the fields of StreamSignal."""
 
-_CALL_FIELDS: Final = (
+_CALL_FIELDS: Final[Fields] = (
     ("audio_ms", np.float64),
     ("voiced_ms", np.float64),
     ("voiced_frames", np.int64),
@@ -150,15 +153,24 @@ class Voices:
 
     def state(self, row: int) -> SignalState:
         """The state of the call in `row`, which was `set`."""
-        columns = self._columns
-        current = StreamSignal(
-            stream_id=self._stream_id[row],
-            ended=False,
-            **{name: columns[name][row].item() for name, _ in _STREAM_FIELDS},
-        )
-        return SignalState(
-            streams=(*self._earlier[row], current), **{name: columns[name][row].item() for name, _ in _CALL_FIELDS}
-        )
+        (fields,) = self.fields([row])
+        current = StreamSignal(**fields["streams"][-1])
+        return SignalState(**(fields | {"streams": (*self._earlier[row], current)}))
+
+    def fields(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """The fields of the states of the calls in `rows`, each of which was `set`, as `encode_fields` takes them."""
+        of_stream = self._values(_STREAM_FIELDS, rows)
+        of_call = self._values(_CALL_FIELDS, rows)
+        for row, stream, call in zip(rows, of_stream, of_call, strict=True):
+            stream["stream_id"] = self._stream_id[row]
+            stream["ended"] = False
+            call["streams"] = [*map(asdict, self._earlier[row]), stream]
+        return of_call
+
+    def _values(self, fields: Fields, rows: Sequence[int]) -> list[dict[str, Any]]:
+        names = [name for name, _ in fields]
+        columns = [self._columns[name][rows].tolist() for name in names]
+        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
     def clear(self, row: int) -> None:
         """Forget the call in `row`."""
@@ -236,12 +248,16 @@ class Voices:
         signalled = here[signals]
         taken["signalled_at_samples"][signalled] = position[signals]
         taken["signalled_voiced"][signalled] = voiced[signals]
-        made = []
-        for index, number in zip(signalled.tolist(), sequence[signals].tolist(), strict=True):
-            row = int(calls[index])
-            values = {name: column[index].item() for name, column in taken.items()}
-            made.append((row, self._signal(row, values, number)))
-        return made
+        if not len(signalled):
+            return []
+        names = list(taken)
+        columns = [column[signalled].tolist() for column in taken.values()]
+        return [
+            (row, self._signal(row, dict(zip(names, values, strict=True)), number))
+            for row, number, *values in zip(
+                calls[signalled].tolist(), sequence[signals].tolist(), *columns, strict=True
+            )
+        ]
 
     def _signal(self, row: int, values: dict[str, Any], sequence: int) -> Signal:
         frames = values["voiced_frames"]

@@ -32,8 +32,8 @@ class Rows(Protocol):
     def load(self, row: int, value: bytes) -> None:
         """Take the state of a snapshot into `row`. Raises ValueError if it cannot be read."""
 
-    def save(self, row: int) -> bytes | None:
-        """The state in `row` as a snapshot; None if there is none (any more)."""
+    def save(self, rows: Sequence[int]) -> list[bytes | None]:
+        """The states in `rows` as snapshots; None for one that there is not (any more)."""
 
     def clear(self, row: int) -> None:
         """Forget what is in `row`; without effect where nothing is."""
@@ -119,10 +119,10 @@ class RowStates(SnapshotWriter):
                 taken = self._taken[tp] = np.full(len(owed), NOTHING)
             taken[rows] = np.minimum(taken[rows], owed[rows])
             owed[rows] = NOTHING
-        save, keys, partitions = self._rows.save, self._keys, self._partition[rows].tolist()
+        values = self._rows.save(rows.tolist())
         return [
-            Snapshot(keys[row].decode(), partition, save(row), row)
-            for row, partition in zip(rows.tolist(), partitions, strict=True)
+            Snapshot(self._keys[row].decode(), partition, value, row)
+            for row, partition, value in zip(rows.tolist(), self._partition[rows].tolist(), values, strict=True)
         ]
 
     def written(self, snapshot: Snapshot) -> None:
@@ -130,7 +130,7 @@ class RowStates(SnapshotWriter):
         row: int = snapshot.covered
         for taken in self._taken.values():
             taken[row] = NOTHING
-        if snapshot.value is None and self._rows.save(row) is None and not self._wanted[row]:
+        if snapshot.value is None and self._rows.save([row]) == [None] and not self._wanted[row]:
             self._rows.clear(row)
             del self._row_of[self._keys[row]]
             self._free.append(row)

@@ -95,25 +95,35 @@ def _by_header() -> dict[bytes, _Schema]:
     return {schema.header: schema for schema in schemas}
 
 
-def _plain(value: Any) -> Any:
+def _plain(record: Record) -> dict[str, Any]:
+    """The fields of a dataclass, dataclasses among them as their fields, tuples as lists."""
+    simple, others = _fields_of(record.__class__)
+    fields = {name: getattr(record, name) for name in simple}
+    for name in others:
+        fields[name] = _plain_value(getattr(record, name))
+    return fields
+
+
+def _plain_value(value: Any) -> Any:
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    fields = _field_names(type(value))
-    if fields is None:
-        return value
-    return {name: _plain(getattr(value, name)) for name in fields}
+        return [_plain_value(item) for item in value]
+    return _plain(value) if dataclasses.is_dataclass(value) else value
 
 
-_names_of: dict[type, tuple[str, ...] | None] = {}
+@cache
+def _fields_of(cls: type) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the fields of a dataclass that are written as they are, and of the others."""
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    others = tuple(name for name in names if not _is_simple(hints[name]))
+    return tuple(name for name in names if name not in others), others
 
 
-def _field_names(cls: type) -> tuple[str, ...] | None:
-    """Names of the fields of a dataclass; None for another type. Remembered: this runs for every field written."""
-    try:
-        return _names_of[cls]
-    except KeyError:
-        names = tuple(field.name for field in dataclasses.fields(cls)) if dataclasses.is_dataclass(cls) else None
-        return _names_of.setdefault(cls, names)
+def _is_simple(hint: Any) -> bool:
+    """Whether values of this type are written as they are."""
+    if isinstance(hint, types.UnionType):
+        return all(_is_simple(arg) for arg in typing.get_args(hint))
+    return typing.get_origin(hint) is not tuple and not dataclasses.is_dataclass(hint)
 
 
 def encode(record: Record) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,8 @@ class Counts:
     def load(self, row: int, value: bytes) -> None:
         self.values[row] = int(value)
 
-    def save(self, row: int) -> bytes | None:
-        return str(self.values[row]).encode() if row in self.values else None
+    def save(self, rows: Sequence[int]) -> list[bytes | None]:
+        return [str(self.values[row]).encode() if row in self.values else None for row in rows]
 
     def clear(self, row: int) -> None:
         self.values.pop(row, None)
