@@ -1,11 +1,14 @@
 # make demo    three simulated callers, ranked while they speak
 # make dev     everything behind a tunnel (ngrok or cloudflared), for real calls
 # make test    all tests
+# make test-crash SEED=7  kills and freezes by a seeded schedule: are the packets the same
 # make lint    ruff and mypy
 # The first run of each creates .venv from the lock files; later ones are quick.
 
 VENV ?= .venv
 PYTEST_ARGS ?=
+SEED ?= 1
+BROKER ?= apache
 
 PYTHONS := python3.13 python3.12 python3.11 python3
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
@@ -13,7 +16,7 @@ LOCK := $(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-em
 	--custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo dev test lint format lock clean
+.PHONY: help install install-dev demo dev test test-crash lint format lock clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -29,6 +32,9 @@ dev: install
 
 test: install-dev
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+test-crash: install-dev
+	$(VENV)/bin/python -m tests.crash --seeds $(SEED) --broker $(BROKER)
 
 lint: install-dev
 	$(VENV)/bin/ruff check .

@@ -1,7 +1,8 @@
 """The calls agent: follows a call's life from its events and gives the carrier its commands.
 
 Reads `call-events` and `dispatch-actions`; writes to `call-events` how each command ended and the timers of calls
-that fired. What a call's events and a dispatcher's actions call for is decided in `dispatchai.telephony.callflow`.
+that fired. What a call's events and a dispatcher's actions call for is decided in
+`dispatchai.telephony.callflow`.
 """
 
 from __future__ import annotations
@@ -19,22 +20,12 @@ from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.effects import Effects
 from dispatchai.engine.state import States
-from dispatchai.records import Action, ActionKind, CallEvent, CallState, DecodeError, Micros, decode_as, encode
-from dispatchai.records import decode as decode_any
-from dispatchai.telephony.callflow import (
-    OWN_EVENTS,
-    CallFlowConfig,
-    EventType,
-    Refusal,
-    act,
-    due_timers,
-    is_settled,
-    outcome_event,
-    round_of,
-    step,
-    takes_commands,
-    with_token,
-)
+from dispatchai.records import Action, ActionKind, CallEvent, CallState, Micros, decode_as, encode
+from dispatchai.telephony.callflow.config import CallFlowConfig
+from dispatchai.telephony.callflow.events import OWN_EVENTS, EventType
+from dispatchai.telephony.callflow.fold import takes_commands
+from dispatchai.telephony.callflow.step import Refusal, act, is_settled, outcome_event, round_of, step, with_token
+from dispatchai.telephony.callflow.timers import due_timers
 from dispatchai.telephony.client import TelnyxClient
 from dispatchai.telephony.commands import AlreadyEnded, Command, Rejected, achieved
 
@@ -43,6 +34,12 @@ log = structlog.get_logger(__name__)
 NAME: Final = "calls"
 TOPIC: Final = "call-events"
 ACTIONS_TOPIC: Final = "dispatch-actions"
+
+SOURCES: Final[dict[str, Callable[[bytes], CallEvent | Action]]] = {
+    TOPIC: partial(decode_as, CallEvent),
+    ACTIONS_TOPIC: partial(decode_as, Action),
+}
+"""What is read, and how."""
 
 TIMERS_EVERY_S: Final = 1.0
 """How often calls are looked through for timers that are due; they are set in whole seconds."""
@@ -65,14 +62,6 @@ class Refused:
     why: Refusal
 
 
-def decode(value: bytes) -> CallEvent | Action:
-    """The event or action in a record's value. Raises DecodeError."""
-    record = decode_any(value)
-    if not isinstance(record, CallEvent | Action):
-        raise DecodeError(f"expected an event or an action, found {type(record).__name__}")
-    return record
-
-
 def now_micros() -> Micros:
     """The time of commands and timers."""
     return time.time_ns() // 1000
@@ -88,7 +77,7 @@ def make(
 ) -> States[CallState]:
     """Make the agent. `token_for(call_id, call_control_id)` is the token that the media socket asks for."""
     states: States[CallState] = app.states(
-        NAME, encode=encode, decode=lambda value: decode_as(CallState, value), partitions=partitions
+        NAME, encode=encode, decode=partial(decode_as, CallState), partitions=partitions
     )
     over: set[str] = set()
     """Calls that the carrier said are over, until that is known of their state."""
@@ -143,7 +132,7 @@ def make(
         await app.emitter.send(TOPIC, call_id.encode(), encode(event), partition=states.partition_of(call_id))
 
     effects: Effects[Owed | Refused] = Effects(states, perform)
-    agent.run(app, states, [TOPIC, ACTIONS_TOPIC], decode=decode, step=fold, effects=effects)
+    agent.run(app, states, SOURCES, step=fold, effects=effects)
 
     async def timers() -> None:
         """Write each timer that is due to `call-events`; what it means is decided when it is read from there."""

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-import aiokafka
 from faust.types import TP
 
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.deadletters import bury
 from dispatchai.engine.throttle import Throttle
-from dispatchai.engine.transport import Batch
-from dispatchai.records import Assessment, AssessmentKind, CallPacket, LiveCall, decode_as, encode
+from dispatchai.engine.transport import Batch, Record, whole
+from dispatchai.records import Assessment, AssessmentKind, CallPacket, LiveCall, decode_as, encode, header_of
 from dispatchai.triage.ranking import live_call, packet
 
 NAME: Final = "ranking"
@@ -31,34 +30,51 @@ LIVE_APART_S: Final = 0.25
 """Four live entries a second of a call: as fast as a dispatcher can read one change after another."""
 
 
+_LIVE: Final = header_of("Assessment") + bytes(2)
+"""What a LIVE assessment begins with: version 0 and the first of the kinds, a byte each."""
+
+
 def decode(value: bytes) -> Assessment:
     """The assessment in a record's value. Raises DecodeError."""
     return decode_as(Assessment, value)
 
 
+def _is_live(record: Record) -> bool:
+    """Whether the record is a LIVE assessment as this version writes it; seen without reading all of it."""
+    return record.value is not None and record.value.startswith(_LIVE)
+
+
+def _without_overtaken(records: Sequence[Record]) -> Sequence[Record]:
+    """The records of one call without the live assessments that others follow: nobody would see what they say."""
+    last_live = max((number for number, record in enumerate(records) if _is_live(record)), default=0)
+    return [record for number, record in enumerate(records) if number >= last_live or not _is_live(record)]
+
+
 def make(app: App) -> None:
     """Make the agent."""
-    throttle: Throttle[tuple[TP, aiokafka.ConsumerRecord, Assessment]] = Throttle(LIVE_APART_S)
+    throttle: Throttle[tuple[TP, Record, Assessment]] = Throttle(LIVE_APART_S)
     app.on_forget.append(throttle.forget)
+    to_live, to_packet = app.metrics.journey("webhook_to_live"), app.metrics.journey("hangup_to_packet")
 
     async def write(
         topic: str,
         shape: Callable[[str, Assessment], LiveCall | CallPacket],
         call_id: str,
         tp: TP,
-        record: aiokafka.ConsumerRecord,
+        record: Record,
         assessment: Assessment,
     ) -> None:
         """Write what follows from `assessment`; one from which nothing can follow is buried."""
         try:
             value = encode(shape(call_id, assessment))
         except Exception as error:  # noqa: BLE001 - an agent never raises: what failed goes to the dead letters
-            await bury(app.emitter, record, reader=NAME, error=error)
+            await bury(app.emitter, whole(tp, record), reader=NAME, error=error)
             return
         await app.emitter.send(topic, call_id.encode(), value, partition=tp.partition)
 
-    async def write_live(call_id: str, tp: TP, record: aiokafka.ConsumerRecord, assessment: Assessment) -> None:
+    async def write_live(call_id: str, tp: TP, record: Record, assessment: Assessment) -> None:
         await write(LIVE_TOPIC, live_call, call_id, tp, record, assessment)
+        to_live.end(call_id)
         app.coverage.release(tp, (NAME, call_id))
 
     async def remove_live(call_id: str, tp: TP) -> None:
@@ -67,8 +83,9 @@ def make(app: App) -> None:
         await app.emitter.send(LIVE_TOPIC, call_id.encode(), None, partition=tp.partition)
 
     async def process(batch: Batch) -> None:
-        for key, records in batch.by_key():
-            for record, assessment in await agent.decoded(app, NAME, decode, records):
+        # Packets first: a batch is long when the worker is behind, and live entries will be overtaken by others anyway.
+        for key, records in sorted(batch.by_key(), key=lambda item: all(map(_is_live, item[1]))):
+            for record, assessment in await agent.decoded(app, NAME, decode, batch.tp, _without_overtaken(records)):
                 assert key is not None  # noqa: S101 - `decoded` buries records without one
                 call_id = key.decode()
                 match assessment.kind:
@@ -79,6 +96,7 @@ def make(app: App) -> None:
                             app.coverage.hold(batch.tp, (NAME, call_id), record.offset)
                     case AssessmentKind.FINAL:
                         await write(QUEUE_TOPIC, packet, call_id, batch.tp, record, assessment)
+                        to_packet.end(call_id)
                         await remove_live(call_id, batch.tp)
                     case AssessmentKind.EXPIRED:
                         await remove_live(call_id, batch.tp)

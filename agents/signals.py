@@ -7,7 +7,9 @@ are applied for all calls of a batch at once (`dispatchai.audio.voices`); what e
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -20,8 +22,8 @@ from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.transport import Batch
 from dispatchai.records import AudioFrame, CallEvent, SignalState, decode_as, encode, encode_fields
-from dispatchai.records.frames import decode_frames
-from dispatchai.telephony.callflow import EventType
+from dispatchai.records.frames import decode_frame, decode_frames
+from dispatchai.telephony.callflow.events import EventType
 
 NAME: Final = "signals"
 FRAMES: Final = "audio-frames"
@@ -110,13 +112,12 @@ class SignalsAgent:
     def __init__(self, app: App, partitions: int) -> None:
         self._app = app
         self.states = SignalStates(app, partitions)
+        self._latency = app.metrics.stage("frame_to_signal")
 
     async def process(self, batch: Batch) -> None:
         """Apply one batch of either topic."""
         if batch.tp.topic == EVENTS:
-            await agent.apply(
-                self._app, self.states, batch, decode=lambda value: decode_as(CallEvent, value), step=follow_events
-            )
+            await agent.apply(self._app, self.states, batch, decode=partial(decode_as, CallEvent), step=follow_events)
             return
         keys = [record.key or b"" for record in batch.records]
         columns = decode_frames([record.value or b"" for record in batch.records])
@@ -132,10 +133,11 @@ class SignalsAgent:
                 self._app,
                 self.states,
                 Batch(batch.tp, chosen),
-                decode=lambda value: decode_as(AudioFrame, value),
+                decode=decode_frame,
                 step=hear_frames,
             )
         await self._hear_together(batch, keys, rows, heard, usual)
+        self._latency.observe_many(np.maximum(0.0, time.time() - columns.captured_at[usual] / 1e6))
 
     async def _hear_together(
         self,

@@ -10,38 +10,41 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
+import numpy as np
 import structlog
 from faust.types import TP
 
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.deadletters import bury
+from dispatchai.engine.emit import AssignmentOverError
 from dispatchai.engine.state import States
-from dispatchai.engine.transport import Batch
-from dispatchai.records import AudioFrame, CallEvent, DecodeError, Micros, SpeechState, Track, decode_as, encode
-from dispatchai.records import decode as decode_any
+from dispatchai.engine.transport import Batch, Record, whole
+from dispatchai.records import AudioFrame, CallEvent, Micros, SpeechState, Track, decode_as, encode
+from dispatchai.records.frames import decode_frame, decode_frames
 from dispatchai.settings import Settings
 from dispatchai.speech.engines import recognizer as make_recognizer
 from dispatchai.speech.recognizer import Ended, Failed, Recognizer
-from dispatchai.speech.sessions import CallSpeech, Step, Streams
-from dispatchai.telephony.callflow import EventType
+from dispatchai.speech.sessions import CallSpeech, FrameRun, Step, Streams
+from dispatchai.telephony.callflow.events import EventType
 
 log = structlog.get_logger(__name__)
 
 NAME: Final = "speech"
-SOURCES: Final = ("audio-frames", "call-events")
+FRAMES: Final = "audio-frames"
+EVENTS: Final = "call-events"
+SOURCES: Final = (FRAMES, EVENTS)
 TOPIC: Final = "transcripts"
 
-
-def decode(value: bytes) -> AudioFrame | CallEvent:
-    """What is in a record's value. Raises DecodeError."""
-    record = decode_any(value)
-    if not isinstance(record, AudioFrame | CallEvent):
-        raise DecodeError(f"expected a frame or an event, found {type(record).__name__}")
-    return record
+REPORT_EVERY_S: Final = 0.05
+REPORTS_A_ROUND: Final = 20
+"""Each stream tells about once a second how far it is covered, spread over the second: each time the call's state is
+stored, so that offsets can be committed. What is heard of more streams than fit takes its turn later."""
 
 
 def now_micros() -> Micros:
@@ -50,32 +53,48 @@ def now_micros() -> Micros:
 
 
 @dataclass(slots=True)
+class _Read:
+    """Records of one stream that came together: numbers of the first and the last frame, offset of the first."""
+
+    first: int
+    last: int
+    offset: int
+
+
+@dataclass(slots=True)
 class _Call:
-    """One call that is being heard: its session, and the offsets of what no final utterance covers yet."""
+    """One call that is being heard: its session, and where the records lie that no final utterance covers yet."""
 
     session: CallSpeech
     tp: TP
-    uncovered: dict[str, deque[tuple[int, int]]] = field(default_factory=dict)
-    """Stream id to (frame number, offset) of each record from the first uncovered frame on."""
-    first_offset_held: int | None = None
-    """What `first_offset` was when it was last held: what is heard since then is owed from there."""
+    uncovered: dict[str, deque[_Read]] = field(default_factory=dict)
+    """Stream id to its records from the first uncovered frame on."""
+    held_from: int | None = None
+    """The offset that is held: what is heard since it was is owed from there. None when nothing is owed."""
 
-    def read(self, frame: AudioFrame, offset: int) -> None:
-        """Remember where `frame` lies."""
-        if frame.track is Track.INBOUND:
-            self.uncovered.setdefault(frame.stream_id, deque()).append((frame.sequence, offset))
+    def read(self, stream_id: str, first: int, last: int, offset: int) -> None:
+        """Remember that the frames `first` to `last` lie from `offset` on."""
+        self.uncovered.setdefault(stream_id, deque()).append(_Read(first, last, offset))
 
     def first_offset(self) -> int | None:
-        """Offset of the first record that must be read again after a crash; None when there is none."""
+        """Offset at or before the first record that must be read again after a crash; None when there is none."""
         open_streams = self.session.uncovered
         for stream_id in list(self.uncovered):
             records = self.uncovered[stream_id]
             needed_from = open_streams.get(stream_id)
-            while records and (needed_from is None or records[0][0] < needed_from):
+            while records and (needed_from is None or records[0].last < needed_from):
                 records.popleft()
             if not records:
                 del self.uncovered[stream_id]
-        return min((records[0][1] for records in self.uncovered.values()), default=None)
+        return min((records[0].offset for records in self.uncovered.values()), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """What is handed to a call's session, and the offset of its first record."""
+
+    heard: AudioFrame | FrameRun
+    offset: int
 
 
 class SpeechAgent:
@@ -102,54 +121,123 @@ class SpeechAgent:
                 self._streams.ended(event.key)
             await self._apply(call_id, call, call.session.event(event, now_micros()))
 
+    async def keep_reporting(self) -> None:
+        """Ask the recogniser how far it is, until cancelled."""
+        await self._started.wait()
+        while True:
+            self._recognizer.report(REPORTS_A_ROUND)
+            await asyncio.sleep(REPORT_EVERY_S)
+
+    @property
+    def recognizer(self) -> Recognizer:
+        """What hears."""
+        return self._recognizer
+
     def is_listening(self) -> bool:
         """Whether the recogniser is up."""
         return self._started.is_set()
 
     async def process(self, batch: Batch) -> None:
-        """Take the records that one fetch brought of one partition."""
-        await self._started.wait()
-        await self._recognizer.room()
-        for key, records in batch.by_key():
-            inputs = await agent.decoded(self._app, NAME, decode, records)
-            if not inputs or key is None:
-                continue
-            call_id = key.decode()
-            frames = [(record.offset, value) for record, value in inputs if isinstance(value, AudioFrame)]
-            expired = any(isinstance(value, CallEvent) and value.type == EventType.EXPIRED for _, value in inputs)
+        """Take the records that one fetch brought of one partition; given up when partitions are assigned anew."""
+        with self._app.watch.excused(NAME):  # as below: the recogniser has limits of its own
+            await self._started.wait()
+        generation = self._app.lease.generation
+        if batch.tp.topic == EVENTS:
+            await self._follow_events(batch, generation)
+            return
+        with self._app.watch.excused(NAME):
+            await self._recognizer.room()
+        for key, (records, inputs) in (await self._inputs(batch)).items():
+            if generation != self._app.lease.generation:
+                return
             try:
-                if frames:
-                    await self._hear(call_id, batch.tp, frames)
-                if expired:
-                    await self._give_up(call_id, batch)
+                await self._hear(key.decode(), batch.tp, inputs)
+            except AssignmentOverError:
+                raise
             except Exception as error:  # noqa: BLE001 - an agent never raises: what failed goes to the dead letters
-                for record, _ in inputs:
-                    await bury(self._app.emitter, record, reader=NAME, error=error)
+                for record in records:
+                    await bury(self._app.emitter, whole(batch.tp, record), reader=NAME, error=error)
 
-    async def _hear(self, call_id: str, tp: TP, frames: list[tuple[int, AudioFrame]]) -> None:
+    async def _inputs(self, batch: Batch) -> dict[bytes, tuple[list[Record], list[_Input]]]:
+        """The frames of each call, in order: those of live streams, which are nearly all there is, by the run."""
+        columns = decode_frames([record.value or b"" for record in batch.records])
+        run_of = np.full(len(columns), -1, np.int64)
+        for number, run in enumerate(columns.runs):
+            run_of[run.rows] = number
+        inbound = columns.inbound.tolist()
+        streams = columns.stream.view(f"S{columns.stream.shape[1]}")[:, 0].tolist()
+        sequences = columns.sequence.tolist()
+        calls: dict[bytes, tuple[list[Record], list[_Input]]] = {}
+        open_runs: dict[bytes, tuple[int, str, list[int], list[bytes]]] = {}
+        for row, (record, run_number) in enumerate(zip(batch.records, run_of.tolist(), strict=True)):
+            key = record.key
+            stream_id = None if run_number < 0 else _text(streams[row])
+            value = record.value
+            if stream_id is None or not key or not value or _text(key) is None:
+                for _, frame in await agent.decoded(self._app, NAME, decode_frame, batch.tp, [record]):
+                    assert key is not None  # noqa: S101 - `decoded` buries records without one
+                    records, inputs = calls.setdefault(key, ([], []))
+                    records.append(record)
+                    inputs.append(_Input(frame, record.offset))
+                    open_runs.pop(key, None)
+                continue
+            if not inbound[row]:
+                continue
+            size = columns.runs[run_number].payloads.shape[1]
+            payload = value[len(value) - 1 - size : -1]  # the last byte says that there is no detail
+            records, inputs = calls.setdefault(key, ([], []))
+            records.append(record)
+            known = open_runs.get(key)
+            if known is not None and known[0] == run_number and known[1] == stream_id:
+                known[2].append(sequences[row])
+                known[3].append(payload)
+                continue
+            numbers, payloads = [sequences[row]], [payload]
+            open_runs[key] = (run_number, stream_id, numbers, payloads)
+            run = columns.runs[run_number]
+            heard = FrameRun(stream_id, Track.INBOUND, run.encoding, run.sample_rate, numbers, payloads)
+            inputs.append(_Input(heard, record.offset))
+        return calls
+
+    async def _follow_events(self, batch: Batch, generation: int) -> None:
+        """Give up the calls whose state is given up."""
+        for key, records in batch.by_key():
+            events = await agent.decoded(self._app, NAME, partial(decode_as, CallEvent), batch.tp, records)
+            if generation != self._app.lease.generation:
+                return
+            if key is not None and any(event.type == EventType.EXPIRED for _, event in events):
+                self._give_up(key.decode(), batch)
+
+    async def _hear(self, call_id: str, tp: TP, inputs: Sequence[_Input]) -> None:
         call = self._calls.get(call_id)
         if call is None:
             session = CallSpeech(self.states.get(call_id), self._recognizer.name, self._recognizer.accepts)
             call = self._calls[call_id] = _Call(session, tp)
-        for offset, frame in frames:
-            call.read(frame, offset)
-        step = call.session.frames([frame for _, frame in frames], now_micros())
-        # Held after the session knows the streams of these frames: what it does not know counts as not needed.
-        if call.first_offset_held is None:
-            call.first_offset_held = frames[0][0]
-        self._hold(call_id, call)
+        for one in inputs:
+            match one.heard:
+                case FrameRun() as run:
+                    call.read(run.stream_id, min(run.sequences), max(run.sequences), one.offset)
+                case AudioFrame(track=Track.INBOUND) as frame:
+                    call.read(frame.stream_id, frame.sequence, frame.sequence, one.offset)
+        step = call.session.frames([one.heard for one in inputs], now_micros())
+        if call.held_from is None:
+            call.held_from = inputs[0].offset
+            self._app.coverage.advance(tp, (NAME, "frames", call_id), call.held_from)
         await self._apply(call_id, call, step)
 
     async def _apply(self, call_id: str, call: _Call, step: Step) -> None:
+        generation = self._app.lease.generation
         self._streams.apply(call_id, step.commands)
         for utterance in step.utterances:
             await self._app.emitter.send(TOPIC, call_id.encode(), encode(utterance), partition=call.tp.partition)
+        if generation != self._app.lease.generation:
+            return
         for abandoned in step.abandoned:
             log.warning("speech_abandoned", call_id=call_id, stream_id=abandoned.stream_id, reason=abandoned.reason)
-        if step.changed:
-            owed_from = call.first_offset_held
-            if owed_from is not None:
-                self.states.put(call_id, call.session.state, call.tp, owed_from, snapshot=True)
+        if not step.changed:
+            return
+        if call.held_from is not None:
+            self.states.put(call_id, call.session.state, call.tp, call.held_from, snapshot=True)
         self._hold(call_id, call)
         if not call.session.uncovered:
             # Every stream ended. Should another come, the session is made again from its state.
@@ -157,14 +245,13 @@ class SpeechAgent:
 
     def _hold(self, call_id: str, call: _Call) -> None:
         """Let offsets be committed up to the first record that must be read again."""
-        first = call.first_offset()
-        if first is None:
+        call.held_from = call.first_offset()
+        if call.held_from is None:
             self._app.coverage.release(call.tp, (NAME, "frames", call_id))
         else:
-            self._app.coverage.advance(call.tp, (NAME, "frames", call_id), first)
-            call.first_offset_held = first
+            self._app.coverage.advance(call.tp, (NAME, "frames", call_id), call.held_from)
 
-    async def _give_up(self, call_id: str, batch: Batch) -> None:
+    def _give_up(self, call_id: str, batch: Batch) -> None:
         self._streams.forget(call_id)
         call = self._calls.pop(call_id, None)
         if call is not None:
@@ -180,15 +267,24 @@ class SpeechAgent:
         self._calls.clear()
 
 
+def _text(value: bytes) -> str | None:
+    """`value` as UTF-8, or None if it is none."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
 def make(app: App, partitions: int, settings: Settings) -> SpeechAgent:
     """Make the agent with the recogniser of `settings`."""
     recognizer = make_recognizer(settings)
     states: States[SpeechState] = app.states(
-        NAME, encode=encode, decode=lambda value: decode_as(SpeechState, value), partitions=partitions
+        NAME, encode=encode, decode=partial(decode_as, SpeechState), partitions=partitions
     )
     made = SpeechAgent(app, states, recognizer)
     agent.run_batches(app, NAME, SOURCES, made.process)
     app.background(made.run)
+    app.background(made.keep_reporting)
     app.on_forget.append(made.forget)
     app.on_close.append(recognizer.close)
     return made

@@ -6,43 +6,50 @@ How topics are folded is decided in `dispatchai.triage.folds`, what text means i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.state import States
-from dispatchai.records import CallEvent, DecodeError, Signal, TriageState, Utterance, decode_as, encode
-from dispatchai.records import decode as decode_any
-from dispatchai.telephony.callflow import fold as fold_call
+from dispatchai.records import CallEvent, Signal, TriageState, Utterance, decode_as, encode
+from dispatchai.telephony.callflow.events import EventType
+from dispatchai.telephony.callflow.fold import fold as fold_call
 from dispatchai.triage import folds
+from dispatchai.triage.encoding import encode_assessment
 from dispatchai.triage.rules import Rules
 
 NAME: Final = "triage"
-SOURCES: Final = ("call-events", "signals", "transcripts")
 TOPIC: Final = "assessments"
 
 Input = CallEvent | Signal | Utterance
-
-
-def decode(value: bytes) -> Input:
-    """What is in a record's value. Raises DecodeError."""
-    record = decode_any(value)
-    if not isinstance(record, CallEvent | Signal | Utterance):
-        raise DecodeError(f"expected an event, a signal or an utterance, found {type(record).__name__}")
-    return record
+SOURCES: Final[dict[str, Callable[[bytes], Input]]] = {
+    "call-events": partial(decode_as, CallEvent),
+    "signals": partial(decode_as, Signal),
+    "transcripts": partial(decode_as, Utterance),
+}
+"""What is read, and how."""
 
 
 def make(app: App, partitions: int, rules: Rules) -> States[TriageState]:
     """Make the agent."""
     states: States[TriageState] = app.states(
-        NAME, encode=encode, decode=lambda value: decode_as(TriageState, value), partitions=partitions
+        NAME, encode=encode, decode=partial(decode_as, TriageState), partitions=partitions
     )
 
-    def fold(call_id: str, state: TriageState | None, inputs: Sequence[Input]) -> agent.Stepped[TriageState]:
-        stepped = folds.step(state, inputs, fold_call=fold_call, rules=rules)
-        outputs = [agent.Output(TOPIC, encode(assessment)) for assessment in stepped.assessments]
-        return agent.Stepped(stepped.state, outputs)
+    to_live, to_packet = app.metrics.journey("webhook_to_live"), app.metrics.journey("hangup_to_packet")
 
-    agent.run(app, states, SOURCES, decode=decode, step=fold)
+    def fold(call_id: str, state: TriageState | None, inputs: Sequence[Input]) -> agent.Stepped[TriageState]:
+        for value in inputs:
+            match value:
+                case CallEvent(type=EventType.INITIATED):
+                    to_live.begin(call_id, value.received_at)
+                case CallEvent(type=EventType.HANGUP):
+                    to_packet.begin(call_id, value.received_at)
+        stepped = folds.step(state, inputs, fold_call=fold_call, rules=rules)
+        outputs = [agent.Output(TOPIC, encode_assessment(assessment)) for assessment in stepped.assessments]
+        return agent.Stepped(stepped.state, outputs, snapshot=stepped.snapshot)
+
+    agent.run(app, states, SOURCES, step=fold)
     return states

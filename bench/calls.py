@@ -14,20 +14,23 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 from bench import processes
+from bench.follow import follow
 from bench.kafka import apache_kafka
 from bench.recorded import Packets, Streams, command_differences, delays_s, differences, read_streams
-from bench.report import machine, table, write_section
+from bench.report import machine, quantiles_ms, table, write_section
 from dispatchai.engine.app import use_uvloop
 from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.records.codec import decode_fields
 from dispatchai.speech.engines import RECORDINGS
+from dispatchai.telephony.callflow.events import EventType
 from dispatchai.telephony.carrier import (
     CallerAudio,
     CallReport,
@@ -83,6 +86,50 @@ class Options:
 
 
 @dataclass(slots=True)
+class Stages:
+    """How long the stages of the road took, seen in the topics while the calls went on. Times in seconds."""
+
+    received: dict[str, float] = field(default_factory=dict)
+    """When the gateway received the webhook of each call that came in."""
+    live: dict[str, float] = field(default_factory=dict)
+    """When the first live entry of each call was written."""
+    signals_s: list[float] = field(default_factory=list)
+    """From the capture of a signal's frame until the signal was written."""
+
+    def on_event(self, record: Any, _: float) -> None:
+        """A record of `call-events`."""
+        _, event = decode_fields(record.value)
+        if event["type"] == EventType.INITIATED:
+            self.received.setdefault(record.key.decode(), event["received_at"] / 1_000_000)
+
+    def on_live(self, record: Any, _: float) -> None:
+        """A record of `live-calls`."""
+        if record.value is not None:
+            self.live.setdefault(record.key.decode(), record.timestamp / 1000)
+
+    def on_signal(self, record: Any, _: float) -> None:
+        """A record of `signals`."""
+        _, signal = decode_fields(record.value)
+        if signal["kind"] == "UPDATE":
+            self.signals_s.append(record.timestamp / 1000 - signal["captured_at"] / 1_000_000)
+
+    @property
+    def live_s(self) -> list[float]:
+        """From the webhook of a call that came in to its first live entry."""
+        return [at - self.received[call_id] for call_id, at in self.live.items() if call_id in self.received]
+
+    @asynccontextmanager
+    async def followed(self, connection: KafkaConnection) -> AsyncIterator[None]:
+        """While this lasts the topics are followed: `live-calls` is compacted, so afterwards it is too late."""
+        async with (
+            follow(connection, "call-events", self.on_event),
+            follow(connection, "live-calls", self.on_live),
+            follow(connection, "signals", self.on_signal),
+        ):
+            yield
+
+
+@dataclass(slots=True)
 class Measured:
     """What a run showed. Times in seconds; `cpu` is processor time per second of the time in which all calls spoke."""
 
@@ -98,6 +145,7 @@ class Measured:
     complete: int = 0
     """Packets with all that belongs to them: the others were made at the call's deadline."""
     packets_s: list[float] = field(default_factory=list)
+    stages: Stages = field(default_factory=Stages)
     cpu: dict[str, float] = field(default_factory=dict)
     frame_cpu_us: dict[str, float] = field(default_factory=dict)
     """Processor time for each frame, from the first call to the last packet, in microseconds."""
@@ -120,13 +168,14 @@ async def measure(options: Options) -> Measured:
     measured = Measured(options, load=os.getloadavg()[0])
     with tempfile.TemporaryDirectory(prefix="bench-calls-") as folder:
         async with _system(options, Path(folder)) as (run, connection, measured.broker):
-            before, own = run.used(), time.process_time()
-            reports = await _call(run, options, measured)
-            own = time.process_time() - own
-            async with Packets(connection) as packets:
-                call_ids = [report.leg.call_session_id for report in reports]
-                missing = await packets.wait_for(call_ids, PACKETS_S)
-                await packets.drain()
+            async with measured.stages.followed(connection):
+                before, own = run.used(), time.process_time()
+                reports = await _call(run, options, measured)
+                own = time.process_time() - own
+                async with Packets(connection) as packets:
+                    call_ids = [report.leg.call_session_id for report in reports]
+                    missing = await packets.wait_for(call_ids, PACKETS_S)
+                    await packets.drain()
             after = run.used()
             measured.output = list(run.output)
             streams = await read_streams(connection)
@@ -166,7 +215,7 @@ async def _system(options: Options, folder: Path) -> AsyncIterator[tuple[process
             environment = {**os.environ, processes.MARK: uuid4().hex}
             kafka = await stack.enter_async_context(apache_kafka(folder, environment))
             variables |= {
-                "KAFKA_BOOTSTRAP_SERVERS": kafka.bootstrap_servers,
+                "KAFKA_BOOTSTRAP_SERVERS": kafka.connection.bootstrap_servers,
                 processes.MARK: environment[processes.MARK],
             }
             broker = "Apache Kafka"
@@ -246,9 +295,11 @@ def rows(measured: Measured) -> dict[str, str]:
         "requests · effects of commands": f"{measured.requests:,} · {measured.effects:,}",
         "differences between sent and recorded": f"{len(measured.problems)}",
         "calls with a packet · whose first was complete": f"{len(measured.packets_s):,} · {measured.complete:,}",
-        "webhook answered, p50 · p99": _quantiles(measured.webhooks_s),
-        "frame due at the carrier → at the gateway, p50 · p99": _quantiles(measured.frames_s),
-        "hangup → packet, p50 · p99": _quantiles(measured.packets_s),
+        "webhook answered, p50 · p99": quantiles_ms(measured.webhooks_s),
+        "frame due at the carrier → at the gateway, p50 · p99": quantiles_ms(measured.frames_s),
+        "frame at the gateway → signal, p50 · p99": quantiles_ms(measured.stages.signals_s),
+        "webhook received → live entry, p50 · p99": quantiles_ms(measured.stages.live_s),
+        "hangup → packet, p50 · p99": quantiles_ms(measured.packets_s),
         **{f"cores while all speak: {name}": f"{cores:.2f}" for name, cores in sorted(measured.cpu.items())},
         **{f"processor time a frame: {name}": f"{us:.0f} µs" for name, us in sorted(measured.frame_cpu_us.items())},
         **{f"memory: {name}": f"{size / 1e6:.0f} MB" for name, size in sorted(measured.memory_bytes.items())},
@@ -262,14 +313,6 @@ def text(runs: Sequence[Measured]) -> str:
     header = ["", *(f"run {number}" for number in range(1, len(runs) + 1))]
     lines = [[name, *(column.get(name, "") for column in columns)] for name in names]
     return f"{ABOUT}Carrier and broker run on the same machine ({machine()}).\n\n{table(header, lines)}"
-
-
-def _quantiles(values: Iterable[float]) -> str:
-    ordered = sorted(values)
-    if not ordered:
-        return "none"
-    p50, p99 = (ordered[min(len(ordered) - 1, len(ordered) * part // 100)] * 1000 for part in (50, 99))
-    return f"{p50:,.1f} · {p99:,.1f} ms"
 
 
 def _calls_at(value: str) -> tuple[int, float]:

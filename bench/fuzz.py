@@ -29,7 +29,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from bench.gateway import STREAM_SECRET, Running, broker, gateway
+from bench.gateway import STREAM_SECRET, Running, gateway
+from bench.kafka import broker
 from dispatchai.records import AudioFrame, CallEvent, FrameKind, decode_as, encode
 from dispatchai.telephony import signatures, tokens
 from dispatchai.telephony.gateway import MEDIA_PATH, WEBHOOK_PATH
@@ -552,7 +553,7 @@ async def _fuzz_gateway(minutes: float) -> tuple[Sent, list[str], float, float]:
     """Returns what was sent, what was counted wrong, and the gateway's memory in MiB after warm-up and at the end."""
     key = Ed25519PrivateKey.generate()
     public_key = base64.b64encode(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
-    async with broker(apache=False) as connection, gateway(connection, public_key) as running:
+    async with broker(apache=False) as kafka, gateway(kafka.connection, public_key) as running:
         address = ("127.0.0.1", running.port)
         async with aiohttp.ClientSession(f"http://127.0.0.1:{running.port}") as http:
             attacker = Attacker(http, address, STREAM_SECRET.encode())
@@ -603,8 +604,8 @@ def _attack_for(
     for _ in _until(begun + minutes * 60):
         attack(loop, attacker, key, _SECRET, _QUICKLY)
         if warm is None and time.monotonic() > begun + minutes * 60 * _WARM_UP:
-            warm = running.resident_bytes() / 2**20
-    last = running.resident_bytes() / 2**20
+            warm = running.used().memory_bytes / 2**20
+    last = running.used().memory_bytes / 2**20
     return last if warm is None else warm, last
 
 

@@ -10,20 +10,16 @@ import asyncio
 import contextlib
 import os
 import sys
-import tempfile
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from pydantic import SecretStr
 
-from bench.kafka import apache_kafka
+from bench.processes import Used, used_by
 from dispatchai.engine.app import use_uvloop
-from dispatchai.engine.broker import EmbeddedBroker
 from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics, apply
 from dispatchai.logs import configure
 from dispatchai.settings import LogFormat, Settings
 from dispatchai.telephony.gateway import serve
@@ -35,9 +31,6 @@ PUBLIC_KEY: Final = "BENCH_PUBLIC_KEY"
 BOOTSTRAP: Final = "BENCH_BOOTSTRAP_SERVERS"
 EMBEDDED: Final = "BENCH_BROKER_IS_EMBEDDED"
 
-_CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
-
 
 @dataclass(frozen=True, slots=True)
 class Running:
@@ -46,27 +39,9 @@ class Running:
     port: int
     pid: int
 
-    def cpu_s(self) -> float:
-        """Seconds of processor time that it took so far, user and system."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS
-
-    def resident_bytes(self) -> int:
-        """Memory that it holds now."""
-        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE_BYTES
-
-
-@asynccontextmanager
-async def broker(*, apache: bool) -> AsyncIterator[KafkaConnection]:
-    """A broker with the project's topics for as long as this lasts: Apache Kafka, or the embedded one."""
-    async with AsyncExitStack() as running:
-        if apache:
-            folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="dispatchai-bench-")))
-            connection = await running.enter_async_context(apache_kafka(folder, dict(os.environ)))
-        else:
-            connection = (await running.enter_async_context(EmbeddedBroker())).connection
-        await apply(connection, Topics.load(), replication=1)
-        yield connection
+    def used(self) -> Used:
+        """What it has used until now."""
+        return used_by(self.pid)
 
 
 @asynccontextmanager

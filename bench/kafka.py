@@ -1,21 +1,25 @@
-"""Apache Kafka for a measurement: one node on loopback, from the jars that the tests use.
+"""The broker of a measurement: the embedded one, or Apache Kafka, one node on loopback, from the jars of the tests.
 
-Decides its properties, which are Kafka's defaults but for what one node needs.
+Decides Apache Kafka's properties, which are its defaults but for what one node needs.
 """
 
 from __future__ import annotations
 
 import base64
+import os
+import tempfile
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dispatchai.engine.broker import BrokerNotReadyError, free_port, wait_until_ready
+from dispatchai.engine.broker import BrokerNotReadyError, EmbeddedBroker, free_port, wait_until_ready
 from dispatchai.engine.child import Child
 from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.engine.topics import Topics, apply
 from tests.conftest import KAFKA_LIBS, fetch_kafka, find_java
 
 START_S: Final = 120.0
@@ -42,8 +46,18 @@ group.initial.rebalance.delay.ms=0
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """A broker that runs. `log_dir` holds a folder for each of its partitions; None where all is in memory."""
+
+    connection: KafkaConnection
+    name: str
+    pid: int
+    log_dir: Path | None
+
+
 @asynccontextmanager
-async def apache_kafka(folder: Path, environment: Mapping[str, str]) -> AsyncIterator[KafkaConnection]:
+async def apache_kafka(folder: Path, environment: Mapping[str, str]) -> AsyncIterator[Broker]:
     """A running Kafka with its files in `folder`. Raises RuntimeError, KafkaUnavailableError."""
     java = find_java()
     fetch_kafka()
@@ -58,10 +72,24 @@ async def apache_kafka(folder: Path, environment: Mapping[str, str]) -> AsyncIte
     async with Child(formatting, on_line=output.append) as child:
         if await child.wait() != 0:
             raise RuntimeError("\n".join(["Kafka's log folder could not be formatted:", *output]))
-    async with Child([*command, "kafka.Kafka", str(properties)], env=environment, on_line=output.append):
+    async with Child([*command, "kafka.Kafka", str(properties)], env=environment, on_line=output.append) as child:
         connection = KafkaConnection(f"127.0.0.1:{port}")
         try:
             await wait_until_ready(connection, START_S)
         except BrokerNotReadyError as error:
             raise RuntimeError("\n".join([str(error), *output])) from error
-        yield connection
+        yield Broker(connection, "Apache Kafka", child.pid, folder / "log")
+
+
+@asynccontextmanager
+async def broker(*, apache: bool) -> AsyncIterator[Broker]:
+    """A broker with the project's topics for as long as this lasts: Apache Kafka, or the embedded one."""
+    async with AsyncExitStack() as running:
+        if apache:
+            folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="dispatchai-bench-")))
+            started = await running.enter_async_context(apache_kafka(folder, dict(os.environ)))
+        else:
+            embedded = await running.enter_async_context(EmbeddedBroker())
+            started = Broker(embedded.connection, "the embedded broker", embedded.pid, None)
+        await apply(started.connection, Topics.load(), replication=1)
+        yield started

@@ -11,16 +11,17 @@ import asyncio
 import base64
 import struct
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
 import orjson
 
-from bench.gateway import STREAM_SECRET, Running, broker, gateway
-from bench.report import machine, table, write_section
-from dispatchai.engine.app import use_uvloop
+from bench import command
+from bench.gateway import STREAM_SECRET, Running, gateway
+from bench.kafka import broker
+from bench.processes import rounds
+from bench.report import machine, table
 from dispatchai.telephony import tokens
 
 FRAME_S: Final = 0.02
@@ -132,29 +133,23 @@ async def _counts(http: aiohttp.ClientSession) -> dict[str, int]:
         return metrics
 
 
-async def _rounds() -> AsyncIterator[None]:
-    """Once in FRAME_S: the gateway's health page does not tell when it changes."""
-    while True:
-        yield
-        await asyncio.sleep(FRAME_S)
-
-
 async def measure(running: Running, sockets: int, seconds: float) -> Result:
     """Run `sockets` streams for `seconds` against a gateway."""
     streams: list[asyncio.Transport] = []
     for first in range(0, sockets, _CONNECT_AT_ONCE):
         numbers = range(first, min(first + _CONNECT_AT_ONCE, sockets))
         streams += await asyncio.gather(*(_connect(running.port, number) for number in numbers))
-    cpu, begun = running.cpu_s(), time.monotonic()
+    before, begun = running.used(), time.monotonic()
     messages, behind = await _send(streams, seconds)
     async with aiohttp.ClientSession(f"http://127.0.0.1:{running.port}") as http:
-        # Each question is answered after what was sent before it was read; then Kafka has to acknowledge.
-        async for _ in _rounds():
+        # The health page does not tell when it changes. Each question is answered after what was sent before it was
+        # read; then Kafka has to acknowledge.
+        async for _ in rounds(FRAME_S):
             counts = await _counts(http)
             if counts["frames"] == messages and not counts["records_waiting"]:
                 break
-    cpu_s, took = running.cpu_s() - cpu, time.monotonic() - begun
-    resident = running.resident_bytes() / 2**20
+    after, took = running.used(), time.monotonic() - begun
+    cpu_s, resident = after.cpu_s - before.cpu_s, after.memory_bytes / 2**20
     for stream in streams:
         stream.abort()
     return Result(sockets, messages, behind, took, cpu_s, resident, counts)
@@ -188,27 +183,20 @@ def _text(results: list[Result], kafka: str) -> str:
     )
 
 
-async def _main(arguments: argparse.Namespace) -> None:
+async def _measure(arguments: argparse.Namespace) -> str:
     results = []
     for sockets in arguments.sockets:
-        async with broker(apache=arguments.apache) as connection, gateway(connection) as running:
-            result = await measure(running, sockets, arguments.seconds)
-            results.append(result)
-    text = _text(results, "Apache Kafka" if arguments.apache else "the embedded broker")
-    print(text)
-    if arguments.write:
-        write_section("bench.media", text)
+        async with broker(apache=arguments.apache) as kafka, gateway(kafka.connection) as running:
+            results.append(await measure(running, sockets, arguments.seconds))
+    return _text(results, kafka.name)
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.media", description=__doc__)
+    parser = command.parser("bench.media", __doc__)
     parser.add_argument("--sockets", type=int, nargs="+", default=[200, 400, 800], help="numbers of sockets to try")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long each number is tried")
-    parser.add_argument("--apache", action="store_true", help="Apache Kafka, from the jars of the tests")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
-    use_uvloop()
-    asyncio.run(_main(parser.parse_args()))
+    command.run("bench.media", parser.parse_args(), _measure)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The processes of a run: starts the system as its user would, and reads what each of its processes has used.
+"""The processes of a run: starts the system, or one process of it, and reads what each has used.
 
 Decides where a run listens and keeps its state. What is called and measured is decided elsewhere.
 """
@@ -9,6 +9,7 @@ import asyncio
 import os
 import re
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from uuid import uuid4
 
 from dispatchai.engine.broker import free_port
 from dispatchai.engine.child import Child
+from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.settings import Settings
 from dispatchai.telephony.run_info import RunInfo
 
@@ -33,7 +35,6 @@ KEPT_LINES: Final = 200
 MARK: Final = "DISPATCHAI_BENCH_MARK"
 """Variable that every process of a run inherits, by which they are found."""
 
-_CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _PARTS: Final = {
     re.compile(r"-m dispatchai (gateway|worker|speech)\b"): "{}",
@@ -48,6 +49,45 @@ class Used:
 
     cpu_s: float
     memory_bytes: int
+
+
+async def rounds(every_s: float) -> AsyncIterator[None]:
+    """Once at once and then once in `every_s`: for what nobody tells of when it changes."""
+    while True:
+        yield
+        await asyncio.sleep(every_s)
+
+
+def used_by(pid: int) -> Used:
+    """What the process `pid` has used, its threads included. Raises OSError when it is gone."""
+    # Linux: the clock of a process is ~pid << 3, with 2 for what the scheduler counts (clock_getcpuclockid(3)).
+    # It is exact to the microsecond, where /proc/<pid>/stat counts ticks of 10 ms.
+    cpu_s = time.clock_gettime((~pid << 3) | 2)
+    return Used(cpu_s, int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES)
+
+
+def environment(
+    state_dir: Path, variables: Mapping[str, str], connection: KafkaConnection | None = None
+) -> dict[str, str]:
+    """The environment of a process of the program: free ports, warnings only, the broker of `connection`, and of the
+    caller's settings none but `variables`."""
+    ports = ("GATEWAY_PORT", "CONSOLE_PORT", "SPEECH_PORT", "SIMULATED_CARRIER_PORT")
+    return {
+        **{name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields},
+        **{name: str(free_port()) for name in ports},
+        "STATE_DIR": str(state_dir),
+        "LOG_LEVEL": "WARNING",
+        **(kafka_variables(connection) if connection is not None else {}),
+        **variables,
+    }
+
+
+def kafka_variables(connection: KafkaConnection) -> dict[str, str]:
+    """The settings that name the broker of `connection`."""
+    return {
+        "KAFKA_BOOTSTRAP_SERVERS": connection.bootstrap_servers,
+        "KAFKA_IS_EMBEDDED": str(connection.embedded).lower(),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +108,7 @@ class Run:
 async def run(state_dir: Path, variables: Mapping[str, str]) -> AsyncIterator[Run]:
     """`dispatchai up` on free ports, with `variables` in its environment. Raises RuntimeError if it does not start."""
     mark = variables.get(MARK) or uuid4().hex
-    environment = {
-        **{name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields},
-        **{
-            name: str(free_port()) for name in ("GATEWAY_PORT", "CONSOLE_PORT", "SPEECH_PORT", "SIMULATED_CARRIER_PORT")
-        },
-        "STATE_DIR": str(state_dir),
-        "LOG_LEVEL": "WARNING",
-        MARK: mark,
-        **variables,
-    }
+    settings = environment(state_dir, {MARK: mark, **variables})
     output: deque[str] = deque(maxlen=KEPT_LINES)
     ready = asyncio.Event()
 
@@ -86,7 +117,7 @@ async def run(state_dir: Path, variables: Mapping[str, str]) -> AsyncIterator[Ru
         if READY_LINE in line:
             ready.set()
 
-    async with Child([sys.executable, "-m", "dispatchai", "up"], env=environment, on_line=take) as child:
+    async with Child([sys.executable, "-m", "dispatchai", "up"], env=settings, on_line=take) as child:
         waits = [asyncio.create_task(ready.wait()), asyncio.create_task(child.wait())]
         await asyncio.wait(waits, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
@@ -111,13 +142,11 @@ def used(mark: str, broker: str) -> dict[str, Used]:
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             if f"{MARK}={mark}".encode() not in (folder / "environ").read_bytes() and broker not in command:
                 continue
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            name = _name(command)
+            if name is not None and "minder" not in command:
+                found[name] = used_by(int(folder.name))
         except OSError:  # it ended meanwhile
             continue
-        name = _name(command)
-        if name is not None and "minder" not in command:
-            used_s = (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS
-            found[name] = Used(used_s, int(fields[21]) * _PAGE_BYTES)
     return found
 
 

@@ -1,10 +1,14 @@
-"""Puts the table of a measurement into its own marked section of docs/performance.md. Touches no other line."""
+"""Quantiles and tables, and the page of them: each measurement has a marked section of its own in docs/performance.md.
+
+Touches no other line of the page.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +21,22 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def quantile(values: Iterable[float], part: float) -> float:
+    """The smallest of `values` that `part` of them (0 to 1) do not exceed; NaN where there is none."""
+    ordered = sorted(values)
+    if not ordered:
+        return math.nan
+    return ordered[max(0, min(len(ordered), math.ceil(len(ordered) * part)) - 1)]
+
+
+def quantiles_ms(values_s: Iterable[float], parts: Sequence[float] = (0.5, 0.99)) -> str:
+    """Quantiles of seconds, in milliseconds as a table shows them."""
+    ordered = sorted(values_s)
+    if not ordered:
+        return "none"
+    return f"{' · '.join(f'{quantile(ordered, part) * 1000:,.1f}' for part in parts)} ms"
 
 
 def machine() -> str:

@@ -20,14 +20,15 @@ import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from bench.gateway import broker, gateway
-from bench.report import machine, table, write_section
-from dispatchai.engine.app import use_uvloop
+from bench import command
+from bench.gateway import gateway
+from bench.kafka import broker
+from bench.report import machine, quantile, table
 from dispatchai.telephony import signatures
 from dispatchai.telephony.gateway import WEBHOOK_PATH
 
 EVENT_TYPES: Final = ("call.initiated", "call.answered", "streaming.started", "call.speak.ended", "call.hangup")
-_PERCENTILES: Final = (50, 99, 100)
+_PARTS: Final = (0.5, 0.99, 1.0)
 
 
 @dataclass(slots=True)
@@ -40,11 +41,6 @@ class Result:
     answers_ms: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     cpu_s: float = 0.0
-
-    def percentile(self, percent: int) -> float:
-        """The time that `percent` of the answers took at most."""
-        ordered = sorted(self.answers_ms)
-        return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
 
 
 def webhook(call_id: str, event_type: str) -> bytes:
@@ -98,12 +94,12 @@ async def measure(senders: int, rate: float, seconds: float, *, apache: bool) ->
     key = Ed25519PrivateKey.generate()
     public_key = base64.b64encode(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
     result = Result(senders, rate, seconds)
-    async with broker(apache=apache) as connection, gateway(connection, public_key) as running:
+    async with broker(apache=apache) as kafka, gateway(kafka.connection, public_key) as running:
         url, connector = f"http://127.0.0.1:{running.port}", aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(url, connector=connector) as http:
-            cpu = running.cpu_s()
+            before = running.used()
             await asyncio.gather(*(_sender(http, key, number, result) for number in range(senders)))
-            result.cpu_s = running.cpu_s() - cpu
+            result.cpu_s = running.used().cpu_s - before.cpu_s
     return result
 
 
@@ -113,7 +109,7 @@ def _text(results: list[Result], kafka: str) -> str:
             str(result.senders),
             f"{result.rate:,.0f}" if result.rate else "all it takes",
             f"{len(result.answers_ms) / result.seconds:,.0f}",
-            *(f"{result.percentile(percent):.1f}" for percent in _PERCENTILES),
+            *(f"{quantile(result.answers_ms, part):.1f}" for part in _PARTS),
             ", ".join(f"{count} × {status}" for status, count in sorted(result.statuses.items())),
             f"{result.cpu_s / len(result.answers_ms) * 1e6:.0f}",
         ]
@@ -132,26 +128,20 @@ def _text(results: list[Result], kafka: str) -> str:
     )
 
 
-async def _main(arguments: argparse.Namespace) -> None:
+async def _measure(arguments: argparse.Namespace) -> str:
     results = [
         await measure(arguments.senders, rate, arguments.seconds, apache=arguments.apache) for rate in arguments.rate
     ]
-    text = _text(results, "Apache Kafka" if arguments.apache else "the embedded broker")
-    print(text)
-    if arguments.write:
-        write_section("bench.webhooks", text)
+    return _text(results, "Apache Kafka" if arguments.apache else "the embedded broker")
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.webhooks", description=__doc__)
+    parser = command.parser("bench.webhooks", __doc__)
     parser.add_argument("--senders", type=int, default=32, help="webhooks that wait for an answer at most")
     parser.add_argument("--rate", type=float, nargs="+", default=[100, 300, 0], help="webhooks a second; 0: no pause")
     parser.add_argument("--seconds", type=float, default=15.0, help="how long each rate is tried")
-    parser.add_argument("--apache", action="store_true", help="Apache Kafka, from the jars of the tests")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
-    use_uvloop()
-    asyncio.run(_main(parser.parse_args()))
+    command.run("bench.webhooks", parser.parse_args(), _measure)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import faust.web
@@ -15,6 +16,7 @@ from aiohttp import web
 
 from agents import calls, ranking, signals, speech, triage
 from dispatchai.console import actions
+from dispatchai.console import metrics as console_metrics
 from dispatchai.console.feed import Feed
 from dispatchai.console.web import mount
 from dispatchai.engine.app import App, create_app
@@ -22,9 +24,11 @@ from dispatchai.engine.state import States
 from dispatchai.engine.topics import Topics
 from dispatchai.records import to_json
 from dispatchai.settings import Settings
+from dispatchai.speech import metrics as speech_metrics
 from dispatchai.telephony import tokens
-from dispatchai.telephony.callflow import CallFlowConfig
+from dispatchai.telephony.callflow.config import CallFlowConfig
 from dispatchai.telephony.client import TelnyxClient
+from dispatchai.telephony.metrics import CommandsExposed
 from dispatchai.triage.rules import Rules
 
 WORKER: Final = "dispatchai-worker"
@@ -44,7 +48,8 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
         partitions=partitions,
         web_host=settings.console_host,
         web_port=settings.console_port if port is None else port,
-        data_dir=settings.state_dir / "worker",
+        data_dir=_data_dir(settings, "worker"),
+        stuck_after_s=settings.stuck_after_s,
     )
     client = TelnyxClient.from_settings(settings)
     secret = tokens.stream_secret(
@@ -57,7 +62,7 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
         subject = tokens.Subject(call_control_id, call_id)
         return tokens.issue(secret, subject, int(time.time()) + STREAM_TOKEN_VALID_S)
 
-    tables: dict[str, States[Any]] = {
+    tables: dict[str, States[Any] | signals.SignalStates] = {
         calls.NAME: calls.make(
             app, partitions, config=CallFlowConfig.from_settings(settings), client=client, token_for=token_for
         ),
@@ -70,13 +75,16 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
     feed = Feed(connection)
     app.background(feed.start)
     app.on_close.append(feed.stop)
-    mount(app.web.web_app, feed, checks={"processing": app.is_processing})
+    mount(app.web.web_app, feed, checks=app.checks)
+    app.metrics.checks({"views": lambda: feed.ready, **app.checks})
+    app.metrics.registry.register(console_metrics.Exposed(feed))
+    app.metrics.registry.register(CommandsExposed(client.counts))
+    _metrics(app)
     writer = actions.ActionWriter(connection)
     app.on_close.append(writer.close)
     app.web.web_app.add_routes(
         actions.routes(feed, writer, hosts=settings.console_host_names, can_transfer=bool(settings.human_line))
     )
-    _command_counts(app.web.web_app, client)
     _table_views(app, tables)
     return app
 
@@ -90,13 +98,24 @@ def speech_app(settings: Settings) -> App:
         partitions=partitions,
         web_host=settings.console_host,
         web_port=settings.speech_port,
-        data_dir=settings.state_dir / "speech",
+        data_dir=_data_dir(settings, "speech"),
+        stuck_after_s=settings.stuck_after_s,
     )
     made = speech.make(app, partitions, settings)
-    checks = {"processing": app.is_processing, "recognizer": made.is_listening}
+    checks = {**app.checks, "recognizer": made.is_listening}
     _health(app.web.web_app, checks)
+    app.metrics.checks(checks)
+    app.metrics.registry.register(speech_metrics.Exposed(made.recognizer))
+    _metrics(app)
     _table_view(app, speech.NAME, made.states)
     return app
+
+
+def _data_dir(settings: Settings, name: str) -> Path:
+    """The folder that Faust asks for, made if it is not there. Nothing in it outlives the process."""
+    folder = settings.state_dir / name
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
 
 
 def _health(application: web.Application, checks: Mapping[str, Callable[[], bool]]) -> None:
@@ -113,22 +132,17 @@ def _health(application: web.Application, checks: Mapping[str, Callable[[], bool
     application.add_routes([web.get("/health/live", live), web.get("/health/ready", ready)])
 
 
-def _command_counts(application: web.Application, client: TelnyxClient) -> None:
-    """`/health/commands`: what became of the commands to the carrier since the start of this worker."""
-
-    async def commands(_: web.Request) -> web.Response:
-        return web.json_response(client.counts.as_json())
-
-    application.add_routes([web.get("/health/commands", commands)])
+def _metrics(app: App) -> None:
+    app.web.web_app.add_routes([web.get("/metrics", app.metrics.show)])
 
 
-def _table_views(app: App, tables: Mapping[str, States[Any]]) -> None:
+def _table_views(app: App, tables: Mapping[str, States[Any] | signals.SignalStates]) -> None:
     """`/tables/<agent>/{call_id}`: the live state of an agent for one call, from whichever worker holds it."""
     for name, states in tables.items():
         _table_view(app, name, states)
 
 
-def _table_view(app: App, name: str, states: States[Any]) -> None:
+def _table_view(app: App, name: str, states: States[Any] | signals.SignalStates) -> None:
     @app.page(f"/tables/{name}/{{call_id}}", name=f"table-{name}")
     @app.table_route(states.table, match_info="call_id")
     async def view(self: faust.web.View, request: faust.web.Request, call_id: str) -> faust.web.Response:

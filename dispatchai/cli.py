@@ -6,9 +6,11 @@ Imports of the heavy parts are in the commands, so that each starts with what it
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import sys
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -320,6 +322,119 @@ def topics_show() -> None:
     _run(_telling(run()))
 
 
+@main.group("dead-letters")
+def dead_letters() -> None:
+    """Records that could not be processed: list them, look at one, send them again."""
+
+
+class _Place(click.ParamType):
+    """A record, as `dead-letters list` names it."""
+
+    name = "record"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from dispatchai.engine.deadletters import Place
+
+        try:
+            return Place.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Moment(click.ParamType):
+    """A time, in ms since the epoch."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from dispatchai.letters import moment_ms
+
+        try:
+            return moment_ms(value, time.time_ns() // 1_000_000)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _filters(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say which letters count; the command gets them as one `Filter` named `wanted`."""
+
+    @click.option("--topic", help="Only records of this topic.")
+    @click.option("--reader", help="Only what this agent could not process.")
+    @click.option("--since", type=_Moment(), help="Only letters from then on: 90m, 2h, 7d or 2026-01-31T08:00.")
+    @click.option("--until", type=_Moment(), help="Only letters from before then.")
+    @functools.wraps(command)
+    def filtered(topic: str | None, reader: str | None, since: int | None, until: int | None, **others: Any) -> None:
+        from dispatchai.engine.letterbox import Filter
+
+        command(wanted=Filter(topic, reader, since, until), **others)
+
+    return filtered
+
+
+@dead_letters.command("list")
+@_filters
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Show so many records.")
+@click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
+def dead_letters_list(wanted: Any, limit: int, as_json: bool) -> None:
+    """List the records that could not be processed, each once, the newest first."""
+    settings = _settings("dead-letters")
+
+    async def run() -> int:
+        from dispatchai.letters import list_letters
+
+        return await list_letters(_kafka(settings), wanted, limit, as_json=as_json, out=sys.stdout, err=sys.stderr)
+
+    _run(_telling(run()))
+
+
+@dead_letters.command("show")
+@click.argument("record", type=_Place())
+@click.option("--content", is_flag=True, help="Show what callers said, their numbers, and bytes that are no record.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def dead_letters_show(record: Any, content: bool, as_json: bool) -> None:
+    """Show a RECORD, given as TOPIC/PARTITION/OFFSET: each reader's error, headers and value."""
+    settings = _settings("dead-letters")
+
+    async def run() -> int:
+        from dispatchai.letters import show_letter
+
+        return await show_letter(
+            _kafka(settings), record, content=content, as_json=as_json, out=sys.stdout, err=sys.stderr
+        )
+
+    _run(_telling(run()))
+
+
+@dead_letters.command("retry")
+@click.argument("records", nargs=-1, type=_Place())
+@click.option("--all", "every", is_flag=True, help="All open ones that the other options leave.")
+@_filters
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def dead_letters_retry(records: tuple[Any, ...], every: bool, wanted: Any, yes: bool) -> None:
+    """Send RECORDS again, to where they came from. The letters stay. docs/dead-letters.md says what that can do."""
+    from dispatchai.engine.letterbox import Filter
+
+    if every == bool(records):
+        _fail("name records as `dead-letters list` shows them, or say --all", 2)
+    if records and wanted != Filter():
+        _fail("--topic, --reader, --since and --until choose among all: they go with --all", 2)
+    settings = _settings("dead-letters")
+
+    def confirm(question: str) -> bool:
+        if not yes and not sys.stdin.isatty():
+            _fail("nobody here to ask: say --yes", 2)
+        return yes or click.confirm(question)
+
+    async def run() -> int:
+        from dispatchai.letters import retry_letters
+
+        return await retry_letters(
+            _kafka(settings), settings, records, wanted, confirm=confirm, out=sys.stdout, err=sys.stderr
+        )
+
+    _run(_telling(run()))
+
+
 def _kafka(settings: Settings) -> Any:
     """The configured Kafka, else the embedded one of a run on this machine."""
     from dispatchai.telephony.run_info import RunInfo
@@ -333,19 +448,20 @@ def _kafka(settings: Settings) -> Any:
 
 
 async def _telling(command: Coroutine[Any, Any, int]) -> int:
-    """Run a command on topics; what goes wrong with Kafka or the file is told in one line."""
+    """Run what needs Kafka; what goes wrong with it, or with the file of topics, is told in one line."""
     from aiokafka.errors import KafkaError
 
+    from dispatchai.engine.letterbox import LetterboxError
     from dispatchai.engine.topics import TopicsError, TopicsFileError
     from dispatchai.up import unreachable
 
     try:
         return await command
-    except (TopicsError, TopicsFileError, OSError) as error:
+    except (TopicsError, TopicsFileError, LetterboxError, OSError) as error:
         click.echo(f"dispatchai: {error}", err=True)
         return 1
     except KafkaError as error:
-        click.echo(f"dispatchai: {unreachable(_kafka(read_settings()), error)}", err=True)
+        click.echo(f"dispatchai: {await unreachable(_kafka(read_settings()), error)}", err=True)
         return 1
 
 

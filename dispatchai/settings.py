@@ -140,7 +140,7 @@ class Settings(BaseSettings):
         30.0, gt=0, description="seconds after a hangup until its packet is made final without what is missing"
     )
     call_expiry_s: float = Field(
-        3600.0, gt=0, description="seconds after a hangup until the state of a call is given up"
+        3600.0, gt=0, description="seconds after the deadline of a call was written until its state is given up"
     )
     call_longest_s: float = Field(
         14_400.0, gt=0, description="seconds after which a call that was never hung up is given up"
@@ -162,6 +162,11 @@ class Settings(BaseSettings):
         description="port on which `dispatchai call` serves call control when no Telnyx key is set",
     )
     state_dir: Path = Field(Path(".dispatchai"), description="folder of what a run leaves for the other commands")
+    stuck_after_s: float = Field(
+        30.0,
+        gt=0,
+        description="seconds without progress, though records wait, after which a process ends to be started again",
+    )
     log_format: LogFormat = Field(LogFormat.CONSOLE, description="console or json")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 

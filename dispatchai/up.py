@@ -94,18 +94,21 @@ async def _topics(connection: KafkaConnection, settings: Settings, say: Say) -> 
     try:
         report = await apply(connection, Topics.load(), settings.kafka_replication_factor)
     except (TopicsError, KafkaError, OSError) as error:
-        raise UpError(unreachable(connection, error)) from error
+        raise UpError(await unreachable(connection, error)) from error
     if report.created:
         say(f"{len(report.created)} topics created")
     for drift in report.drift:
         say(f"drift: {drift} (see `dispatchai topics apply`)")
 
 
-def unreachable(connection: KafkaConnection, error: Exception) -> str:
-    """What to tell of a Kafka that does not do what it is asked."""
+async def unreachable(connection: KafkaConnection, error: Exception) -> str:
+    """What to tell of a Kafka that does not do what it is asked. Asks the brokers, as its clients do not say why."""
+    from dispatchai.doctor.kafka import refusal
+    from dispatchai.doctor.result import Limits
+
     match error:
         case KafkaConnectionError():
-            return (
+            return await refusal(connection, Limits()) or (
                 f"no Kafka answers at {connection.bootstrap_servers}: check KAFKA_BOOTSTRAP_SERVERS, that the brokers "
                 "run, and KAFKA_SECURITY_PROTOCOL with its SASL and TLS settings"
             )

@@ -125,7 +125,8 @@ async def test_nginx_lets_in_nothing_but_webhooks_and_media(
         running_gateway(broker) as gateway,
         nginx(tmp_path, gateway.http._base_url.port, "dispatchai.conf") as http,
     ):
-        for path in ("/", "/health/ready", "/health/live", "/tables/calls/x", "/api/v1/queue", "/ws/", "/wsx"):
+        hidden = ("/health/ready", "/health/live", "/metrics", "/tables/calls/x")
+        for path in ("/", *hidden, "/api/v1/queue", "/ws/", "/wsx"):
             async with http.get(path) as reply:
                 assert reply.status == 404, path
         async with http.get(WEBHOOK_PATH) as reply:
@@ -166,7 +167,7 @@ async def test_the_page_is_behind_a_login_and_its_events_come_at_once(tmp_path: 
                     assert reply.status == 401, path
             async with http.get("/", headers=login) as reply:
                 assert (await reply.json())["host"] == http._base_url.authority
-            for path in ("/tables/calls/x", "/health/ready"):
+            for path in ("/tables/calls/x", "/health/ready", "/metrics"):
                 async with http.get(path, headers=login) as reply:
                     assert reply.status == 404, path
             async with http.get("/api/v1/events", headers=login) as reply:

@@ -32,7 +32,6 @@ NO_STATE: Final = SignalState(
     distress_sum=0.0,
     distress_max=0.0,
     missing_frames=0,
-    duplicate_frames=0,
     frames=0,
 )
 """The state of a call before its first record."""
@@ -40,11 +39,13 @@ NO_STATE: Final = SignalState(
 
 @dataclass(frozen=True, slots=True)
 class SignalStep:
-    """What a run of frames made: the state, the signals, and whether a second's snapshot is due."""
+    """What a run of frames made: the state, the signals, and whether a second's snapshot is due. `duplicates` of the
+    frames came again: read twice after a crash, or stored twice; that says nothing of the call."""
 
     state: SignalState
     signals: tuple[Signal, ...]
     snapshot: bool
+    duplicates: int = 0
 
 
 def step(before: SignalState | None, frames: Sequence[AudioFrame]) -> SignalStep:
@@ -57,7 +58,7 @@ def step(before: SignalState | None, frames: Sequence[AudioFrame]) -> SignalStep
     for index, frame in enumerate(frames):
         if frame.track is Track.INBOUND:
             call.apply(frame, rms[index])
-    return SignalStep(call.state(), tuple(call.signals), call.snapshot)
+    return SignalStep(call.state(), tuple(call.signals), call.snapshot, call.duplicates)
 
 
 def _rms_of(frames: Sequence[AudioFrame]) -> list[float | None]:
@@ -86,7 +87,7 @@ class _Call:
         self._distress_sum = before.distress_sum
         self._distress_max = before.distress_max
         self._missing = before.missing_frames
-        self._duplicates = before.duplicate_frames
+        self.duplicates = 0
         self._frames = before.frames
         self.signals: list[Signal] = []
         self.snapshot = False
@@ -101,7 +102,6 @@ class _Call:
             distress_sum=self._distress_sum,
             distress_max=self._distress_max,
             missing_frames=self._missing,
-            duplicate_frames=self._duplicates,
             frames=self._frames,
         )
 
@@ -114,7 +114,7 @@ class _Call:
             case FrameKind.START:
                 pass
             case FrameKind.FRAME if stream.ended or frame.sequence < stream.next_sequence:
-                self._duplicates += 1
+                self.duplicates += 1
             case FrameKind.FRAME:
                 self._audio(stream, frame, rms)
             case FrameKind.END if not stream.ended:
@@ -200,6 +200,5 @@ class _Call:
                 loudness_distress_max=self._distress_max,
                 loudness_distress_mean=self._distress_sum / self._voiced_frames if self._voiced_frames else 0.0,
                 missing_frames=self._missing,
-                duplicate_frames=self._duplicates,
             )
         )

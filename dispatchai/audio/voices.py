@@ -50,7 +50,6 @@ _CALL_FIELDS: Final[Fields] = (
     ("distress_sum", np.float64),
     ("distress_max", np.float64),
     ("missing_frames", np.int64),
-    ("duplicate_frames", np.int64),
     ("frames", np.int64),
 )
 """Columns of a call: the figures of SignalState."""
@@ -217,7 +216,6 @@ class Voices:
         sequence = heard.sequence[frames]
         new = sequence >= taken["next_sequence"][here]
         if not new.all():
-            taken["duplicate_frames"][here[~new]] += 1
             here, frames, sequence = here[new], frames[new], sequence[new]
         rms, samples, rate = heard.rms[frames], heard.samples[frames], heard.sample_rate[frames]
         duration_ms = samples * 1000.0 / rate
@@ -274,7 +272,6 @@ class Voices:
             loudness_distress_max=values["distress_max"],
             loudness_distress_mean=values["distress_sum"] / frames if frames else 0.0,
             missing_frames=values["missing_frames"],
-            duplicate_frames=values["duplicate_frames"],
         )
 
     def _grow(self, size: int) -> None:

@@ -168,6 +168,11 @@ class _Fold:
         """Live calls with a value that has not been decoded."""
         return len(self._pending)
 
+    @property
+    def live_count(self) -> int:
+        """The calls in progress, those too whose values have not been decoded."""
+        return self.view.live_count + sum(self.view.get(call_id) is None for call_id in self._pending)
+
     async def drain(self) -> None:
         """Decode what is pending now, giving the loop away after each slice."""
         for index, call_id in enumerate(list(self._pending), start=1):
@@ -257,6 +262,21 @@ class Feed:
     def ready(self) -> bool:
         """Whether the view holds all that the topics hold, and follows them."""
         return self._state is FeedState.LIVE
+
+    @property
+    def subscribers(self) -> int:
+        """Subscriptions that are open."""
+        return len(self._subscriptions)
+
+    @property
+    def live_calls(self) -> int:
+        """The calls in progress, of the whole system."""
+        return self._fold.live_count
+
+    @property
+    def final_calls(self) -> int:
+        """The finished calls in the view, of the whole system."""
+        return self._fold.view.final_count
 
     async def wait_ready(self) -> None:
         """Return when the topics have been read to their end for the first time."""

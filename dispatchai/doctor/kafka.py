@@ -94,6 +94,32 @@ async def _ask_broker(server: str, options: Mapping[str, Any], limits: Limits) -
     return _Cluster(metadata.get("cluster_id"), brokers)
 
 
+async def refusal(connection: KafkaConnection, limits: Limits) -> str | None:
+    """Why a broker that answers does not let this program in, and what to do; None where that is not the matter.
+
+    For whoever knows no more than that no broker could be used, which is all that Kafka's clients tell.
+    """
+    try:
+        options = connection.client_options()
+    except (ValueError, OSError) as error:
+        return f"the settings of Kafka cannot be used: {error}"
+    del options["bootstrap_servers"]
+    for server in connection.servers:
+        host, _, port = server.rpartition(":")
+        try:
+            async with asyncio.timeout(limits.kafka_s):
+                (await create_conn(host, int(port), **options)).close()
+        except _REFUSALS as error:
+            seen, todo = _kafka_fault(error, limits)
+            return f"Kafka at {server}: {seen}: {todo}"
+        except (KafkaError, OSError, TimeoutError):
+            continue
+    return None
+
+
+_REFUSALS: Final = (SaslAuthenticationFailed, UnsupportedSaslMechanismError, IllegalSaslStateError, ssl.SSLError)
+
+
 def _kafka_fault(error: Exception, limits: Limits) -> tuple[str, str]:
     """What went wrong with a broker, and what to do. No text of the error: a broker may repeat what it was sent."""
     match error:

@@ -6,12 +6,12 @@ and the state stays as it was before it. This is the one place that catches all.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-import aiokafka
 import faust
 from faust.types import TP
 
@@ -20,7 +20,7 @@ from dispatchai.engine.deadletters import UnreadableError, bury
 from dispatchai.engine.effects import Effects
 from dispatchai.engine.emit import AssignmentOverError
 from dispatchai.engine.state import States
-from dispatchai.engine.transport import Batch
+from dispatchai.engine.transport import Batch, Record, whole
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -64,10 +64,10 @@ Step = Callable[[str, "S | None", Sequence[Any]], Stepped[S]]
 
 
 async def decoded(
-    app: App, reader: str, decode: Callable[[bytes], R], records: Iterable[aiokafka.ConsumerRecord]
-) -> list[tuple[aiokafka.ConsumerRecord, R]]:
-    """Each record with its value decoded; what has no key, no value or a broken one is buried."""
-    good: list[tuple[aiokafka.ConsumerRecord, R]] = []
+    app: App, reader: str, decode: Callable[[bytes], R], tp: TP, records: Iterable[Record]
+) -> list[tuple[Record, R]]:
+    """Each record of `tp` with its value decoded; what has no key, no value or a broken one is buried."""
+    good: list[tuple[Record, R]] = []
     for record in records:
         try:
             if not record.key:
@@ -77,7 +77,7 @@ async def decoded(
                 continue  # a tombstone in a topic that is not compacted says nothing
             good.append((record, decode(record.value)))
         except ValueError as error:
-            await bury(app.emitter, record, reader=reader, error=error)
+            await bury(app.emitter, whole(tp, record), reader=reader, error=error)
     return good
 
 
@@ -92,7 +92,7 @@ async def apply(
 ) -> None:
     """Apply all of `batch` to the states, key by key."""
     for key, records in batch.by_key():
-        inputs = await decoded(app, states.name, decode, records)
+        inputs = await decoded(app, states.name, decode, batch.tp, records)
         if inputs and key is not None:
             await _apply_to_key(app, states, batch.tp, key, inputs, step, effects)
 
@@ -102,7 +102,7 @@ async def _apply_to_key(
     states: Keeps[S],
     tp: TP,
     key: bytes,
-    inputs: Sequence[tuple[aiokafka.ConsumerRecord, Any]],
+    inputs: Sequence[tuple[Record, Any]],
     step: Step[S],
     effects: Effects[Any] | None,
 ) -> None:
@@ -112,7 +112,7 @@ async def _apply_to_key(
         stepped = step(name, before, [value for _, value in inputs])
     except Exception as error:  # noqa: BLE001 - the boundary named in the module's text
         if len(inputs) == 1:
-            await bury(app.emitter, inputs[0][0], reader=states.name, error=error)
+            await bury(app.emitter, whole(tp, inputs[0][0]), reader=states.name, error=error)
             return
         # One by one: which records came together must not decide which of them are buried.
         for one in inputs:
@@ -130,20 +130,19 @@ async def _apply_to_key(
 def run(
     app: App,
     states: States[S],
-    topics: Sequence[str],
+    sources: Mapping[str, Callable[[bytes], Any]],
     *,
-    decode: Callable[[bytes], Any],
     step: Step[S],
     effects: Effects[Any] | None = None,
 ) -> None:
-    """Make the agent named as `states` that folds `topics` by `step`."""
+    """Make the agent named as `states` that folds `sources` by `step`: topics, each with what decodes its values."""
     if effects is not None:
         app.on_forget.append(effects.forget)
 
     async def process(batch: Batch) -> None:
-        await apply(app, states, batch, decode=decode, step=step, effects=effects)
+        await apply(app, states, batch, decode=sources[batch.tp.topic], step=step, effects=effects)
 
-    run_batches(app, states.name, topics, process)
+    run_batches(app, states.name, tuple(sources), process)
 
 
 def run_batches(app: App, name: str, topics: Sequence[str], process: Callable[[Batch], Awaitable[None]]) -> None:
@@ -152,9 +151,14 @@ def run_batches(app: App, name: str, topics: Sequence[str], process: Callable[[B
     `process` must not raise, but for AssignmentOverError: the rest of its batch is read again, here or elsewhere.
     """
     source = app.topic(*topics, value_serializer="raw")
+    counts = {topic: app.metrics.reader(name, topic) for topic in topics}
+    app.watch.reads(name, topics)
 
     @app.agent(source, name=name)
     async def agent(batches: faust.Stream[Batch]) -> None:
         async for batch in batches:
+            begun = time.perf_counter()
             with suppress(AssignmentOverError):
                 await process(batch)
+                counts[batch.tp.topic].took(len(batch.records), time.perf_counter() - begun)
+                app.watch.processed(name, batch.tp, batch.records[-1].offset + 1)

@@ -6,9 +6,10 @@ Decides how Faust runs. Leaves to others what the agents are.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -23,10 +24,13 @@ from dispatchai.engine.guards import Guard, guards
 from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.lease import Lease
 from dispatchai.engine.logs import FAUST_LOG
+from dispatchai.engine.metrics import EngineMetrics
+from dispatchai.engine.pulse import Pulse
 from dispatchai.engine.rows import Rows, RowStates
 from dispatchai.engine.snapshots import SnapshotTable, SnapshotWriter
 from dispatchai.engine.state import States
 from dispatchai.engine.transport import Producer, named
+from dispatchai.engine.watch import StuckError, Watch, kafka_reached, run_watch
 
 log = structlog.get_logger(__name__)
 
@@ -47,14 +51,27 @@ EMBEDDED_REBALANCE_TIMEOUT_S: Final = 6.0
 """The same where one process of a kind runs against the embedded broker, so that it starts within seconds."""
 
 
+STUCK_AFTER_S: Final = 30.0
+"""How long records may wait without one being processed: above a rebalance with a dead member and a recovery of an
+hour's snapshots, which take some 20 s together."""
+
+STOP_S: Final = 9.0
+"""How long a stop may take. Kafka's group then has one heartbeat's time left to let go of this member; supervisors
+wait for 20 s. What is cut off is read again, as after a crash."""
+
+
 class App(faust.App):
     """A Faust application that knows what it owes (`coverage`) and writes through `emitter`."""
 
     logger = FAUST_LOG
 
-    def __init__(self, *args: Any, connection: KafkaConnection, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, connection: KafkaConnection, stuck_after_s: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.connection = connection
+        self.metrics = EngineMetrics()
+        self.metrics.watch_app(self)
+        self.watch = Watch(stuck_after_s)
+        self._pulse = Pulse(self.metrics.loop_delay, stuck_after_s)
         self.guards = guards()
         self.lease = Lease(SESSION_TIMEOUT_S)
         self.dropped = False
@@ -114,12 +131,21 @@ class App(faust.App):
     async def on_started_init_extra_tasks(self) -> None:
         """Start what runs beside the agents. Called by Faust when its services are up."""
         await super().on_started_init_extra_tasks()
+        self._pulse.start()
+        self._background.append(self._look_after)
         for snapshots in self._snapshots:
-            self._background.append(snapshots.run)
+            self._background += [snapshots.run, snapshots.run_sweeps]
         for run in self._background:
             task = asyncio.get_running_loop().create_task(run())
             task.add_done_callback(self._on_background_done)
             self._tasks.append(task)
+
+    async def _look_after(self) -> None:
+        """Stop the application when it stands still."""
+        try:
+            await run_watch(self.watch, self.connection)
+        except StuckError as error:
+            self.fail(error)
 
     def _on_background_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -163,6 +189,7 @@ class App(faust.App):
         self.coverage.forget()
         for forget in self.on_forget:
             forget()
+        self.metrics.forget()
         kept = self._assignment or set()
         for tp in assigned - kept:
             if (table := self.tables._changelogs.get(tp.topic)) is not None:
@@ -177,6 +204,7 @@ class App(faust.App):
         super().on_rebalance_end()
         for snapshots in self._snapshots:
             snapshots.table.recovered()
+        self.consumer.open_positions()
         self.lease.resumed()
         log.debug("recovered", generation=self.lease.generation)
 
@@ -184,16 +212,30 @@ class App(faust.App):
         """Whether partitions were assigned and their tables read, so that records flow."""
         return bool(self.flow_control.is_active() and not self.in_recovery and not self.rebalancing)
 
+    @property
+    def checks(self) -> Mapping[str, Callable[[], bool]]:
+        """What must hold for this process to be ready, by name."""
+        return {
+            "processing": self.is_processing,
+            "kafka": lambda: self.watch.kafka_reachable,
+            "running": lambda: not self.failed.is_set(),
+        }
+
+    def states_kept(self) -> dict[str, int]:
+        """Of how many keys each agent has stored a state."""
+        return {snapshots.name: len(snapshots.table.data) for snapshots in self._snapshots}
+
     async def on_stop(self) -> None:
         """Write the last snapshots, then stop what runs beside the agents."""
+        self._pulse.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for close in self.on_close:
             await close()
         if not self.failed.is_set():
-            for snapshots in self._snapshots:
-                await snapshots.close()
+            # Together: each waits until Kafka has all outputs of before.
+            await asyncio.gather(*(snapshots.close() for snapshots in self._snapshots))
         await super().on_stop()
 
 
@@ -205,6 +247,7 @@ def create_app(
     web_host: str,
     web_port: int,
     data_dir: Path,
+    stuck_after_s: float = STUCK_AFTER_S,
     web_client_max_bytes: int = 65_536,
 ) -> App:
     """An application `app_id`, which is its consumer group too, that serves HTTP on `web_host:web_port`."""
@@ -212,6 +255,7 @@ def create_app(
     return App(
         app_id,
         connection=connection,
+        stuck_after_s=stuck_after_s,
         **connection.faust_options(),
         Table=SnapshotTable,
         store="memory://",
@@ -257,7 +301,11 @@ def create_app(
 
 
 async def run_app(app: App) -> int:
-    """Run `app` until SIGTERM, SIGINT or its own failure. Returns the process's exit code: 1 after a failure."""
+    """Run `app` until SIGTERM, SIGINT or its own failure. Returns the process's exit code: 1 after a failure.
+
+    Waits for Kafka first. The stop takes STOP_S at the most: what has not ended by then, such as an agent that is
+    stuck, ends with the process.
+    """
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -266,7 +314,7 @@ async def run_app(app: App) -> int:
         asyncio.create_task(asked.wait()),
         asyncio.create_task(app.failed.wait()),
     ]
-    starting = asyncio.create_task(app.start())
+    starting = asyncio.create_task(_start(app))
     try:
         await asyncio.wait([starting, *ends], return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
@@ -277,8 +325,23 @@ async def run_app(app: App) -> int:
             task.cancel()
         starting.cancel()
         await asyncio.gather(starting, *ends, return_exceptions=True)
-        await app.stop()
+        await _stop(app)
     return 1 if app.failed.is_set() else 0
+
+
+async def _start(app: App) -> None:
+    await kafka_reached(app.connection)
+    await app.start()
+
+
+async def _stop(app: App) -> None:
+    """Stop `app`, or the process."""
+    done, _ = await asyncio.wait([asyncio.ensure_future(app.stop())], timeout=STOP_S)
+    for stop in done:
+        stop.result()
+    if not done:
+        log.error("stop_cut_off", after_s=STOP_S)
+        os._exit(1)
 
 
 def use_uvloop() -> None:

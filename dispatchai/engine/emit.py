@@ -57,6 +57,7 @@ class Emitter:
         await self._may_write()
         producer = self._app.producer._ensure_producer()
         self._sent(await producer.send(topic, value, key=key, partition=partition, headers=list(headers)))
+        self._app.metrics.sent(topic)
         self._check(generation)
 
     async def send_batch(
@@ -90,6 +91,7 @@ class Emitter:
     async def _send_built(self, producer: Any, batch: Any, topic: str, partition: int) -> None:
         batch.close()
         self._sent(await producer.send_batch(batch, topic, partition=partition))
+        self._app.metrics.sent(topic, batch.record_count())
 
     async def _may_write(self) -> None:
         """Wait until something may be written. Raises AssignmentOverError if it is of no account by then."""
@@ -115,7 +117,17 @@ class Emitter:
         error = sent.exception()
         if error is not None and not isinstance(error, AssignmentOverError):
             log.error("record_not_written", error=type(error).__name__)
+            self._app.metrics.send_failures.inc()
             self._app.fail(error)
+
+    @property
+    def unacknowledged(self) -> int:
+        """Sends, of a record or of a batch, that the broker has not acknowledged."""
+        return len(self._pending)
+
+    def dead_letter(self, reader: str, error: Exception) -> None:
+        """A record is buried: count it."""
+        self._app.metrics.dead_letter(reader, error)
 
     async def delivered(self) -> None:
         """Wait until the broker has acknowledged everything sent before this call."""

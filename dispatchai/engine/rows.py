@@ -54,6 +54,8 @@ class RowStates(SnapshotWriter):
         """Offset of the first record of each row that no snapshot covers, taken ones included."""
         self._taken: dict[TP, Ints] = {}
         """The same for what the snapshots that are on their way cover."""
+        self._swept: dict[TP, Ints] = {}
+        """What the rows owed at the last sweep."""
         app.coverage.add_source(self.floor)
 
     def key(self, row: int) -> bytes:
@@ -91,6 +93,14 @@ class RowStates(SnapshotWriter):
             self._wanted[rows] = True
             self.wake.set()
 
+    def sweep(self) -> None:
+        """Ask for a snapshot of every state that owes what it owed at the sweep before."""
+        for tp, owed in self._owed.items():
+            before = self._swept.get(tp, owed[:0])
+            same = owed[: len(before)] == before
+            self.want(np.flatnonzero(same & (owed[: len(before)] != NOTHING)))
+            self._swept[tp] = owed.copy()
+
     def floor(self, tp: TP) -> int | None:
         """The lowest offset of `tp` that is owed; None when none is."""
         floors = [int(held[tp].min()) for held in (self._owed, self._taken) if tp in held]
@@ -108,6 +118,7 @@ class RowStates(SnapshotWriter):
         self._wanted[:] = False
         self._owed.clear()
         self._taken.clear()
+        self._swept.clear()
 
     def take(self) -> list[Snapshot]:
         """The snapshots that are asked for now."""

@@ -120,6 +120,11 @@ def epoch_of(headers: Iterable[tuple[str, bytes]]) -> int:
     return 0
 
 
+SWEEP_S: Final = 5.0
+"""How often states are looked for that were changed and not written since the look before: a call that is silent asks
+for no snapshot, and what it owes would hold the partition's commits back. They lag by ten seconds at the most."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A snapshot that is on its way. `value` None is a tombstone; `covered` is for whoever took it."""
@@ -150,9 +155,19 @@ class SnapshotWriter(ABC):
     def written(self, snapshot: Snapshot) -> None:
         """`snapshot` was sent: the offsets that it covers are owed no more."""
 
+    @abstractmethod
+    def sweep(self) -> None:
+        """Ask for a snapshot of every state that owes what it owed at the sweep before."""
+
     def forget(self) -> None:
         """Drop what is in memory: partitions were assigned anew, the table holds what counts."""
         self._generation += 1
+
+    async def run_sweeps(self) -> None:
+        """Sweep now and then, until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.sweep()
 
     async def run(self) -> None:
         """Write the snapshots that are asked for, until cancelled; then `close` must follow."""
@@ -195,6 +210,9 @@ class SnapshotWriter(ABC):
                 ((snapshot.key.encode(), snapshot.value) for snapshot in snapshots),
                 timestamp_ms=time.time_ns() // 1_000_000,
                 headers=[(EPOCH, str(self.table.epoch(partition)).encode())],
+            )
+            self.app.metrics.snapshots(
+                self.name, len(snapshots), sum(len(snapshot.value) for snapshot in snapshots if snapshot.value)
             )
             for snapshot in snapshots:
                 self.table.put(snapshot.key, snapshot.value, partition)

@@ -38,6 +38,8 @@ class States(SnapshotWriter, Generic[S]):
         self._decode = decode
         self._entries: dict[str, _Entry[S]] = {}
         self._wanted: dict[str, _Entry[S]] = {}
+        self._swept: dict[str, dict[TP, int]] = {}
+        """What the states owed at the last sweep."""
 
     def get(self, key: str) -> S | None:
         """The state of `key`, or None. Without effect on memory, so a view may ask while tables recover."""
@@ -73,10 +75,22 @@ class States(SnapshotWriter, Generic[S]):
         entry.state = state
         entry.first_owed.setdefault(tp, offset)
         self.app.coverage.hold(tp, (self.name, key), offset)
-        if snapshot and not entry.wanted:
+        if snapshot:
+            self._want(key, entry)
+
+    def _want(self, key: str, entry: _Entry[S]) -> None:
+        if not entry.wanted:
             entry.wanted = True
             self._wanted[key] = entry
             self.wake.set()
+
+    def sweep(self) -> None:
+        """Ask for a snapshot of every state that owes what it owed at the sweep before."""
+        owing = {key: dict(entry.first_owed) for key, entry in self._entries.items() if entry.first_owed}
+        for key, owed in owing.items():
+            if self._swept.get(key) == owed:
+                self._want(key, self._entries[key])
+        self._swept = owing
 
     def block(self, key: str) -> None:
         """Write no snapshot of `key` until `unblock`: something is owed for what its state says was done."""

@@ -8,6 +8,7 @@ from dispatchai.records.codec import (
     decode_fields,
     encode,
     encode_fields,
+    header_of,
     schema_text,
     to_json,
 )
@@ -98,6 +99,7 @@ __all__ = [
     "decode_fields",
     "encode",
     "encode_fields",
+    "header_of",
     "schema_text",
     "to_json",
 ]

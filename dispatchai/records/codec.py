@@ -87,6 +87,11 @@ def _current(name: str) -> _Schema:
     return _load(data_path("schemas") / f"{name}.avsc")
 
 
+def header_of(name: str) -> bytes:
+    """What every value of the record `name` that this version writes begins with: HEADER_LENGTH bytes."""
+    return _current(name).header
+
+
 @cache
 def _by_header() -> dict[bytes, _Schema]:
     """Every schema that this version can read, current and past, by the header its records begin with."""

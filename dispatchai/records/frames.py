@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from dispatchai.records.codec import HEADER_LENGTH, encode
+from dispatchai.records.codec import HEADER_LENGTH, DecodeError, decode_as, encode
 from dispatchai.records.values import AudioFrame, FrameKind, Track
 
 Ints = npt.NDArray[np.int64]
@@ -31,6 +31,9 @@ ENCODINGS: Final = frozenset({"PCMU", "PCMA", "L16", "L16BE"})
 
 LAYOUTS_MAX: Final = 8
 """Layouts that are looked for among the records of one length: usually there is one. More would be made up."""
+
+SEQUENCE_MAX: Final = 1 << 53
+"""Largest frame number that is believed: 20 ms frames of five million years, and sums of it still fit in 64 bits."""
 
 _LONG_BYTES: Final = 8
 """Bytes of the longest number that is read here: 55 bits, which hold a time in microseconds until the year 2541."""
@@ -75,6 +78,14 @@ class FrameColumns:
 
     def __len__(self) -> int:
         return len(self.plain)
+
+
+def decode_frame(value: bytes) -> AudioFrame:
+    """The frame in a record's value. Raises DecodeError, also for a number that no stream has."""
+    frame = decode_as(AudioFrame, value)
+    if not 0 <= frame.sequence <= SEQUENCE_MAX:
+        raise DecodeError(f"an AudioFrame with a sequence of {frame.sequence}")
+    return frame
 
 
 def stream_key(stream_id: str) -> Bytes | None:
@@ -186,13 +197,14 @@ def _read(matrix: Bytes, rows: Ints, layout: _Layout, columns: FrameColumns, run
     same &= ((numbers ^ first[layout.sequence : layout.encoding]) < _MORE).all(axis=1)
     stream = matrix[:, layout.stream : layout.stream_end]
     same &= (stream != 0).all(axis=1)  # a zero would be taken for padding
-    all_same = bool(same.all())
-    if not all_same:
-        matrix, rows, track, stream = matrix[same], rows[same], track[same], stream[same]
+    sequence = _numbers(matrix[:, layout.sequence : layout.captured_at])
+    same &= (sequence >= 0) & (sequence <= SEQUENCE_MAX)
+    if not same.all():
+        matrix, rows, track, stream, sequence = matrix[same], rows[same], track[same], stream[same], sequence[same]
     columns.plain[rows] = True
     columns.inbound[rows] = track == _INBOUND
     columns.stream[rows, : layout.stream_end - layout.stream] = stream
-    columns.sequence[rows] = _numbers(matrix[:, layout.sequence : layout.captured_at])
+    columns.sequence[rows] = sequence
     columns.captured_at[rows] = _numbers(matrix[:, layout.captured_at : layout.encoding])
     if len(rows):
         payloads = matrix[:, layout.payload : layout.payload_end]

@@ -82,7 +82,6 @@ class Signal:
     loudness_distress_max: float
     loudness_distress_mean: float
     missing_frames: int
-    duplicate_frames: int
 
 
 class UtteranceKind(StrEnum):
@@ -411,6 +410,8 @@ class CallState:
     stream_failed_at: tuple[Micros, ...]
     first_seen_at: Micros
     deadline_passed: bool
+    deadline_seen_at: Micros | None
+    stray: bool
     commands: tuple[CommandState, ...]
     seen_event_ids: tuple[str, ...]
     seen_action_ids: tuple[str, ...]
@@ -444,7 +445,6 @@ class SignalState:
     distress_sum: float
     distress_max: float
     missing_frames: int
-    duplicate_frames: int
     frames: int
 
 
@@ -485,6 +485,6 @@ class TriageState:
     last_signal: Signal | None
     utterances: tuple[Utterance, ...]
     transcripts_ended: tuple[str, ...]
-    version: int
+    late_events: int
     final_digest: str | None
     as_of: Micros

@@ -27,8 +27,8 @@ from dispatchai.speech.recognizer import (
     EventQueue,
     Failed,
     Hypothesis,
-    Progress,
     RecognizerError,
+    RecognizerStats,
     StreamKey,
 )
 from dispatchai.speech.segments import WINDOW_MS
@@ -75,10 +75,13 @@ class MoonshineStream:
         if self.done or self.finishing:
             return
         self._bytes += len(payload)
-        if self.backlog_ms > BACKLOG_LIMIT_MS:
+        backlog_ms = self.backlog_ms
+        if backlog_ms > BACKLOG_LIMIT_MS:
             self._slot.drop(self._number, Failed(self.key, True, "backlog"))
             return
         self._slot.send(worker.message(Kind.AUDIO, self._number, payload))
+        if backlog_ms > ROOM_MS:
+            self._slot.crowded.add(self)
 
     def finish(self) -> None:
         """See `RecognizerStream.finish`."""
@@ -101,6 +104,8 @@ class _Slot:
         self.process: BaseProcess | None = None
         self.ready = asyncio.Event()
         self.tried = asyncio.Event()
+        self.restarts = 0
+        self.crowded = recognizer.crowded
         self._recognizer = recognizer
         self._writer: asyncio.StreamWriter | None = None
         self._unsent: list[bytes] = []
@@ -132,6 +137,7 @@ class _Slot:
         while True:
             self.ready.clear()
             await self._serve()
+            self.restarts += 1
             self.tried.set()
             pause_s = RESTART_FIRST_S if self.ready.is_set() else min(pause_s * 2, RESTART_LONGEST_S)
             await asyncio.sleep(pause_s)
@@ -204,8 +210,8 @@ class _Slot:
             case Kind.PROGRESS:
                 covered_ms, stream.heard_ms = worker.POSITIONS.unpack(payload)
                 at = stream.start_ms
-                self._recognizer.queue.put(stream, Progress(stream.key, at + covered_ms, at + stream.heard_ms))
-                self._recognizer.moved.set()
+                self._recognizer.queue.moved(stream, stream.key, at + covered_ms, at + stream.heard_ms)
+                self._recognizer.heard(stream)
             case Kind.ENDED:
                 del self.streams[number]
                 self._end(stream, Ended(stream.key))
@@ -214,7 +220,7 @@ class _Slot:
         stream.done = True
         if event is not None:
             self._recognizer.queue.put(stream, event)
-        self._recognizer.moved.set()
+        self._recognizer.heard(stream)
 
 
 def _stop(process: BaseProcess) -> None:
@@ -232,7 +238,10 @@ class MoonshineRecognizer:
     def __init__(self, processes: int, update_ms: int) -> None:
         self.update_ms = update_ms
         self.queue = EventQueue()
-        self.moved = asyncio.Event()
+        self.crowded: set[MoonshineStream] = set()
+        """Streams that hold more than there should be in `room`."""
+        self._roomy = asyncio.Event()
+        self._roomy.set()
         self._slots = [_Slot(self) for _ in range(processes)]
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -269,7 +278,8 @@ class MoonshineRecognizer:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         self.queue.close()
-        self.moved.set()
+        self.crowded.clear()
+        self._roomy.set()
 
     def accepts(self, audio: AudioFormat) -> bool:
         """See `Recognizer.accepts`: PCMU, PCMA and L16 at 8 or 16 kHz."""
@@ -288,6 +298,30 @@ class MoonshineRecognizer:
 
     async def room(self) -> None:
         """See `Recognizer.room`."""
-        while any(stream.backlog_ms > ROOM_MS for slot in self._slots for stream in slot.streams.values()):
-            self.moved.clear()
-            await self.moved.wait()
+        while self.crowded:
+            self._roomy.clear()
+            await self._roomy.wait()
+
+    def heard(self, stream: MoonshineStream) -> None:
+        """`stream` has less to hear than before."""
+        if stream in self.crowded and stream.backlog_ms <= ROOM_MS:
+            self.crowded.discard(stream)
+            if not self.crowded:
+                self._roomy.set()
+
+    def report(self, most: int) -> None:
+        """See `Recognizer.report`."""
+        self.queue.report(most)
+
+    def stats(self) -> RecognizerStats:
+        """See `Recognizer.stats`."""
+        unheard_ms = [stream.backlog_ms for slot in self._slots for stream in slot.streams.values()]
+        return RecognizerStats(
+            streams=len(unheard_ms),
+            unheard_ms=sum(unheard_ms),
+            unheard_longest_ms=max(unheard_ms, default=0),
+            processes=len(self._slots),
+            processes_ready=sum(slot.ready.is_set() for slot in self._slots),
+            restarts=sum(slot.restarts for slot in self._slots),
+            failures=dict(self.queue.failures),
+        )

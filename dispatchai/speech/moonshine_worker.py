@@ -1,8 +1,9 @@
 """The child process of the Moonshine engine: payloads in, hypotheses out, over one socket.
 
-It decides in which order streams are heard: voice activity of all first, then finals in order of closing, then partial
-texts, newest state only, so that under load partials become rarer and finals do not. The parent's side is
-`dispatchai.speech.moonshine`. The process ends with its parent: the socket's end of file is the signal.
+It decides in which order streams are heard: voice activity of all first, then finals in order of closing, those of
+streams that are over before others, then partial texts, newest state only, so that under load partials become rarer and
+finals do not. The parent's side is `dispatchai.speech.moonshine`. The process ends with its parent: the socket's end
+of file is the signal.
 """
 
 from __future__ import annotations
@@ -261,7 +262,11 @@ class _Worker:
 
     def _decode_one(self) -> None:
         if self._finals:
-            final = self._finals.popleft()
+            # Calls that are over first: a packet waits for the last of their text. Each stream's stay in their order.
+            over = (number for number, final in enumerate(self._finals) if self._streams[final.stream].finishing)
+            at = next(over, 0)
+            final = self._finals[at]
+            del self._finals[at]
             stream = self._streams[final.stream]
             self._hypothesis(final.stream, final.segment, final=True)
             stream.waiting.popleft()

@@ -13,8 +13,10 @@ at the first position that is not covered.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, Protocol
 
 from dispatchai.records.values import Word
@@ -69,6 +71,9 @@ class Hypothesis:
 class Progress:
     """How far the engine is. Audio before `covered_ms` never needs a second hearing: it was silence, or its final
     hypothesis was delivered before this event. `heard_ms` is how far the audio was listened to. Neither goes back.
+
+    Delivered when `Recognizer.report` asks for it, and before a stream's last event: an event for each frame would cost
+    more than the frame.
     """
 
     key: StreamKey
@@ -96,6 +101,25 @@ class Failed:
 
 
 Event = Hypothesis | Progress | Ended | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class RecognizerStats:
+    """How a recogniser is doing, for operators. Counts are since its start.
+
+    `processes` are those that should hear, `processes_ready` those that do: connections, where the engine is a service.
+    `failures` are streams that were lost, by `Failed.reason`.
+    """
+
+    streams: int
+    unheard_ms: int
+    """Audio that was fed and is not heard yet, of all streams."""
+    unheard_longest_ms: int
+    """The same of the stream that is furthest behind."""
+    processes: int
+    processes_ready: int
+    restarts: int
+    failures: Mapping[str, int]
 
 
 class RecognizerStream(Protocol):
@@ -143,6 +167,12 @@ class Recognizer(Protocol):
     async def room(self) -> None:
         """Return when no stream holds more than `ROOM_MS` unheard. Awaited before more is read from Kafka."""
 
+    def report(self, most: int) -> None:
+        """Deliver the `Progress` of those `most` streams that moved and have waited longest to tell it."""
+
+    def stats(self) -> RecognizerStats:
+        """How it is doing now."""
+
 
 class Cancellable(Protocol):
     """What an `EventQueue` asks of the stream that an event belongs to."""
@@ -157,10 +187,37 @@ class EventQueue:
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[tuple[Cancellable, Event] | None] = asyncio.Queue()
+        self._moved: dict[StreamKey, tuple[Cancellable, int, int]] = {}
+        """Streams that moved since their last `Progress`, the longest ago first: covered and heard, in ms."""
+        self.failures: Counter[str] = Counter()
+        """Streams that failed, by reason."""
 
     def put(self, stream: Cancellable, event: Event) -> None:
         """Deliver `event` of `stream`."""
+        if isinstance(event, Failed):
+            self.failures[event.reason] += 1
+        if isinstance(event, Ended | Failed):
+            self._tell(event.key)
         self._queue.put_nowait((stream, event))
+
+    def moved(self, stream: Cancellable, key: StreamKey, covered_ms: int, heard_ms: int) -> None:
+        """Remember how far `stream` is; see `report`."""
+        self._moved[key] = (stream, covered_ms, heard_ms)
+
+    def report(self, most: int) -> None:
+        """See `Recognizer.report`. What was put before is delivered before."""
+        for key in list(islice(self._moved, most)):
+            self._tell(key)
+
+    @property
+    def unreported(self) -> int:
+        """How many streams moved since their last `Progress`."""
+        return len(self._moved)
+
+    def _tell(self, key: StreamKey) -> None:
+        if (moved := self._moved.pop(key, None)) is not None:
+            stream, covered_ms, heard_ms = moved
+            self._queue.put_nowait((stream, Progress(key, covered_ms, heard_ms)))
 
     def close(self) -> None:
         """End the iteration after what was put before."""

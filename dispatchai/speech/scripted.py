@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from math import ceil
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +24,8 @@ from dispatchai.speech.recognizer import (
     Event,
     EventQueue,
     Hypothesis,
-    Progress,
     RecognizerError,
+    RecognizerStats,
     StreamKey,
 )
 
@@ -59,18 +60,43 @@ def words_of(name: str) -> str:
     return f"{first} {second} {FIRST_WORDS[value >> 6 & 7]} {SECOND_WORDS[value >> 9 & 7]}"
 
 
-class _Runs:
-    """Cuts a stream of windows into voiced runs. `start` and `position` count windows; `run` is the open one."""
+_SQUARES: Final = {encoding: table.astype(np.int64) ** 2 for encoding, table in g711.TABLES.items()}
+"""Square of the sample of each code, shape (256,)."""
 
-    def __init__(self) -> None:
-        self.run: list[Samples] = []
+
+class _Runs:
+    """Cuts a stream of windows into voiced runs. `start` and `position` count windows; `run` is the open one, as it was
+    sent: it is decoded when it is named."""
+
+    def __init__(self, encoding: str, sample_rate: int) -> None:
+        self.run: list[bytes] = []
         self.start = 0
         self.position = 0
+        self._encoding = encoding
         self._unvoiced = 0
+        self._samples = sample_rate * WINDOW_MS // 1000
+        self._loud = ceil((VOICED_RMS * 32768) ** 2 * self._samples)
+        self.window_bytes = self._samples * (2 // g711.samples_in(encoding, 2))
 
-    def push(self, window: Samples) -> Samples | None:
-        """The next window. Returns the run that it closed, without the pause behind it."""
-        voiced = float(np.sqrt(np.mean(np.square(window / 32768)))) >= VOICED_RMS
+    def push(self, audio: bytes) -> Iterator[Samples | None]:
+        """Take whole windows. For each the run that it closed, without the pause behind it, or None."""
+        size = self.window_bytes
+        for number, loud in enumerate(self._loudness(audio)):
+            yield self._push(audio[number * size : (number + 1) * size], loud >= self._loud)
+
+    def _loudness(self, audio: bytes) -> list[int]:
+        """Sum of the squares of each window. As integers, so that it does not depend on what is measured together."""
+        squares = _SQUARES.get(self._encoding)
+        if squares is not None:
+            of_samples = squares[np.frombuffer(audio, np.uint8)]
+        else:
+            of_samples = g711.decode(self._encoding, audio).astype(np.int64) ** 2
+        if len(of_samples) == self._samples:
+            return [int(np.add.reduce(of_samples))]
+        sums: list[int] = np.add.reduce(of_samples.reshape(-1, self._samples), axis=1).tolist()
+        return sums
+
+    def _push(self, window: bytes, voiced: bool) -> Samples | None:
         if not self.run and voiced:
             self.start = self.position
         self.position += 1
@@ -82,19 +108,24 @@ class _Runs:
             return self.close()
         return None
 
+    def so_far(self) -> Samples:
+        """All of the open run."""
+        return g711.decode(self._encoding, b"".join(self.run))
+
     def close(self) -> Samples | None:
         """The open run, if any, which is closed by it."""
         if not self.run:
             return None
-        run = np.concatenate(self.run[: len(self.run) - self._unvoiced])
+        run = g711.decode(self._encoding, b"".join(self.run[: len(self.run) - self._unvoiced]))
         self.run, self._unvoiced = [], 0
         return run
 
 
 def voiced_runs(samples: Samples, sample_rate: int) -> list[Samples]:
     """The runs that the scripted recogniser hears in `samples`, shape (n,), from a stream's origin on."""
-    runs, size = _Runs(), sample_rate * WINDOW_MS // 1000
-    heard = [runs.push(samples[at : at + size]) for at in range(0, len(samples) - size + 1, size)]
+    runs = _Runs(g711.L16_LITTLE, sample_rate)
+    audio = samples.astype("<i2").tobytes()
+    heard = list(runs.push(audio[: len(audio) // runs.window_bytes * runs.window_bytes]))
     return [run for run in [*heard, runs.close()] if run is not None]
 
 
@@ -111,14 +142,13 @@ class ScriptedStream:
         update_ms: int,
     ) -> None:
         self._key = key
-        self._encoding = audio.encoding
         self._window = audio.sample_rate * WINDOW_MS // 1000
         self._start_ms = start_ms
         self._events = events
         self._script = script
         self._update_windows = max(1, update_ms // WINDOW_MS)
-        self._rest: Samples = np.zeros(0, np.int16)
-        self._runs = _Runs()
+        self._rest = b""
+        self._runs = _Runs(audio.encoding, audio.sample_rate)
         self._segment = 0
         self._done = False
         self.cancelled = False
@@ -132,16 +162,18 @@ class ScriptedStream:
         """See `RecognizerStream.feed`."""
         if self._done:
             return
-        samples = np.concatenate((self._rest, g711.decode(self._encoding, payload)))
-        whole = len(samples) // self._window * self._window
-        self._rest = samples[whole:]
-        for at in range(0, whole, self._window):
-            run = self._runs.push(samples[at : at + self._window])
-            if run is not None:
-                self._final(run)
-            elif self._runs.run and len(self._runs.run) % self._update_windows == 0:
-                self._partial()
-        self._progress()
+        audio = self._rest + payload if self._rest else payload
+        whole = len(audio) // self._runs.window_bytes * self._runs.window_bytes
+        self._rest = audio[whole:]
+        if whole < len(audio):
+            audio = audio[:whole]
+        if audio:
+            for run in self._runs.push(audio):
+                if run is not None:
+                    self._final(run)
+                elif self._runs.run and len(self._runs.run) % self._update_windows == 0:
+                    self._partial()
+            self._progress()
 
     def finish(self) -> None:
         """See `RecognizerStream.finish`."""
@@ -163,10 +195,10 @@ class ScriptedStream:
 
     def _progress(self) -> None:
         covered = self._runs.start if self._runs.run else self._runs.position
-        self._events.put(self, Progress(self._key, self._ms(covered), self._ms(self._runs.position)))
+        self._events.moved(self, self._key, self._ms(covered), self._ms(self._runs.position))
 
     def _partial(self) -> None:
-        text = words_of(digest(np.concatenate(self._runs.run)))
+        text = words_of(digest(self._runs.so_far()))
         end_ms = self._ms(self._runs.position)
         self._events.put(self, Hypothesis(self._key, self._segment, False, text, self._ms(self._runs.start), end_ms))
 
@@ -242,3 +274,12 @@ class ScriptedRecognizer:
 
     async def room(self) -> None:
         """There always is."""
+
+    def report(self, most: int) -> None:
+        """See `Recognizer.report`."""
+        self._events.report(most)
+
+    def stats(self) -> RecognizerStats:
+        """See `Recognizer.stats`. It hears in the caller's own process, at once."""
+        streams = sum(not stream._done for stream in self._streams)
+        return RecognizerStats(streams, 0, 0, 1, 1, 0, dict(self._events.failures))

@@ -88,6 +88,19 @@ Command = Open | Feed | Finish
 
 
 @dataclass(frozen=True, slots=True)
+class FrameRun:
+    """Audio frames of one stream, one after another in the topic, alike in codec and length: what `AudioFrame` says
+    of each, at a part of its cost. `sequences` and `payloads` are of one length, at least 1."""
+
+    stream_id: str
+    track: Track
+    encoding: str
+    sample_rate: int
+    sequences: Sequence[int]
+    payloads: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
 class Abandoned:
     """The speech of a stream ended before its audio did. `reason` is for logs and counters: no content is in it."""
 
@@ -99,7 +112,8 @@ class Abandoned:
 class Step:
     """What follows from frames or an event: commands for the recogniser and records to emit, each in order.
 
-    `changed`: the session's `state` differs from before and is to be stored once the utterances were sent.
+    `changed`: the session's `state` differs from before and is to be stored once the utterances were sent. Where audio
+    was only covered that may wait; see `Recognizer.report`.
     """
 
     commands: tuple[Command, ...] = ()
@@ -119,12 +133,41 @@ class _Phase(Enum):
 
 @dataclass(slots=True)
 class _Piece:
-    """Audio of one frame, or the silence of a gap (`sequence` None). `payload` is None where it was kept no longer."""
+    """Audio of frames without a gap, alike in length, or the silence of a gap (`sequence` None, one frame).
+
+    `start` and `length` (of one frame) are in samples from the stream's origin. `payload` is None where it was kept no
+    longer.
+    """
 
     sequence: int | None
-    start_ms: int
-    end_ms: int
+    frames: int
+    start: int
+    length: int
     payload: bytes | None
+
+    @property
+    def end(self) -> int:
+        """Behind its last sample."""
+        return self.start + self.frames * self.length
+
+    def frames_within(self, samples: int) -> int:
+        """How many of its frames end at or before `samples`."""
+        if self.length == 0:
+            return self.frames if self.start <= samples else 0
+        return min(self.frames, max(0, (samples - self.start) // self.length))
+
+    def split(self, frames: int) -> tuple[_Piece, _Piece]:
+        """Its first `frames` frames, and the others."""
+        payload, cut = self.payload, frames * self.length
+        front = back = None
+        if payload is not None:
+            cut_bytes = len(payload) * frames // self.frames
+            front, back = payload[:cut_bytes], payload[cut_bytes:]
+        after = None if self.sequence is None else self.sequence + frames
+        return (
+            _Piece(self.sequence, frames, self.start, self.length, front),
+            _Piece(after, self.frames - frames, self.start + cut, self.length, back),
+        )
 
 
 @dataclass(slots=True)
@@ -145,14 +188,28 @@ class _Stream:
     """Everything from the first uncovered frame on."""
     dropped: int = 0
     """Pieces at the front that have lost their payload."""
-    partial: str = ""
+    partial: Hypothesis | None = None
+    """What is shown of the open segment."""
     revision: int = 0
     failures: int = 0
 
     @property
     def position_ms(self) -> int:
         """End of the audio taken so far."""
-        return self.origin_ms + (self.samples * 1000 // self.audio.sample_rate if self.audio else 0)
+        return self.ms(self.samples)
+
+    @property
+    def rate(self) -> int:
+        """Samples a second; 0 before the first audio."""
+        return self.audio.sample_rate if self.audio else 0
+
+    def ms(self, samples: int) -> int:
+        """Position of the sample `samples`."""
+        return self.origin_ms + (samples * 1000 // self.audio.sample_rate if self.audio else 0)
+
+    def samples_until(self, position_ms: int) -> int:
+        """The last sample whose position is `position_ms` or earlier: the inverse of `ms`."""
+        return ((position_ms - self.origin_ms + 1) * self.rate - 1) // 1000
 
     def snapshot(self) -> StreamSpeech:
         ended = self.phase is _Phase.ENDED
@@ -227,7 +284,7 @@ class CallSpeech:
         """
         return {s.stream_id: s.uncovered for s in self._streams.values() if s.phase is not _Phase.ENDED}
 
-    def frames(self, frames: Iterable[AudioFrame], now: Micros) -> Step:
+    def frames(self, frames: Iterable[AudioFrame | FrameRun], now: Micros) -> Step:
         """Take the next records of the call, in the order of the topic. `now` becomes `recognized_at` of an END."""
         output = _Output()
         for frame in frames:
@@ -236,12 +293,14 @@ class CallSpeech:
             stream = self._streams.get(frame.stream_id) or self._new_stream(frame.stream_id, output)
             if stream.phase in (_Phase.FINISHING, _Phase.ENDED):
                 continue
-            match frame.kind:
-                case FrameKind.START:
-                    self._check_format(stream, frame, now, output)
-                case FrameKind.FRAME if frame.sequence >= stream.expected:
+            match frame:
+                case FrameRun():
                     self._take(stream, frame, now, output)
-                case FrameKind.END:
+                case AudioFrame(kind=FrameKind.FRAME):
+                    self._take(stream, _run_of(frame), now, output)
+                case AudioFrame(kind=FrameKind.START):
+                    self._check_format(stream, frame, now, output)
+                case AudioFrame(kind=FrameKind.END):
                     self._finish(stream, now, output)
         return output.step()
 
@@ -277,39 +336,72 @@ class CallSpeech:
         output.changed = True
         return stream
 
-    def _check_format(self, stream: _Stream, frame: AudioFrame, now: Micros, output: _Output) -> bool:
-        audio = AudioFormat(frame.encoding, frame.sample_rate)
-        if stream.audio is None and self._accepts(audio):
-            stream.audio = audio
-        if stream.audio == audio:
+    def _check_format(self, stream: _Stream, frame: AudioFrame | FrameRun, now: Micros, output: _Output) -> bool:
+        audio = stream.audio
+        if audio is not None and audio.encoding == frame.encoding and audio.sample_rate == frame.sample_rate:
             return True
-        reason = "format not decodable" if stream.audio is None else "format changed"
+        if audio is None and self._accepts(given := AudioFormat(frame.encoding, frame.sample_rate)):
+            stream.audio = given
+            return True
+        reason = "format not decodable" if audio is None else "format changed"
         self._abandon(stream, reason, now, output)
         return False
 
-    def _take(self, stream: _Stream, frame: AudioFrame, now: Micros, output: _Output) -> None:
-        if not self._check_format(stream, frame, now, output):
+    def _take(self, stream: _Stream, run: FrameRun, now: Micros, output: _Output) -> None:
+        """Take those frames of `run` that are new; what is missing before one is silence."""
+        sequences = run.sequences
+        last = len(sequences) - 1
+        if sequences[last] < stream.expected and max(sequences) < stream.expected:
+            return  # all were heard
+        if not self._check_format(stream, run, now, output):
             return
         if stream.phase is _Phase.IDLE:
             stream.phase = _Phase.LISTENING
-            output.command(Open(stream.stream_id, AudioFormat(frame.encoding, frame.sample_rate), stream.origin_ms))
-        payload = g711.whole_samples(frame.encoding, frame.payload)
-        length = g711.samples_in(frame.encoding, len(payload))
-        longest = LONGEST_GAP_MS * frame.sample_rate // 1000
-        missing = min((frame.sequence - stream.expected) * length, longest)
-        if missing:
-            self._append(stream, None, missing, _silence(frame.encoding, missing), output)
-        self._append(stream, frame.sequence, length, payload, output)
-        stream.expected = frame.sequence + 1
+            output.command(Open(stream.stream_id, AudioFormat(run.encoding, run.sample_rate), stream.origin_ms))
+        length = g711.samples_in(run.encoding, len(run.payloads[0]))
+        at = 0
+        while at <= last:
+            sequence = sequences[at]
+            if sequence < stream.expected:
+                at += 1
+                continue
+            if sequence > stream.expected:
+                longest = LONGEST_GAP_MS * run.sample_rate // 1000
+                missing = min((sequence - stream.expected) * length, longest)
+                if missing:
+                    self._append(stream, None, 1, missing, _silence(run.encoding, missing), output)
+            end = at + 1
+            while end <= last and sequences[end] == sequence + end - at:
+                end += 1
+            payloads = [g711.whole_samples(run.encoding, payload) for payload in run.payloads[at:end]]
+            audio = payloads[0] if end - at == 1 else b"".join(payloads)
+            self._append(stream, sequence, end - at, length, audio, output)
+            stream.expected = sequence + end - at
+            at = end
 
-    def _append(self, stream: _Stream, sequence: int | None, length: int, payload: bytes, output: _Output) -> None:
-        start_ms = stream.position_ms
-        stream.samples += length
-        stream.pieces.append(_Piece(sequence, start_ms, stream.position_ms, payload))
-        while stream.position_ms - stream.pieces[stream.dropped].start_ms > LONGEST_RETAINED_MS:
-            stream.pieces[stream.dropped].payload = None
-            stream.dropped += 1
+    def _append(
+        self, stream: _Stream, sequence: int | None, frames: int, length: int, payload: bytes, output: _Output
+    ) -> None:
+        pieces = stream.pieces
+        pieces.append(_Piece(sequence, frames, stream.samples, length, payload))
+        stream.samples += frames * length
+        if (stream.samples - pieces[stream.dropped].start) * 1000 > LONGEST_RETAINED_MS * stream.rate:
+            self._keep_no_longer(stream)
         output.feed(stream.stream_id, payload)
+
+    def _keep_no_longer(self, stream: _Stream) -> None:
+        """Drop the audio that is kept for too long."""
+        pieces = stream.pieces
+        oldest_ms = stream.position_ms - LONGEST_RETAINED_MS
+        while stream.ms(pieces[stream.dropped].start) < oldest_ms:
+            piece = pieces[stream.dropped]
+            # All frames that begin before, be they of one piece or of many.
+            begun = piece.frames_within(stream.samples_until(oldest_ms - 1) + piece.length) or 1
+            if begun < piece.frames:
+                pieces[stream.dropped], rest = piece.split(begun)
+                pieces.insert(stream.dropped + 1, rest)
+            pieces[stream.dropped].payload = None
+            stream.dropped += 1
 
     def _finish(self, stream: _Stream, now: Micros, output: _Output) -> None:
         if stream.phase is _Phase.IDLE:  # no audio, or none that is not covered
@@ -319,9 +411,9 @@ class CallSpeech:
         output.command(Finish(stream.stream_id))
 
     def _partial(self, stream: _Stream, event: Hypothesis, now: Micros, output: _Output) -> None:
-        if event.text == stream.partial:
+        if event.text == (stream.partial.text if stream.partial else ""):
             return
-        stream.partial = event.text
+        stream.partial = event if event.text else None
         stream.revision = max(stream.revision + 1, (event.end_ms - event.start_ms) // PARTIAL_STEP_MS)
         output.utterances.append(self._utterance(stream, UtteranceKind.PARTIAL, stream.revision, event, now))
 
@@ -329,7 +421,7 @@ class CallSpeech:
         if event.text:
             output.utterances.append(self._utterance(stream, UtteranceKind.FINAL, FINAL_REVISION, event, now))
             stream.utterances += 1
-            stream.partial, stream.revision = "", 0
+            stream.partial, stream.revision = None, 0
             output.changed = True
         else:  # nothing after all: take back what was shown; the number is free for the next utterance
             self._partial(stream, event, now, output)
@@ -337,18 +429,26 @@ class CallSpeech:
 
     def _cover(self, stream: _Stream, covered_ms: int, output: _Output) -> None:
         """All audio before `covered_ms` is done with. A frame that it reaches into only in part is not."""
-        while stream.pieces and stream.pieces[0].end_ms <= covered_ms:
-            piece = stream.pieces.popleft()
-            stream.dropped = max(stream.dropped - 1, 0)
+        until, pieces = stream.samples_until(covered_ms), stream.pieces
+        while pieces:
+            piece = pieces[0]
+            covered = piece.frames_within(until)
+            if covered == 0:
+                break
+            if covered < piece.frames:
+                piece, pieces[0] = piece.split(covered)
+            else:
+                pieces.popleft()
+                stream.dropped = max(stream.dropped - 1, 0)
             if piece.sequence is not None:
-                stream.uncovered, stream.uncovered_ms = piece.sequence + 1, piece.end_ms
+                stream.uncovered, stream.uncovered_ms = piece.sequence + piece.frames, stream.ms(piece.end)
                 stream.failures = 0
                 output.changed = True
 
     def _hear_again(self, stream: _Stream, output: _Output) -> None:
         """Open anew at the first audio that is not covered and still there, and feed all that is."""
         kept = [piece for piece in stream.pieces if piece.payload is not None]
-        start_ms = kept[0].start_ms if kept else stream.position_ms
+        start_ms = stream.ms(kept[0].start) if kept else stream.position_ms
         if stream.audio is not None:
             output.command(Open(stream.stream_id, stream.audio, start_ms))
         for piece in kept:
@@ -365,6 +465,9 @@ class CallSpeech:
         self._end(stream, now, output)
 
     def _end(self, stream: _Stream, now: Micros, output: _Output) -> None:
+        """Write END. What is still partial then, of a segment that no final will come of, was said all the same."""
+        if stream.partial is not None:
+            self._final(stream, stream.partial, now, output)
         stream.phase = _Phase.ENDED
         stream.uncovered, stream.uncovered_ms = stream.expected, stream.position_ms
         stream.pieces.clear()
@@ -408,12 +511,19 @@ class CallSpeech:
 def _reach(stream: _Stream, end_ms: int) -> int:
     """Number of the last frame that audio up to `end_ms` reaches into."""
     reached = stream.uncovered - 1
+    until = stream.samples_until(end_ms - 1)
     for piece in stream.pieces:
-        if piece.start_ms >= end_ms:
+        if piece.start > until:
             break
         if piece.sequence is not None:
-            reached = piece.sequence
+            reached = piece.sequence + min(piece.frames, piece.frames_within(until) + 1) - 1
     return reached
+
+
+def _run_of(frame: AudioFrame) -> FrameRun:
+    return FrameRun(
+        frame.stream_id, frame.track, frame.encoding, frame.sample_rate, (frame.sequence,), (frame.payload,)
+    )
 
 
 _SILENCE: Final = {"PCMU": b"\xff", "PCMA": b"\xd5", "L16": b"\x00\x00", "L16BE": b"\x00\x00"}
@@ -429,25 +539,30 @@ class Streams:
 
     def __init__(self, recognizer: Recognizer) -> None:
         self._recognizer = recognizer
-        self._open: dict[StreamKey, RecognizerStream] = {}
+        self._open: dict[str, dict[str, RecognizerStream]] = {}
+        """By call, then by stream."""
 
     def apply(self, call_id: str, commands: Sequence[Command]) -> None:
         """Carry out `commands` of the session of `call_id`, in order."""
         for command in commands:
-            key = StreamKey(call_id, command.stream_id)
             match command:
-                case Open():
-                    self._open[key] = self._recognizer.open(key, command.audio, command.start_ms)
                 case Feed():
-                    self._open[key].feed(command.payload)
+                    self._open[call_id][command.stream_id].feed(command.payload)
+                case Open():
+                    key = StreamKey(call_id, command.stream_id)
+                    opened = self._recognizer.open(key, command.audio, command.start_ms)
+                    self._open.setdefault(call_id, {})[command.stream_id] = opened
                 case Finish():
-                    self._open[key].finish()
+                    self._open[call_id][command.stream_id].finish()
 
     def ended(self, key: StreamKey) -> None:
         """Forget a stream after its `Ended` or `Failed`, before the commands that follow from that are applied."""
-        self._open.pop(key, None)
+        streams = self._open.get(key.call_id, {})
+        streams.pop(key.stream_id, None)
+        if not streams:
+            self._open.pop(key.call_id, None)
 
     def forget(self, call_id: str) -> None:
         """Cancel all streams of a call: it is heard elsewhere now, or over."""
-        for key in [key for key in self._open if key.call_id == call_id]:
-            self._open.pop(key).cancel()
+        for stream in self._open.pop(call_id, {}).values():
+            stream.cancel()

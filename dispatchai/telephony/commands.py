@@ -53,7 +53,7 @@ class StreamingStart:
     command_id: str
     stream_url: str
     stream_auth_token: str = ""
-    """Sent by the carrier in the socket's handshake; empty for none. A secret: see `callflow.with_token`."""
+    """Sent by the carrier in the socket's handshake; empty for none. A secret: see `callflow.step.with_token`."""
     stream_track: str = INBOUND_TRACK
     stream_codec: str = PCMU
 

@@ -19,7 +19,7 @@ from dispatchai.telephony.throttle import Throttle
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-_ROUTES: Final = "POST /api/v1/call/incoming, GET /ws, GET /health/live, GET /health/ready"
+_ROUTES: Final = "POST /api/v1/call/incoming, GET /ws, GET /health/live, GET /health/ready, GET /metrics"
 
 _NOT_SERVED: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.UPGRADE_REQUIRED})
 

@@ -26,7 +26,7 @@ class FrameEncoder:
     """Encodes the FRAME records of one stream. Remembers what two frames have in common: their times' higher bits and
     their length."""
 
-    __slots__ = ("_format", "_heads", "_high", "_high_encoded", "_length", "_length_encoded")
+    __slots__ = ("_format", "_heads", "_high", "_high_encoded", "_length", "_middle")
 
     def __init__(self, stream_id: str, encoding: str, sample_rate: int) -> None:
         example = AudioFrame(stream_id, FrameKind.FRAME, Track.INBOUND, 0, 0, encoding, sample_rate, b"", None)
@@ -34,38 +34,28 @@ class FrameEncoder:
         self._heads = {track: start + _long(number) for number, track in enumerate(_TRACKS)}
         self._format = _string(encoding) + _long(sample_rate)
         self._length = 0
-        self._length_encoded = _groups(0)
+        self._middle = self._format + _long(0)
+        """What is between the time and the payload: format, and length of the payload."""
         self._high = 0
         self._high_encoded = _groups(0)
 
     def encode(self, track: Track, sequence: int, captured_at: Micros, payload: bytes) -> bytes:
         """The record in single-object encoding. Numbers are 0 or more."""
-        if len(payload) != self._length:
-            self._length = len(payload)
-            self._length_encoded = _long(self._length)
-        return b"".join(
-            (
-                self._heads[track],
-                _long(sequence),
-                self._time(captured_at),
-                self._format,
-                self._length_encoded,
-                payload,
-                _NO_DETAIL,
-            )
-        )
-
-    def _time(self, captured_at: Micros) -> bytes:
-        """`_long` of a time, most of it remembered."""
+        length = len(payload)
+        if length != self._length:
+            self._length = length
+            self._middle = self._format + _long(length)
         zigzag = captured_at << 1
         high = zigzag >> _LOW_BITS
-        if not high:
-            return _groups(zigzag)
-        if high != self._high:
-            self._high = high
-            self._high_encoded = _groups(high)
-        low = bytes((zigzag & 0x7F | 0x80, zigzag >> 7 & 0x7F | 0x80, zigzag >> 14 & 0x7F | 0x80))
-        return low + self._high_encoded
+        if high:
+            if high != self._high:
+                self._high = high
+                self._high_encoded = _groups(high)
+            low = bytes((zigzag & 0x7F | 0x80, zigzag >> 7 & 0x7F | 0x80, zigzag >> 14 & 0x7F | 0x80))
+            time = low + self._high_encoded
+        else:
+            time = _groups(zigzag)
+        return b"".join((self._heads[track], _groups(sequence << 1), time, self._middle, payload, _NO_DETAIL))
 
 
 def _long(number: int) -> bytes:
@@ -79,6 +69,8 @@ def _groups(rest: int) -> bytes:
         return rest.to_bytes()
     if rest < 0x4000:
         return bytes((rest & 0x7F | 0x80, rest >> 7))
+    if rest < 0x200000:
+        return bytes((rest & 0x7F | 0x80, rest >> 7 & 0x7F | 0x80, rest >> 14))
     groups = bytearray()
     while rest > 0x7F:
         groups.append(rest & 0x7F | 0x80)

@@ -7,6 +7,7 @@ on its way to Kafka to `outbox`.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
@@ -16,12 +17,15 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
 from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.engine.metrics import PATH as METRICS_PATH
+from dispatchai.engine.metrics import ProcessMetrics
+from dispatchai.engine.pulse import Pulse
 from dispatchai.settings import Settings
 from dispatchai.telephony.config import GatewayConfig
 from dispatchai.telephony.errors import UnreadableRequests, errors_as_json
-from dispatchai.telephony.media import MediaSockets
-from dispatchai.telephony.metrics import GatewayMetrics
+from dispatchai.telephony.metrics import Exposed, GatewayMetrics
 from dispatchai.telephony.outbox import Outbox
+from dispatchai.telephony.sockets import MediaSockets
 from dispatchai.telephony.webhooks import Webhooks
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -32,6 +36,7 @@ MEDIA_PATH: Final = "/ws"
 METRICS: Final = web.AppKey("metrics", GatewayMetrics)
 """The counts of an application made by `create_app`."""
 
+_PROCESS: Final = web.AppKey("process", ProcessMetrics)
 _OUTBOX: Final = web.AppKey("outbox", Outbox)
 
 _BATCH_BYTES: Final = 900_000
@@ -54,9 +59,23 @@ _BACKLOG: Final = 1024
 def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Application:
     """The gateway's application. `producer` is started, and stopped after the application, by the caller."""
     metrics = GatewayMetrics()
+    process = ProcessMetrics()
+    process.registry.register(Exposed(metrics))
+    answered = process.stage("webhook_answer")
     outbox = Outbox(producer, metrics, max_waiting=config.records_waiting_max, ack_timeout_s=config.ack_timeout_s)
     webhooks = Webhooks(config, outbox, metrics)
     media = MediaSockets(config, outbox, metrics)
+
+    async def webhook(request: web.Request) -> web.StreamResponse:
+        begun = time.perf_counter()
+        try:
+            return await webhooks.handle(request)
+        finally:
+            answered.observe(time.perf_counter() - begun)
+
+    async def shown(request: web.Request) -> web.StreamResponse:
+        process.kafka_reachable.set((await outbox.readiness()).reachable)
+        return await process.show(request)
 
     async def live(_: web.Request) -> web.Response:
         return web.json_response({"status": "live", "metrics": metrics.as_json()})
@@ -90,12 +109,14 @@ def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Applica
 
     app = web.Application(middlewares=[errors_as_json(metrics)])
     app[METRICS] = metrics
+    app[_PROCESS] = process
     app[_OUTBOX] = outbox
-    app.router.add_post(WEBHOOK_PATH, webhooks.handle)
-    app.router.add_post(f"{WEBHOOK_PATH}/", webhooks.handle)
+    app.router.add_post(WEBHOOK_PATH, webhook)
+    app.router.add_post(f"{WEBHOOK_PATH}/", webhook)
     app.router.add_get(MEDIA_PATH, media.handle, allow_head=False)
     app.router.add_get("/health/live", live)
     app.router.add_get("/health/ready", ready)
+    app.router.add_get(METRICS_PATH, shown)
     app.cleanup_ctx.append(sending)
     app.on_shutdown.append(dismiss)
     if not config.verify_webhooks:
@@ -127,6 +148,8 @@ async def serve(
         app = create_app(config, producer)
         runner = app_runner(app)
         await runner.setup()
+        pulse = Pulse(app[_PROCESS].loop_delay, settings.stuck_after_s)
+        pulse.start()
         try:
             site = web.TCPSite(runner, settings.gateway_host, settings.gateway_port, backlog=_BACKLOG)
             await site.start()
@@ -136,6 +159,7 @@ async def serve(
                 listening(host, port)
             await app[_OUTBOX].broken()
         finally:
+            pulse.stop()
             await runner.cleanup()
     finally:
         await _stop_producer(producer)

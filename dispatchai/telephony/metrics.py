@@ -1,12 +1,17 @@
-"""What the gateway counts. Decides the names; leaves to the health pages how they are shown."""
+"""What the gateway and its commands to the carrier count. Decides names and texts of what Prometheus is shown."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, Final
 
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from dispatchai.telephony.client import CommandCounts
 from dispatchai.telephony.signatures import Refusal
 from dispatchai.telephony.wire import BadMessageKind
 
@@ -37,39 +42,66 @@ class SocketRefusal(StrEnum):
     BAD_MESSAGES = "bad_messages"
 
 
+PREFIX: Final = "dispatchai_gateway_"
+
+
+def _count(text: str) -> Any:
+    """A number that only grows."""
+    return field(default=0, metadata={"text": text, "family": CounterMetricFamily})
+
+
+def _gauge(text: str) -> Any:
+    """A number that grows and shrinks."""
+    return field(default=0, metadata={"text": text, "family": GaugeMetricFamily})
+
+
+def _by(label: str, kinds: type[StrEnum], text: str) -> dict[str, Any]:
+    """What is said of numbers that only grow, one for each of `kinds`, which are the values of `label`."""
+    return {"text": text, "label": label, "kinds": kinds}
+
+
 @dataclass(slots=True)
 class GatewayMetrics:
-    """Counts since the process started, and two gauges: `sockets_open` and `records_waiting`."""
+    """Counts since the process started, and two gauges. Plain numbers: a media message adds to several of them."""
 
-    webhooks: Counter[WebhookOutcome] = field(default_factory=Counter)
-    refusals: Counter[Refusal] = field(default_factory=Counter)
-    requests_not_served: int = 0
-    """Requests for a path or method that is not there, or for the media socket without a websocket."""
-    requests_unreadable: int = 0
-    """Connections that sent what is no HTTP."""
-    internal_errors: int = 0
-    """Requests answered 500: an error of the gateway's own."""
-    sockets_opened: int = 0
-    sockets_open: int = 0
-    sockets_replaced: int = 0
-    sockets_refused: Counter[SocketRefusal] = field(default_factory=Counter)
-    bad_messages: Counter[BadMessageKind] = field(default_factory=Counter)
-    carrier_errors: int = 0
-    frames: int = 0
-    """Frames put in order, those among them that were dropped too."""
-    frames_duplicate: int = 0
-    frames_late: int = 0
-    frames_reordered: int = 0
-    streams_swapped: int = 0
-    """L16 streams whose byte order was found to be the other one than L16_BYTE_ORDER says."""
-    frames_dropped: int = 0
-    """Frames left out because too many wait for Kafka. Their sequence numbers are missing on the topic."""
-    records_waiting: int = 0
-    records_stored: int = 0
-    records_resent: int = 0
-    """Records of a batch that Kafka did not acknowledge, sent once more: they may be on the topic twice."""
-    records_failed: int = 0
-    """Records that Kafka refused for good."""
+    webhooks: Counter[WebhookOutcome] = field(
+        default_factory=Counter, metadata=_by("outcome", WebhookOutcome, "Webhooks by what became of them.")
+    )
+    refusals: Counter[Refusal] = field(
+        default_factory=Counter, metadata=_by("reason", Refusal, "Webhooks refused for their signature.")
+    )
+    requests_not_served: int = _count(
+        "Requests for a path or method that is not there, or for the media socket without a websocket."
+    )
+    requests_unreadable: int = _count("Connections that sent what is no HTTP.")
+    internal_errors: int = _count("Requests answered 500: an error of the gateway's own.")
+    sockets_opened: int = _count("Media sockets accepted.")
+    sockets_open: int = _gauge("Media sockets that are open.")
+    sockets_replaced: int = _count("Media sockets closed because their call opened another.")
+    sockets_refused: Counter[SocketRefusal] = field(
+        default_factory=Counter,
+        metadata=_by("reason", SocketRefusal, "Media sockets turned away or closed by the gateway."),
+    )
+    bad_messages: Counter[BadMessageKind] = field(
+        default_factory=Counter,
+        metadata=_by("kind", BadMessageKind, "Media messages dropped because they are unusable."),
+    )
+    carrier_errors: int = _count("Errors of a stream that the carrier reported.")
+    frames: int = _count("Frames put in order, those among them that were dropped too.")
+    frames_missing: int = _count("Frames that the carrier numbered and that never came, or came too late.")
+    frames_duplicate: int = _count("Frames that came before.")
+    frames_late: int = _count("Frames that came after their gap was given up.")
+    frames_reordered: int = _count("Frames that came after a later one, in time to be put in their place.")
+    streams_swapped: int = _count("L16 streams whose byte order was not what L16_BYTE_ORDER says.")
+    frames_dropped: int = _count(
+        "Frames left out because too many wait for Kafka. Their sequence numbers are missing on the topic."
+    )
+    records_waiting: int = _gauge("Media records that Kafka has not acknowledged.")
+    records_stored: int = _count("Media records that Kafka acknowledged.")
+    records_resent: int = _count(
+        "Records of a batch that Kafka did not acknowledge, sent once more: they may be on the topic twice."
+    )
+    records_failed: int = _count("Records that Kafka refused for good.")
 
     def as_json(self) -> dict[str, int | dict[str, int]]:
         """The counts by name; those by kind as an object."""
@@ -80,3 +112,46 @@ class GatewayMetrics:
                 {str(kind): count for kind, count in value.items()} if isinstance(value, dict) else value
             )
         return result
+
+
+class Exposed:
+    """Shows the counts to Prometheus, as they are at a scrape."""
+
+    def __init__(self, metrics: GatewayMetrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        """Called at a scrape."""
+        for item in dataclasses.fields(self._metrics):
+            name, text = PREFIX + item.name, item.metadata["text"]
+            value = getattr(self._metrics, item.name)
+            if (label := item.metadata.get("label")) is None:
+                yield item.metadata["family"](name, text, value)
+                continue
+            family = CounterMetricFamily(name, text, labels=[label])
+            # All kinds, also those that never came: a rate needs the 0 before the first.
+            for kind in item.metadata["kinds"]:
+                family.add_metric([kind.value], value[kind])
+            yield family
+
+
+class CommandsExposed:
+    """Shows what became of the commands to the carrier, as it is at a scrape."""
+
+    def __init__(self, counts: CommandCounts) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterable[Metric]:
+        """Called at a scrape."""
+        outcomes = CounterMetricFamily(
+            "dispatchai_commands", "Commands to the carrier by how they ended.", labels=["action", "outcome"]
+        )
+        for (action, outcome), count in self._counts.outcomes.items():
+            outcomes.add_metric([action, outcome], count)
+        yield outcomes
+        retries = CounterMetricFamily(
+            "dispatchai_command_retries", "Tries beyond the first of a command.", labels=["action"]
+        )
+        for action, count in self._counts.retries.items():
+            retries.add_metric([action], count)
+        yield retries

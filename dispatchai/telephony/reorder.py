@@ -8,6 +8,7 @@ Source: Telnyx media streaming ("order of events is not guaranteed and the chunk
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final, Generic, TypeVar
@@ -44,6 +45,8 @@ class ReorderBuffer(Generic[T]):
 
     depth: int = DEPTH
     next: int = 1
+    on_gap: Callable[[int], None] | None = None
+    """Told how many sequence numbers were given up, each time."""
     _held: dict[int, T] = field(default_factory=dict)
     _gaps: deque[int] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_GAPS))
 
@@ -82,6 +85,8 @@ class ReorderBuffer(Generic[T]):
 
     def _give_up_until(self, sequence: int) -> None:
         self._gaps.extend(range(max(self.next, sequence - _REMEMBERED_GAPS), sequence))
+        if self.on_gap is not None and sequence > self.next:
+            self.on_gap(sequence - self.next)
         self.next = sequence
 
     def _release(self) -> list[tuple[int, T]]:

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -210,9 +210,11 @@ class Start:
     media_format: MediaFormat | None
 
 
-@dataclass(frozen=True, slots=True)
-class Media:
-    """One frame: RTP payload without headers, its number per track. Some count from 0, the carrier from 1."""
+class Media(NamedTuple):
+    """One frame: RTP payload without headers, its number per track. Some count from 0, the carrier from 1.
+
+    A tuple, as one is made 50 times a second and call: a frozen dataclass takes twice as long.
+    """
 
     track: Track
     chunk: int
@@ -251,8 +253,34 @@ DEFAULT_SAMPLE_RATE: Final = 8000
 """Samples per second of telephony, where the carrier named a codec without its rate."""
 
 
-def parse_media_message(text: str | bytes) -> MediaMessage:
-    """One text message of the media socket. Raises BadMessage."""
+_USUAL_MEDIA: Final = re.compile(
+    rb'\{"event":"media","sequence_number":"[0-9]{1,18}","stream_id":"[A-Za-z0-9._:~+/=@-]{1,256}",'
+    rb'"media":\{"track":"(inbound|outbound)","chunk":"([0-9]{1,12})","timestamp":"[0-9]{1,18}","payload":"'
+)
+_USUAL_END: Final = b'"}}'
+"""A media message letter by letter as the carrier writes it, but for its audio. Read so it costs half of what JSON
+costs. Any other spelling is read as JSON; so is whatever comes of neither, with the same result, as a test sees to."""
+
+_USUAL_TRACKS: Final = {b"inbound": Track.INBOUND, b"outbound": Track.OUTBOUND}
+
+
+def parse_media_message(text: bytes) -> MediaMessage:
+    """One text message of the media socket. Raises BadMessage, also for what is not UTF-8."""
+    usual = _USUAL_MEDIA.match(text)
+    if usual is not None and text.endswith(_USUAL_END):  # nearly every message: 50 a second and call
+        track, number = usual.groups()
+        try:
+            # Base64 has no quotes, so nothing but audio is between the two.
+            audio = binascii.a2b_base64(text[usual.end() : -len(_USUAL_END)], strict_mode=True)
+        except ValueError:
+            audio = b""
+        if audio:
+            return Media(_USUAL_TRACKS[track], int(number), audio)
+    return parse_media_json(text)
+
+
+def parse_media_json(text: bytes) -> MediaMessage:
+    """As `parse_media_message`, of whatever spelling."""
     try:
         message = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -260,9 +288,9 @@ def parse_media_message(text: str | bytes) -> MediaMessage:
     if not isinstance(message, dict):
         raise BadMessage(BadMessageKind.JSON)
     event = message.get("event")
-    if event == "media":  # nearly every message: 50 a second and call
-        return _media(message.get("media"))
     match event:
+        case "media":
+            return _media(message.get("media"))
         case "connected":
             return Connected()
         case "start":

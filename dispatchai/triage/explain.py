@@ -6,6 +6,7 @@ Decides their wording. What was found and how much it weighs is decided in `rule
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from heapq import nlargest
 from math import isfinite
 
@@ -34,15 +35,37 @@ def share(value: float) -> float:
     return min(1.0, max(0.0, value)) if isfinite(value) else 0.0
 
 
-def emotion(analyses: Sequence[Analysis], found: Collection[int], audio: AudioSummary, rules: Rules) -> Emotion:
-    """The caller's state by words and voice. `analyses` are those of the utterances, `found` the rules that hold."""
+@dataclass(frozen=True, slots=True)
+class MoodOfWords:
+    """What the words alone say of the caller's state. `fear` and `anger` are sums of the weights of cues."""
+
+    fear: float
+    anger: float
+    sentiment: str
+
+
+def mood_of_words(analyses: Sequence[Analysis], found: Collection[int], rules: Rules) -> MoodOfWords:
+    """The caller's state by words. `analyses` are those of the utterances, `found` the rules that hold."""
+    cued = [[rules.cues[cue] for cue in analysis.cues] for analysis in analyses if analysis.cues]
     heard = {
-        mood: sum(nlargest(_STRONGEST_TURNS, (_mood_of(analysis, mood, rules) for analysis in analyses)))
+        mood: sum(nlargest(_STRONGEST_TURNS, (sum(cue.weight for cue in cues if cue.mood is mood) for cues in cued)))
         for mood in Mood
     }
     fear, anger = heard[Mood.FEAR], heard[Mood.ANGER]
-    intensity = round(min(1.0, max(fear, anger) + _AUDIO_SHARE * share(audio.distress_score)), 4)
-    if anger >= _ANGRY_FROM and anger > fear:
+    medium = rules.levels[-1][1]
+    if fear or anger or any(rules.rules[number].units >= medium for number in found):
+        sentiment = "negative"
+    elif heard[Mood.RELIEF]:
+        sentiment = "positive"
+    else:
+        sentiment = "neutral"
+    return MoodOfWords(fear, anger, sentiment)
+
+
+def emotion(mood: MoodOfWords, audio: AudioSummary) -> Emotion:
+    """The caller's state by words and voice."""
+    intensity = round(min(1.0, max(mood.fear, mood.anger) + _AUDIO_SHARE * share(audio.distress_score)), 4)
+    if mood.anger >= _ANGRY_FROM and mood.anger > mood.fear:
         label = "ANGRY"
     elif intensity >= _HIGHLY_DISTRESSED_FROM:
         label = "HIGHLY_DISTRESSED"
@@ -52,18 +75,7 @@ def emotion(analyses: Sequence[Analysis], found: Collection[int], audio: AudioSu
         label = "TENSE"
     else:
         label = "CALM"
-    medium = rules.levels[-1][1]
-    if fear or anger or any(rules.rules[number].units >= medium for number in found):
-        sentiment = "negative"
-    elif heard[Mood.RELIEF]:
-        sentiment = "positive"
-    else:
-        sentiment = "neutral"
-    return Emotion(label, intensity, sentiment)
-
-
-def _mood_of(analysis: Analysis, mood: Mood, rules: Rules) -> float:
-    return sum(rules.cues[cue].weight for cue in analysis.cues if rules.cues[cue].mood is mood)
+    return Emotion(label, intensity, mood.sentiment)
 
 
 def unknowns(

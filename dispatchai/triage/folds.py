@@ -2,6 +2,9 @@
 
 Each topic is folded by itself, so what is emitted as FINAL does not depend on how the topics interleaved. Live
 assessments may differ on the way. How text is understood is decided in `rules`.
+
+A packet's version is a function of the folds too (`version_of`), not a count of what was emitted: how often a packet
+is made depends on how the topics interleaved and on where batches were cut, what the last one says does not.
 """
 
 from __future__ import annotations
@@ -18,21 +21,26 @@ from dispatchai.records import (
     CallEvent,
     CallState,
     CallStatus,
+    Micros,
     Signal,
     SignalKind,
     StreamFold,
     TriageState,
     Utterance,
     UtteranceKind,
-    encode,
 )
-from dispatchai.triage.rules import Rules, conclude
+from dispatchai.triage.encoding import encode_assessment
+from dispatchai.triage.rules import Rules, read, weigh
 
 FoldCall = Callable[[CallState | None, CallEvent], CallState]
 """How a call's life is folded from its events; the same fold that the calls agent uses."""
 
 EXPIRED: Final = "dispatchai.expired"
 """Type of the event after which a call's state is given up."""
+
+SNAPSHOT_EVERY: Final[Micros] = 5_000_000
+"""Signals and partial texts ask for a snapshot only when this much time of the call has passed since the one before:
+a snapshot holds all that was said, and a crash makes no more of them than that they are read again."""
 
 NO_STATE: Final = TriageState(
     call=None,
@@ -41,7 +49,7 @@ NO_STATE: Final = TriageState(
     last_signal=None,
     utterances=(),
     transcripts_ended=(),
-    version=0,
+    late_events=0,
     final_digest=None,
     as_of=0,
 )
@@ -61,10 +69,14 @@ NO_AUDIO: Final = AudioSummary(
 
 @dataclass(frozen=True, slots=True)
 class TriageStep:
-    """What a run of records made: the state (None when it is given up) and the assessments, in order."""
+    """What a run of records made: the state (None when it is given up) and the assessments, in order.
+
+    `snapshot`: the state is worth storing now. Otherwise what it lacks is read again after a crash.
+    """
 
     state: TriageState | None
     assessments: tuple[Assessment, ...] = ()
+    snapshot: bool = True
 
 
 def step(
@@ -90,34 +102,81 @@ def step(
         return TriageStep(before)  # nothing of nothing is no state either
     if state.call is None:
         return TriageStep(state)
-    deadline_passed = state.call.deadline_passed
+    is_call, deadline_passed = _is_call(state), state.call.deadline_passed
     finals: tuple[Assessment, ...] = ()
-    if (is_complete(state) or deadline_passed) and _is_known(state):
-        digest = _digest(assess(state, rules, AssessmentKind.FINAL, version=0))
+    if is_call and (is_complete(state) or deadline_passed):
+        final = assess(state, rules, AssessmentKind.FINAL)
+        digest = _digest(final)
         if digest != state.final_digest:
-            state = replace(state, version=state.version + 1, final_digest=digest)
-            finals = (assess(state, rules, AssessmentKind.FINAL, version=state.version),)
+            state = replace(state, final_digest=digest)
+            finals = (final,)
     if state.expired:
         # Deadline and expiry can come together: the packet goes before the end.
-        return TriageStep(None, (*finals, assess(state, rules, AssessmentKind.EXPIRED, version=state.version)))
-    if finals or state.final_digest is not None or deadline_passed:
+        return TriageStep(None, (*finals, assess(state, rules, AssessmentKind.EXPIRED)))
+    if state.final_digest is not None or deadline_passed or not is_call:
         # After the packet nothing is live: the end of a stream that came late makes a new version.
         return TriageStep(state, finals)
-    return TriageStep(state, (assess(state, rules, AssessmentKind.LIVE, version=0),))
+    live = assess(state, rules, AssessmentKind.LIVE)
+    return TriageStep(state, (live,), snapshot=_is_worth_storing(before, state, records))
+
+
+def version_of(state: TriageState) -> int:
+    """The version of the packet that follows from `state`. Odd: all of the call is in. Even: the deadline passed
+    before that. So a call that ends as calls do gets version 1, and version 0 before that if its deadline came first.
+
+    It rises with each fact that may follow after all of a call seemed to be in: an event that changes what is known
+    of a call's life after its end (`TriageState.late_events` counts them), and a stream that no event announced.
+    The two counts are paired by Cantor's function, which rises with each of them, and also when an event announces a
+    stream later, so that no two pairs share a number. Hence:
+
+    * As folds advance it never falls, however the topics interleave, and the last one is the same in every reading.
+    * Two complete packets of one version say the same. Packets of one even version are drafts of one packet: the last
+      that was written counts. They cannot be numbered so that the numbers stay below the 1 of a complete packet, and
+      a complete packet whose number depended on drafts would depend on whether the deadline was read before the text.
+
+    Reference: G. Cantor, "Ein Beitrag zur Mannigfaltigkeitslehre" (1878), the pairing polynomial.
+    """
+    call = state.call
+    late, unannounced = state.late_events, 0
+    if call is not None:
+        announced = max(call.streams_started, 0 if call.answered_at is None else 1)
+        unannounced = max(0, len(streams_of(state)) - announced)
+    diagonal = late + unannounced
+    return 2 * (diagonal * (diagonal + 1) // 2 + late) + is_complete(state)
 
 
 def fold_event(state: TriageState, event: CallEvent, fold_call: FoldCall) -> TriageState:
     """The state with `event` in it. Repeats and late events change nothing, as `fold_call` sees to."""
-    if state.call is None and event.type.startswith("dispatchai."):
+    before = state.call
+    if before is None and event.type.startswith("dispatchai."):
         return state  # facts of a call whose state was given up meanwhile make no call of it
-    call = fold_call(state.call, event)
-    if call == state.call:
+    call = fold_call(before, event)
+    if call == before:
         return state
+    over = before is not None and (before.status is CallStatus.ENDED or before.deadline_passed)
+    late = before is not None and over and _told(before) != _told(call)
     return replace(
         state,
         call=call,
         expired=state.expired or event.type == EXPIRED,
+        late_events=state.late_events + late,
         as_of=max(state.as_of, event.occurred_at),
+    )
+
+
+def _told(call: CallState) -> tuple[object, ...]:
+    """What a packet says of a call's life, and what its completeness rests on."""
+    return (
+        call.call_control_id,
+        call.status,
+        call.from_number,
+        call.to_number,
+        call.started_at,
+        call.answered_at,
+        call.ended_at,
+        call.hangup_cause,
+        call.degraded,
+        call.streams_started,
     )
 
 
@@ -138,19 +197,45 @@ def fold_signal(state: TriageState, signal: Signal) -> TriageState:
 
 
 def fold_utterance(state: TriageState, utterance: Utterance) -> TriageState:
-    """The state with `utterance` in it: of one utterance the highest revision counts, and FINAL does not change."""
+    """The state with `utterance` in it: of one utterance the highest revision counts, and FINAL does not change.
+
+    With END all of a stream is final: what is still partial was heard by a recogniser that failed, and not again.
+    When an utterance was recognised does not enter `as_of`: that depends on the machine and not on the call.
+    """
+    stream_id = utterance.stream_id
+    if stream_id in state.transcripts_ended:
+        return state
     if utterance.kind is UtteranceKind.END:
-        if utterance.stream_id in state.transcripts_ended:
-            return state
-        return replace(state, transcripts_ended=(*state.transcripts_ended, utterance.stream_id))
+        return replace(
+            state,
+            utterances=tuple(
+                item
+                for item in state.utterances
+                if item.stream_id != stream_id or item.kind is not UtteranceKind.PARTIAL
+            ),
+            transcripts_ended=(*state.transcripts_ended, stream_id),
+        )
     known = {item.utterance_id: item for item in state.utterances}
     old = known.get(utterance.utterance_id)
     if old is not None and (old.kind is UtteranceKind.FINAL or old.revision >= utterance.revision):
         return state
-    streams = list(dict.fromkeys([*(item.stream_id for item in state.utterances), utterance.stream_id]))
     known[utterance.utterance_id] = utterance
+    streams = list(dict.fromkeys(item.stream_id for item in known.values()))
     ordered = sorted(known.values(), key=lambda item: (streams.index(item.stream_id), item.start_ms, item.utterance_id))
-    return replace(state, utterances=tuple(ordered), as_of=max(state.as_of, utterance.recognized_at))
+    return replace(state, utterances=tuple(ordered))
+
+
+def streams_of(state: TriageState) -> tuple[str, ...]:
+    """The streams of the call: in the order in which their audio began, then those of which only text is known."""
+    return tuple(
+        dict.fromkeys(
+            (
+                *(fold.stream_id for fold in state.signals),
+                *state.transcripts_ended,
+                *(item.stream_id for item in state.utterances),
+            )
+        )
+    )
 
 
 def is_complete(state: TriageState) -> bool:
@@ -158,22 +243,35 @@ def is_complete(state: TriageState) -> bool:
     call = state.call
     if call is None or call.status is not CallStatus.ENDED:
         return False
-    if call.answered_at is None and not state.signals and not call.streams_started:
+    streams = streams_of(state)
+    if call.answered_at is None and not streams and not call.streams_started:
         return True  # hung up before anybody answered: there is no audio to wait for
+    audio_ended = {fold.stream_id for fold in state.signals if fold.ended}
     return (
-        bool(state.signals)
-        and len(state.signals) >= call.streams_started
-        and all(fold.ended and fold.stream_id in state.transcripts_ended for fold in state.signals)
+        bool(streams)
+        and len(streams) >= call.streams_started
+        and all(stream in audio_ended and stream in state.transcripts_ended for stream in streams)
     )
 
 
-def _is_known(state: TriageState) -> bool:
-    """Whether anything of the call's life is recorded. A stray event after the state was given up, and the deadline
-    that follows from it, must not put an empty packet over the one that was made."""
-    call = state.call
-    return call is not None and (
-        any(moment is not None for moment in (call.started_at, call.answered_at, call.ended_at))
-        or bool(call.streams_started or state.signals or state.utterances)
+def _is_call(state: TriageState) -> bool:
+    """Whether there is a call to speak of. What comes of one after its state was given up (`CallState.stray`), and the
+    timers that follow, must neither put an empty packet over the one that was made nor make a live entry."""
+    return state.call is not None and (not state.call.stray or bool(state.signals or state.utterances))
+
+
+def _is_worth_storing(
+    before: TriageState | None, after: TriageState, records: Sequence[CallEvent | Signal | Utterance]
+) -> bool:
+    return (
+        before is None
+        or before.as_of // SNAPSHOT_EVERY != after.as_of // SNAPSHOT_EVERY
+        or any(
+            isinstance(record, CallEvent)
+            or (isinstance(record, Utterance) and record.kind is not UtteranceKind.PARTIAL)
+            or (isinstance(record, Signal) and record.kind is not SignalKind.UPDATE)
+            for record in records
+        )
     )
 
 
@@ -192,20 +290,17 @@ def summarize_audio(signal: Signal | None) -> AudioSummary:
     )
 
 
-def assess(state: TriageState, rules: Rules, kind: AssessmentKind, *, version: int) -> Assessment:
+def assess(state: TriageState, rules: Rules, kind: AssessmentKind) -> Assessment:
     """What is concluded of the call as `state` has it. `state.call` must be known."""
     call = state.call
     assert call is not None  # noqa: S101 - said above
     audio = summarize_audio(state.last_signal)
-    heard = tuple(item for item in state.utterances if item.text)
-    conclusion = conclude(heard, audio, rules)
-    finals = [item.text for item in heard if item.kind is UtteranceKind.FINAL]
-    partials = [item.text for item in heard if item.kind is UtteranceKind.PARTIAL]
-    if kind is not AssessmentKind.LIVE:
-        # No more will come: what was only partly heard is all there is of it.
-        finals, partials = [item.text for item in heard], []
+    order = tuple(fold.stream_id for fold in state.signals)
+    reading = read(state.utterances, rules, stream_order=order if len(order) > 1 else ())
+    conclusion = weigh(reading, audio, rules)
+    live = kind is AssessmentKind.LIVE
     return Assessment(
-        version=version,
+        version=0 if live else version_of(state),
         kind=kind,
         as_of=state.as_of,
         complete=is_complete(state),
@@ -218,8 +313,9 @@ def assess(state: TriageState, rules: Rules, kind: AssessmentKind, *, version: i
         ended_at=call.ended_at,
         hangup_cause=call.hangup_cause,
         degraded=call.degraded,
-        transcript=" ".join(finals),
-        partial=" ".join(partials),
+        # In a packet no more will come: what was only partly heard is all there is of it.
+        transcript=reading.final_text if live else reading.text,
+        partial=reading.partial_text if live else "",
         audio=audio,
         emotion=conclusion.emotion,
         category=conclusion.category,
@@ -233,6 +329,7 @@ def assess(state: TriageState, rules: Rules, kind: AssessmentKind, *, version: i
     )
 
 
-def _digest(assessment: Assessment) -> str:
-    """A digest of what the assessment says, without when: two equal ones need no new version."""
-    return hashlib.sha256(encode(replace(assessment, as_of=0))).hexdigest()
+def _digest(final: Assessment) -> str:
+    """A digest of what the packet says: two equal ones need to be written once. Of a call that did not hang up the
+    packet says when the last of it was recorded, of another one not."""
+    return hashlib.sha256(encode_assessment(final if final.ended_at is None else replace(final, as_of=0))).hexdigest()

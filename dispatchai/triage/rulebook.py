@@ -38,8 +38,9 @@ UNITS = 10_000
 MAX_VOICE_UNITS = 1_000
 """Most that the voice may add: 0.10. Loudness onset is a weak signal and must not decide between levels of danger."""
 
-_CACHED_TEXTS = 8_192
-"""Texts whose findings are kept: about 80 long calls of 100 utterances."""
+_CACHED_TEXTS = 32_768
+"""Texts whose findings are kept, about 1 kB each: 300 long calls of 100 utterances at once. All texts of a call are
+asked for with each new one, and to read them all again would cost a hundred times as much."""
 
 _SEAM_WORDS = 8
 """Words on each side of the seam of two utterances that are read together. Above the reach of a negation."""

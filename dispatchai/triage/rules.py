@@ -6,9 +6,12 @@ for the dispatcher to `explain`, the order of calls to ranking.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 from dispatchai.records.values import (
     AudioSummary,
@@ -20,11 +23,21 @@ from dispatchai.records.values import (
     RiskLevel,
     Service,
     Utterance,
+    UtteranceKind,
 )
-from dispatchai.triage.explain import LISTENING, best_place, emotion, share, summary, unknowns
+from dispatchai.triage.explain import (
+    LISTENING,
+    MoodOfWords,
+    best_place,
+    emotion,
+    mood_of_words,
+    share,
+    summary,
+    unknowns,
+)
 from dispatchai.triage.rulebook import UNITS, Analysis, Rule, Rules, RulesError
 
-__all__ = ["MAX_EVIDENCE", "Conclusion", "Rules", "RulesError", "conclude"]
+__all__ = ["MAX_EVIDENCE", "Conclusion", "Reading", "Rules", "RulesError", "conclude", "read", "weigh"]
 
 MAX_EVIDENCE = 3
 """Places that are shown for one part: the first ones, so that what a dispatcher reads does not move."""
@@ -44,6 +57,27 @@ class Conclusion:
     summary: str
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the words of a call say, whatever its voice does: all of a conclusion that costs something.
+
+    `final_text` and `partial_text` are what was said for good and what is still being heard, `text` is both in order.
+    """
+
+    text: str
+    final_text: str
+    partial_text: str
+    understood: bool
+    mood: MoodOfWords
+    category: Category
+    services: tuple[Service, ...]
+    tags: tuple[str, ...]
+    addends: tuple[tuple[int, Part], ...]
+    """Points of the words, largest first, in units."""
+    unknowns: tuple[str, ...]
+    summary: str
+
+
 def conclude(utterances: Sequence[Utterance], audio: AudioSummary, rules: Rules) -> Conclusion:
     """What the caller's words and voice say together. A function of its arguments; never raises.
 
@@ -54,6 +88,54 @@ def conclude(utterances: Sequence[Utterance], audio: AudioSummary, rules: Rules)
     falls when an utterance is appended or the voice becomes more distressed. Without a word, or with none that a rule
     understood, the level is UNKNOWN.
     """
+    return weigh(read(tuple(utterances), rules), audio, rules)
+
+
+def weigh(reading: Reading, audio: AudioSummary, rules: Rules) -> Conclusion:
+    """`conclude` of words that were read before."""
+    parts, units = _score(reading.addends, audio, rules) if reading.understood else ((), 0)
+    return Conclusion(
+        emotion=emotion(reading.mood, audio) if reading.understood else Emotion("UNKNOWN", 0.0, "neutral"),
+        category=reading.category,
+        services=reading.services,
+        tags=reading.tags,
+        risk=Risk(_level(units, reading.category, rules) if reading.understood else RiskLevel.UNKNOWN, units / UNITS),
+        parts=parts,
+        unknowns=reading.unknowns,
+        summary=reading.summary,
+    )
+
+
+_CACHED_READINGS: Final = 4_096
+"""Calls whose words need not be read again at the next signal of the voice: some 3 kB each."""
+
+_readings: OrderedDict[tuple[int, int, tuple[str, ...]], tuple[Rules, tuple[Utterance, ...], Reading]] = OrderedDict()
+
+
+def read(utterances: tuple[Utterance, ...], rules: Rules, stream_order: tuple[str, ...] = ()) -> Reading:
+    """What `utterances` say; those of the streams in `stream_order` in that order, before those of others.
+
+    A function of its arguments. It is remembered for the very tuple, which a call's state keeps from one signal to the
+    next: comparing or hashing all that was said would cost as much as reading it again. Never raises.
+    """
+    key = (id(rules), id(utterances), stream_order)
+    known = _readings.get(key)
+    if known is not None:  # it holds the two objects, so no others can have their ids
+        _readings.move_to_end(key)
+        return known[2]
+    reading = _read(_in_order(utterances, stream_order), rules)
+    _readings[key] = (rules, utterances, reading)
+    if len(_readings) > _CACHED_READINGS:
+        _readings.popitem(last=False)
+    return reading
+
+
+def _in_order(utterances: tuple[Utterance, ...], stream_order: tuple[str, ...]) -> tuple[Utterance, ...]:
+    place = {stream_id: number for number, stream_id in enumerate(stream_order)}
+    return tuple(sorted(utterances, key=lambda one: place.get(one.stream_id, len(place)))) if place else utterances
+
+
+def _read(utterances: tuple[Utterance, ...], rules: Rules) -> Reading:
     spoken = [utterance for utterance in utterances if utterance.text]
     analyses = [rules.analyse(utterance.text) for utterance in spoken]
     seams = [
@@ -67,16 +149,18 @@ def conclude(utterances: Sequence[Utterance], audio: AudioSummary, rules: Rules)
     _combine(evidence, rules)
     found = sorted(evidence, key=lambda number: (-rules.rules[number].units, number))
     understood = any(analysis.words for analysis in analyses)
-    parts, units = _score(found, evidence, audio, rules) if understood else ((), 0)
     place = best_place(everything)
     category, services = _category(found, rules)
-    return Conclusion(
-        emotion=emotion(analyses, found, audio, rules) if understood else Emotion("UNKNOWN", 0.0, "neutral"),
+    return Reading(
+        text=" ".join(one.text for one in spoken),
+        final_text=" ".join(one.text for one in spoken if one.kind is UtteranceKind.FINAL),
+        partial_text=" ".join(one.text for one in spoken if one.kind is UtteranceKind.PARTIAL),
+        understood=understood,
+        mood=mood_of_words(analyses, found, rules),
         category=category,
         services=services,
         tags=tuple(dict.fromkeys(tag for number in found for tag in rules.rules[number].tags)),
-        risk=Risk(_level(units, category, rules) if understood else RiskLevel.UNKNOWN, units / UNITS),
-        parts=parts,
+        addends=_addends(found, evidence, rules),
         unknowns=unknowns(everything, found, place, rules),
         summary=summary(spoken, found, place, rules) if understood else LISTENING,
     )
@@ -139,10 +223,8 @@ def _combine(found: _Evidence, rules: Rules) -> None:
 # --- Score -----------------------------------------------------------------------------------------------------------
 
 
-def _score(
-    found: Sequence[int], evidence: _Evidence, audio: AudioSummary, rules: Rules
-) -> tuple[tuple[Part, ...], int]:
-    """Parts, largest first and a ceiling last, and the units of the score. `found` is strongest first."""
+def _addends(found: Sequence[int], evidence: _Evidence, rules: Rules) -> tuple[tuple[int, Part], ...]:
+    """Units and part of what the words add, largest first. `found` is strongest first."""
     leader = rules.rules[found[0]] if found else rules.unrecognised
     if leader.units < rules.unrecognised.units:
         leader = rules.unrecognised
@@ -154,15 +236,27 @@ def _score(
         units = rule.units if rule is leader else rule.adds
         if units or not rule.units:  # a rule of no points is a note and is shown; one that adds nothing is not
             addends.append((units, _part(rule, units, evidence[number])))
+    addends.sort(key=_units)
+    return tuple(addends)
+
+
+def _score(of_words: tuple[tuple[int, Part], ...], audio: AudioSummary, rules: Rules) -> tuple[tuple[Part, ...], int]:
+    """Parts, largest first and a ceiling last, and the units of the score. `of_words` is largest first."""
+    addends = of_words
     voice = round(rules.voice_units * share(audio.distress_score))
     if voice:
-        addends.append((voice, Part("voice_distress", voice / UNITS, rules.voice_reason, ())))
-    addends.sort(key=lambda addend: -addend[0])
+        of_voice = (voice, Part("voice_distress", voice / UNITS, rules.voice_reason, ()))
+        at = bisect_right(addends, -voice, key=_units)
+        addends = (*addends[:at], of_voice, *addends[at:])
     total = sum(units for units, _ in addends)
     if total > UNITS:
         cut = UNITS - total
-        addends.append((cut, Part("ceiling", cut / UNITS, "A score ends at 1.0.", ())))
+        addends = (*addends, (cut, Part("ceiling", cut / UNITS, "A score ends at 1.0.", ())))
     return tuple(part for _, part in addends), min(total, UNITS)
+
+
+def _units(addend: tuple[int, Part]) -> int:
+    return -addend[0]
 
 
 def _part(rule: Rule, units: int, evidence: tuple[Evidence, ...]) -> Part:

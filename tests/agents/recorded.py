@@ -15,7 +15,8 @@ from dispatchai.records import (
     Utterance,
     UtteranceKind,
 )
-from dispatchai.telephony.callflow import EventType, fold
+from dispatchai.telephony.callflow.events import EventType
+from dispatchai.telephony.callflow.fold import fold
 from dispatchai.triage.folds import NO_STATE, assess, fold_event
 from dispatchai.triage.rules import Rules
 
@@ -65,7 +66,6 @@ def signal(sequence: int, kind: SignalKind = SignalKind.UPDATE, *, stream: str =
         loudness_distress_max=0.9,
         loudness_distress_mean=sequence % 5 / 5,
         missing_frames=0,
-        duplicate_frames=0,
     )
 
 
@@ -174,4 +174,4 @@ def assessment(
 ) -> Assessment:
     """What triage says of a call that rang, with another transcript."""
     state = fold_event(NO_STATE, event("call.initiated", call=call), fold)
-    return replace(assess(state, RULES, kind, version=version), transcript=transcript)
+    return replace(assess(state, RULES, kind), transcript=transcript, version=version)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from agents import calls
 from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.topics import Topics
 from dispatchai.records import CallEvent
-from dispatchai.telephony.callflow import CallFlowConfig, EventType, command_id, timer_id
+from dispatchai.telephony.callflow.config import CallFlowConfig
+from dispatchai.telephony.callflow.events import EventType
+from dispatchai.telephony.callflow.step import command_id
+from dispatchai.telephony.callflow.timers import timer_id
 from dispatchai.telephony.client import RetryPolicy, TelnyxClient
 from tests.agents.carrier import running_carrier
 from tests.agents.recorded import S, event
@@ -38,6 +42,8 @@ CONFIG = CallFlowConfig(
     call_expiry_s=3600,
     call_longest_s=14_400,
 )
+FORGETFUL = replace(CONFIG, call_expiry_s=1)
+"""Gives a call up a second after its deadline was written."""
 POLICY = RetryPolicy(attempts=2, budget_s=60, total_s=60, first_delay_s=0.01)
 """Two tries, soon after each other; a carrier that does not answer is waited for until the test is over."""
 
@@ -61,7 +67,7 @@ async def test_commands_reach_the_carrier_and_timers_the_topic(
     broker: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:
     good, refused, silent = call_name("good"), call_name("refused"), call_name("silent")
-    over, recent, fence = call_name("over"), call_name("recent"), call_name("fence")
+    over, recent = call_name("over"), call_name("recent")
     group = await new_group(broker, tmp_path, tables=[calls.NAME], sources=[calls.TOPIC, calls.ACTIONS_TOPIC])
     app = group.app()
 
@@ -91,20 +97,13 @@ async def test_commands_reach_the_carrier_and_timers_the_topic(
             assert len(await carrier.until_asked(f"v3:{refused}", 3)) == 3
             assert [one.action for one in carrier.of(f"v3:{silent}")] == ["answer"]
 
-            # Timers: of a call that is long over, of one that ended a minute ago, and later of a third.
+            # Timers: of a call that is long over, as after a night in which nobody ran, and of one a minute ago.
             await produce(broker, calls.TOPIC, over, ended(over, 4000))
             await produce(broker, calls.TOPIC, recent, ended(recent, 60))
-            await read_call(broker, calls.TOPIC, over, lambda events: len(timers(events)) >= 2)
-            await read_call(broker, calls.TOPIC, recent, lambda events: len(timers(events)) >= 1)
-            await until(lambda: states.get(over) is None)
-            await produce(broker, calls.TOPIC, fence, ended(fence, 4000))
-            await until(lambda: states.partition_of(fence) is not None)
-            await until(lambda: states.get(fence) is None)
-            of_over = timers(await read_call(broker, calls.TOPIC, over, lambda events: len(timers(events)) >= 2))
+            of_over = await read_call(broker, calls.TOPIC, over, lambda events: len(timers(events)) >= 1)
             of_recent = await read_call(broker, calls.TOPIC, recent, lambda events: len(timers(events)) >= 1)
-            state = states.get(recent)
-            assert state is not None
-            assert state.deadline_passed
+            for name in (over, recent):
+                await until(lambda name=name: (state := states.get(name)) is not None and state.deadline_passed)
 
             # Nothing more was asked meanwhile, though every call had more events.
             assert carrier.of(f"v3:{good}") == asked
@@ -121,12 +120,35 @@ async def test_commands_reach_the_carrier_and_timers_the_topic(
     assert asked[1].body["stream_auth_token"] == f"token of {good} and v3:{good}"
     assert [one.action for one in carrier.of(f"v3:{refused}")] == ["answer", "streaming_start", "speak"]
 
-    assert [one.type for one in of_over] == [EventType.DEADLINE, EventType.EXPIRED]
-    assert [one.event_id for one in of_over] == [timer_id(over, one.type) for one in of_over]
-    (hung_up,) = [one.occurred_at for one in of_recent if one.type == EventType.HANGUP]
-    assert [(one.type, one.occurred_at) for one in timers(of_recent)] == [(EventType.DEADLINE, hung_up + 30 * S)]
+    for events in (of_over, of_recent):
+        (hung_up,) = [one.occurred_at for one in events if one.type == EventType.HANGUP]
+        assert [(one.type, one.occurred_at) for one in timers(events)] == [(EventType.DEADLINE, hung_up + 30 * S)]
     owed = places[silent][0]
     assert await committed(group, owed) <= owed.offset, "the call whose answer is still owed was committed as done"
+
+
+async def test_a_call_is_given_up_once_its_deadline_is_written_and_what_is_told_of_it_later_is_given_up_too(
+    broker: KafkaConnection, topics: Topics, tmp_path: Path
+) -> None:
+    over = call_name("over")
+    group = await new_group(broker, tmp_path, tables=[calls.NAME], sources=[calls.TOPIC, calls.ACTIONS_TOPIC])
+    app = group.app()
+    async with running_carrier() as carrier:
+        client = TelnyxClient(carrier.url, SecretStr(KEY), policy=POLICY)
+        states = calls.make(app, PARTITIONS, config=FORGETFUL, client=client, token_for=lambda call, leg: "")
+        app.on_close.append(client.close)
+        async with running(app):
+            await produce(broker, calls.TOPIC, over, ended(over, 4000))
+            await read_call(broker, calls.TOPIC, over, lambda events: len(timers(events)) == 2)
+            await until(lambda: states.get(over) is None)
+            (_, hangup) = ended(over, 4000)
+            await produce(broker, calls.TOPIC, over, [replace(hangup, received_at=time.time_ns() // 1000)])
+            events = await read_call(broker, calls.TOPIC, over, lambda events: len(timers(events)) == 3)
+            await until(lambda: states.get(over) is None)
+    assert [one.type for one in timers(events)] == [EventType.DEADLINE, EventType.EXPIRED, EventType.EXPIRED]
+    assert [one.event_id for one in timers(events)] == [timer_id(over, one.type) for one in timers(events)]
+    deadline, expired, _ = timers(events)
+    assert expired.occurred_at == deadline.received_at + S, "the time to read what is unread counts from the deadline"
 
 
 @RESTARTS

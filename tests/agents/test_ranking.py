@@ -6,10 +6,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import aiokafka
+
 from agents import ranking
 from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.topics import Topics
-from dispatchai.records import AssessmentKind, Risk, RiskLevel
+from dispatchai.records import AssessmentKind, Risk, RiskLevel, encode
 from dispatchai.triage.ranking import live_call, packet
 from tests.agents.recorded import assessment, event
 from tests.agents.support import (
@@ -26,6 +28,18 @@ from tests.agents.support import (
 )
 
 BURST = 60
+
+
+def test_a_live_assessment_that_another_follows_is_not_read_and_no_other_is_left_out() -> None:
+    kinds = [AssessmentKind.LIVE, AssessmentKind.FINAL, AssessmentKind.LIVE, AssessmentKind.LIVE]
+    values = [encode(assessment(kind, version=kind is AssessmentKind.FINAL)) for kind in kinds]
+    records = [consumed(number, value) for number, value in enumerate([*values, b"no record", None])]
+    assert [record.offset for record in ranking._without_overtaken(records)] == [1, 3, 4, 5]
+    assert ranking._without_overtaken(records[1:2] + records[4:]) == records[1:2] + records[4:]
+
+
+def consumed(offset: int, value: bytes | None) -> aiokafka.ConsumerRecord:
+    return aiokafka.ConsumerRecord(ranking.SOURCE, 0, offset, 0, 0, b"call", value, None, 0, 0, ())
 
 
 async def test_live_entries_come_at_a_readable_pace_and_a_packet_takes_their_place(

@@ -12,7 +12,7 @@ from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.topics import Topics
 from dispatchai.records import Utterance, UtteranceKind
 from dispatchai.settings import Settings, SpeechEngine
-from dispatchai.telephony.callflow import EventType
+from dispatchai.telephony.callflow.events import EventType
 from tests.agents.recorded import event
 from tests.agents.support import (
     PARTITIONS,

@@ -131,7 +131,7 @@ async def test_every_record_is_handed_over_once_and_in_order_of_its_key(
         batches.append(len(new))
         return agent.Stepped([*(numbers or []), *new])
 
-    agent.run(app, states, [names.source], decode=int, step=step)
+    agent.run(app, states, {names.source: int}, step=step)
     keys = [f"call-{number}" for number in range(10)]
     await produce(broker, names.source, [(key, str(number).encode()) for number in range(200) for key in keys])
     async with running(app):
@@ -150,8 +150,7 @@ async def test_commits_wait_for_what_is_held_and_a_restart_loses_and_repeats_not
     agent.run(
         first,
         first_states,
-        [names.source],
-        decode=int,
+        {names.source: int},
         # Only the first batch asks for a snapshot: what comes later is in memory alone, as before a crash.
         step=lambda key, numbers, new: agent.Stepped(append(key, numbers, new).state, snapshot=numbers is None),
     )
@@ -172,7 +171,7 @@ async def test_commits_wait_for_what_is_held_and_a_restart_loses_and_repeats_not
         seen.extend(new)
         return append(key, numbers, new)
 
-    agent.run(second, second_states, [names.source], decode=int, step=step)
+    agent.run(second, second_states, {names.source: int}, step=step)
     async with running(second):
         await until(lambda: second_states.get("call") == [1, 2, 3, 4])
     assert seen == [1, 2, 3, 4][len(covered) :]
@@ -192,7 +191,7 @@ async def test_a_poison_record_is_buried_and_stops_nothing(
         made = append(key, numbers, new)
         return agent.Stepped(made.state, [agent.Output(names.sink, str(number).encode()) for number in new])
 
-    agent.run(app, states, [names.source], decode=int, step=step)
+    agent.run(app, states, {names.source: int}, step=step)
     await produce(broker, names.source, [("call", b"not a number"), (None, b"5"), ("bad", b"13"), ("call", b"7")])
 
     def ours(records: list[aiokafka.ConsumerRecord]) -> list[aiokafka.ConsumerRecord]:
@@ -230,8 +229,7 @@ async def test_a_state_is_not_snapshotted_while_an_effect_is_owed_for_it(
     agent.run(
         app,
         states,
-        [names.source],
-        decode=int,
+        {names.source: int},
         step=lambda key, numbers, new: agent.Stepped(append(key, numbers, new).state, effects=new),
         effects=effects,
     )
@@ -254,8 +252,7 @@ async def test_a_deleted_state_leaves_a_tombstone(broker: KafkaConnection, tmp_p
     agent.run(
         app,
         states,
-        [names.source],
-        decode=int,
+        {names.source: int},
         step=lambda key, numbers, new: agent.Stepped(None) if 0 in new else append(key, numbers, new),
     )
     async with running(app):

@@ -55,7 +55,7 @@ async def test_neither_a_failing_effect_nor_a_poison_record_harms_its_neighbours
 
     effects: Effects[int] = Effects(states, perform)
     app.on_close.append(effects.close)
-    agent.run(app, states, [SOURCE], decode=int, step=step, effects=effects)
+    agent.run(app, states, {SOURCE: int}, step=step, effects=effects)
     # Written before the application reads, so that the records of a key come in one batch.
     await produce(broker, SOURCE, poisoned, [b"1", b"13", b"2", b"3"])
     await produce(broker, SOURCE, slow, [b"1", b"2"])

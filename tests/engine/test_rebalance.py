@@ -34,7 +34,7 @@ def step(key: str, state: list[int] | None, numbers: Sequence[int]) -> agent.Ste
 def worker(broker: KafkaConnection, names: Names, folder: Path) -> tuple[App, States[list[int]]]:
     app = make_app(broker, names, folder)
     states = make_states(app)
-    agent.run(app, states, [names.source], decode=int, step=step)
+    agent.run(app, states, {names.source: int}, step=step)
     return app, states
 
 

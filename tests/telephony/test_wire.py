@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dispatchai.records import Track
@@ -20,10 +21,12 @@ from dispatchai.telephony.wire import (
     EnvelopeError,
     Media,
     MediaFormat,
+    MediaMessage,
     Notice,
     Start,
     Stop,
     call_id_of,
+    parse_media_json,
     parse_media_message,
     parse_time,
     parse_webhook,
@@ -35,6 +38,11 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=20,
 )
+
+
+def read(message: str | bytes) -> MediaMessage:
+    """A message of the media socket, which comes as UTF-8."""
+    return parse_media_message(message.encode() if isinstance(message, str) else message)
 
 
 def parse(message: Any) -> Any:
@@ -151,7 +159,7 @@ def test_no_json_makes_the_parsers_fail_in_another_way(message: Any) -> None:
         b'{"event":"media","media":{"track":%b,"chunk":%b,"payload":%b}}' % (body, body, body),
     ):
         with suppress(BadMessage):
-            parse_media_message(wrapped)
+            read(wrapped)
 
 
 @given(JSON)
@@ -181,15 +189,13 @@ def test_optional_fields_of_a_wrong_type_count_as_absent(wrong: Any) -> None:
 
 
 def test_the_messages_of_a_stream_are_read() -> None:
-    assert parse_media_message('{"event":"connected","version":"1.0.0"}') == Connected()
-    assert parse_media_message(start("c", stream_id="s")) == Start("s", "c", "v3:c", MediaFormat("PCMU", 8000, 1))
-    assert parse_media_message(media(7, b"abc")) == Media(Track.INBOUND, 7, b"abc")
-    assert parse_media_message('{"event":"dtmf","dtmf":{"digit":"1"}}') == Notice("dtmf")
-    assert parse_media_message('{"event":"mark","mark":{"name":"x"}}') == Notice("mark")
-    assert parse_media_message('{"event":"error","payload":{"code":100003,"title":"malformed_frame"}}') == CarrierError(
-        "100003"
-    )
-    assert parse_media_message('{"event":"stop","stop":{}}') == Stop()
+    assert read('{"event":"connected","version":"1.0.0"}') == Connected()
+    assert read(start("c", stream_id="s")) == Start("s", "c", "v3:c", MediaFormat("PCMU", 8000, 1))
+    assert read(media(7, b"abc")) == Media(Track.INBOUND, 7, b"abc")
+    assert read('{"event":"dtmf","dtmf":{"digit":"1"}}') == Notice("dtmf")
+    assert read('{"event":"mark","mark":{"name":"x"}}') == Notice("mark")
+    assert read('{"event":"error","payload":{"code":100003,"title":"malformed_frame"}}') == CarrierError("100003")
+    assert read('{"event":"stop","stop":{}}') == Stop()
 
 
 @pytest.mark.parametrize(
@@ -202,17 +208,17 @@ def test_the_messages_of_a_stream_are_read() -> None:
     ],
 )
 def test_both_spellings_of_a_track_are_read(name: str, track: Track) -> None:
-    assert parse_media_message(media(1, b"a", track=name)) == Media(track, 1, b"a")
+    assert read(media(1, b"a", track=name)) == Media(track, 1, b"a")
 
 
 def test_numbers_may_be_numbers() -> None:
     message = '{"event":"media","media":{"track":"inbound","chunk":12,"payload":"YQ=="}}'
-    assert parse_media_message(message) == Media(Track.INBOUND, 12, b"a")
+    assert read(message) == Media(Track.INBOUND, 12, b"a")
 
 
 def test_a_stream_without_session_stream_id_or_format_starts_all_the_same() -> None:
     message = '{"event":"start","start":{"call_control_id":"v3:x"}}'
-    assert parse_media_message(message) == Start(None, None, "v3:x", None)
+    assert read(message) == Start(None, None, "v3:x", None)
 
 
 def media_with(**changes: object) -> bytes:
@@ -226,6 +232,8 @@ def media_with(**changes: object) -> bytes:
         ("{", BadMessageKind.JSON),
         ("[]", BadMessageKind.JSON),
         ("1", BadMessageKind.JSON),
+        (b"\xff", BadMessageKind.JSON),
+        (b'{"event":"stop","of":"\xff"}', BadMessageKind.JSON),
         ("{}", BadMessageKind.EVENT),
         ('{"event":"future"}', BadMessageKind.EVENT),
         ('{"event":["media"]}', BadMessageKind.EVENT),
@@ -244,13 +252,14 @@ def media_with(**changes: object) -> bytes:
         (media_with(payload="Y Q=="), BadMessageKind.BASE64),
         (media_with(payload="µ"), BadMessageKind.BASE64),
         (media_with(payload=""), BadMessageKind.BASE64),
+        (media(1).encode().replace(b'"}}', b'\xff"}}'), BadMessageKind.JSON),
         ('{"event":"start"}', BadMessageKind.FIELDS),
         ('{"event":"start","start":{"call_session_id":"s"}}', BadMessageKind.FIELDS),
     ],
 )
 def test_an_unusable_message_says_why(message: str | bytes, kind: BadMessageKind) -> None:
     with pytest.raises(BadMessage) as raised:
-        parse_media_message(message)
+        read(message)
     assert raised.value.kind is kind
     assert str(raised.value) == kind.value
 
@@ -258,18 +267,55 @@ def test_an_unusable_message_says_why(message: str | bytes, kind: BadMessageKind
 @given(st.binary(min_size=1, max_size=2000), st.integers(1, 1 << 40))
 def test_audio_comes_out_as_it_went_in(audio: bytes, chunk: int) -> None:
     encoded = base64.b64encode(audio).decode()
-    assert parse_media_message(media_with(chunk=str(chunk), payload=encoded)) == Media(Track.INBOUND, chunk, audio)
+    assert read(media_with(chunk=str(chunk), payload=encoded)) == Media(Track.INBOUND, chunk, audio)
+
+
+USUAL = media(7, b"some audio").encode()
+"""A message letter by letter as the carrier writes it."""
+
+EDITS = st.lists(
+    st.tuples(
+        st.integers(0, len(USUAL)),
+        st.integers(0, 4),
+        st.binary(max_size=3)
+        | st.sampled_from([b'"', b"\\", b" ", b"=", b"0", b"1" * 20, b"}", b',"x":"y"', b"\\u0041"]),
+    ),
+    max_size=2,
+)
+
+
+@given(EDITS)
+@example([(len(USUAL) - 3, 0, b'","payload":"YQ==')])
+def test_the_carriers_own_spelling_is_read_as_any_json_is(edits: list[tuple[int, int, bytes]]) -> None:
+    message = USUAL
+    for at, length, new in edits:
+        message = message[:at] + new + message[at + length :]
+
+    def outcome(parse: Callable[[bytes], MediaMessage]) -> MediaMessage | BadMessageKind:
+        try:
+            return parse(message)
+        except BadMessage as bad:
+            return bad.kind
+
+    assert outcome(parse_media_message) == outcome(parse_media_json)
+
+
+@given(st.binary(min_size=1, max_size=400), st.integers(0, 999_999_999_999), st.sampled_from(["inbound", "outbound"]))
+def test_audio_in_the_carriers_own_spelling_comes_out_as_it_went_in(audio: bytes, chunk: int, track: str) -> None:
+    message = media(chunk, audio, track=track).encode()
+    assert parse_media_message(message) == parse_media_json(message)
+    assert read(message) == Media(Track(track.upper()), chunk, audio)
 
 
 def test_a_first_frame_may_be_number_0() -> None:
-    assert parse_media_message(media_with(chunk="0")) == Media(Track.INBOUND, 0, b"a")
+    assert read(media_with(chunk="0")) == Media(Track.INBOUND, 0, b"a")
 
 
 @pytest.mark.parametrize("rate", [-1, 1 << 63, (1 << 64) - 1, "9" * 18, 1e99, None, [], "8 kHz"])
 def test_a_sample_rate_that_makes_no_sense_is_0(rate: object) -> None:
     message = {"event": "start", "start": {"call_control_id": "v3:x", "media_format": {"encoding": "L16"}}}
     message["start"]["media_format"]["sample_rate"] = rate  # type: ignore[index]
-    opened = parse_media_message(orjson.dumps(message))
+    opened = read(orjson.dumps(message))
     assert isinstance(opened, Start)
     assert opened.media_format == MediaFormat("L16", 0, 1)
 

@@ -24,7 +24,7 @@ from dispatchai.records import (
     decode,
     encode,
 )
-from dispatchai.telephony.callflow import fold as fold_call
+from dispatchai.telephony.callflow.fold import fold as fold_call
 from dispatchai.triage.folds import step
 from dispatchai.triage.ranking import live_call, packet, rank
 from dispatchai.triage.rulebook import UNITS

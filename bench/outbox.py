@@ -1,0 +1,136 @@
+"""What it costs the gateway to write a frame to Kafka, by aiokafka and by confluent-kafka: `python -m bench.outbox`.
+
+The same records under the same policy: acknowledged by all, gathered for 10 ms, batches of the same size; aiokafka by
+its batches, as the gateway's outbox uses it, and by `send`. Records come in portions at the pace of live calls; counted
+is this process's time, threads included, from the first record to the last acknowledgement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from aiokafka import AIOKafkaProducer
+from confluent_kafka import KafkaError, Message, Producer
+
+from bench import command
+from bench.frames import FRAME_S, Call, zigzag
+from bench.kafka import Broker, broker
+from bench.lanes import BATCH_BYTES, Lanes
+from bench.report import machine, table
+from dispatchai.telephony.outbox import AUDIO_FRAMES, LINGER_S
+
+Portions = Sequence[Sequence[tuple[bytes, bytes]]]
+"""(key, value) of the frames of all calls, one portion for each 20 ms."""
+
+
+def portions(calls: int, seconds: float) -> Portions:
+    """The frames of `calls` for `seconds`, made before anything is measured."""
+    live = [Call(f"outbox-{number:05d}", number) for number in range(calls)]
+    at = zigzag(time.time_ns() // 1000)
+    return [[(call.call_id.encode(), call.frame(at)) for call in live] for _ in range(round(seconds / FRAME_S))]
+
+
+async def _paced(frames: Portions, put: Callable[[bytes, bytes], None]) -> None:
+    began = time.monotonic()
+    for number, portion in enumerate(frames):
+        await asyncio.sleep(max(0.0, began + number * FRAME_S - time.monotonic()))
+        for key, value in portion:
+            put(key, value)
+
+
+async def by_batches(kafka: Broker, frames: Portions) -> None:
+    """aiokafka, batches built by the caller."""
+    async with Lanes(kafka.connection, AUDIO_FRAMES, linger_s=LINGER_S) as lanes:
+        partitions = {key: lanes.partition(key) for key, _ in frames[0]}
+        now_ms = int(time.time() * 1000)
+        await _paced(frames, lambda key, value: lanes.append(partitions[key], key, value, now_ms))
+
+
+async def by_send(kafka: Broker, frames: Portions) -> None:
+    """aiokafka, record by record."""
+    options = kafka.connection.producer_options()
+    deliveries = []
+    async with AIOKafkaProducer(**options, max_batch_size=BATCH_BYTES, linger_ms=LINGER_S * 1000) as producer:
+        began = time.monotonic()
+        for number, portion in enumerate(frames):
+            await asyncio.sleep(max(0.0, began + number * FRAME_S - time.monotonic()))
+            deliveries += [await producer.send(AUDIO_FRAMES, value, key) for key, value in portion]
+        await asyncio.gather(*deliveries)
+
+
+async def by_confluent(kafka: Broker, frames: Portions) -> None:
+    """confluent-kafka. Raises RuntimeError if a record was refused."""
+    failures: list[KafkaError] = []
+
+    def delivered(error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            failures.append(error)
+
+    producer = Producer(
+        {
+            "bootstrap.servers": kafka.connection.bootstrap_servers,
+            "acks": "all",
+            "enable.idempotence": not kafka.connection.embedded,
+            # Puts each key where aiokafka puts it.
+            "partitioner": "murmur2_random",
+            "linger.ms": LINGER_S * 1000,
+            "batch.size": BATCH_BYTES,
+            "queue.buffering.max.messages": 1_000_000,
+        }
+    )
+
+    def put(key: bytes, value: bytes) -> None:
+        producer.produce(AUDIO_FRAMES, value, key, on_delivery=delivered)
+        producer.poll(0)
+
+    await _paced(frames, put)
+    left = await asyncio.to_thread(producer.flush, 60)
+    if left or failures:
+        raise RuntimeError(f"{left} records were not acknowledged, {len(failures)} refused")
+
+
+WAYS: Final[dict[str, Callable[[Broker, Portions], Awaitable[None]]]] = {
+    "aiokafka, batches as the gateway's outbox builds them": by_batches,
+    "aiokafka, `send`": by_send,
+    "confluent-kafka, `produce`": by_confluent,
+}
+
+
+async def _measure(arguments: argparse.Namespace) -> str:
+    frames = portions(arguments.calls, arguments.seconds)
+    count = sum(map(len, frames))
+    costs_us: dict[str, list[float]] = {name: [] for name in WAYS}
+    async with broker(apache=arguments.apache) as kafka:
+        for _ in range(arguments.repetitions):
+            for name, write in WAYS.items():
+                before = time.process_time()
+                await write(kafka, frames)
+                costs_us[name].append((time.process_time() - before) / count * 1e6)
+    rows = [
+        [name, f"{statistics.median(costs):.1f}", f"{min(costs):.1f}-{max(costs):.1f}"]
+        for name, costs in costs_us.items()
+    ]
+    about = (
+        f"`python -m bench.outbox{' --apache' if arguments.apache else ''}`: the frames of {arguments.calls:,} live "
+        f"calls, {count:,} records, written at their pace, each acknowledged. Processor time of the whole process, "
+        f"threads included; {arguments.repetitions} interleaved runs. {kafka.name} on the same machine ({machine()})."
+    )
+    return "\n".join(["## The gateway's producer", "", about, "", table(["", "µs a record", "range"], rows)])
+
+
+def main() -> None:
+    """Command line."""
+    parser = command.parser("bench.outbox", __doc__)
+    parser.add_argument("--calls", type=int, default=800, help="live calls (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="audio of each (default %(default)s)")
+    parser.add_argument("--repetitions", type=int, default=3, help="runs of each way (default %(default)s)")
+    command.run("bench.outbox", parser.parse_args(), _measure)
+
+
+if __name__ == "__main__":
+    main()

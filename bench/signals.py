@@ -1,0 +1,304 @@
+"""Live calls at the worker, one record for each frame of 20 ms: `python -m bench.signals --apache [--write]`.
+
+The load comes from a process of its own; the worker is a real process, of the signals agent alone or (`--whole`) as
+`dispatchai worker` runs it. A signal is made in the step that updates its call's state, so what is measured is the
+time from a frame's capture to the record of the signal that it caused: a sample of one in forty frames. Every frame
+is accounted for at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from array import array
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from aiohttp import web
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError
+
+from bench import command
+from bench.follow import Progress, follow
+from bench.frames import Call, zigzag
+from bench.kafka import Broker, broker
+from bench.lanes import Lanes
+from bench.load import Plan, Sent, load
+from bench.processes import Used, environment, rounds, used_by
+from bench.report import machine, quantile, table
+from dispatchai.app import WORKER as WORKER_GROUP
+from dispatchai.engine.broker import free_port
+from dispatchai.engine.child import Child
+from dispatchai.records.codec import decode_fields
+
+SETTLE_S: Final = 3.0
+"""After the ramp, before the measured time begins."""
+
+RAMP_CALLS_PER_S: Final = 400.0
+"""How fast the first calls come."""
+
+RAMP_LEAST_S: Final = 2.0
+
+START_S: Final = 120.0
+"""For a worker to start and take its partitions."""
+
+PATIENCE_S: Final = 120.0
+"""For the last signals to come after the load's end: a worker that is behind catches up."""
+
+PROBES: Final = 60
+"""Short calls that show that every partition is processed; so many hit each of eight with near certainty."""
+
+POLL_S: Final = 0.2
+
+FRAME_MS: Final = 20
+
+WORKER: Final = "worker"
+LOAD: Final = "load generator"
+BROKER: Final = "broker"
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the topic `signals` showed. Times in seconds since the epoch."""
+
+    captured: array[float] = field(default_factory=lambda: array("d"))
+    made: array[float] = field(default_factory=lambda: array("d"))
+    """When the worker made the record."""
+    received: array[float] = field(default_factory=lambda: array("d"))
+    """When a consumer had it."""
+    ended: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Of each call that ended: frames, missing frames."""
+
+    def add(self, record: Any, received_at: float) -> None:
+        """The next record."""
+        _, signal = decode_fields(record.value)
+        if signal["kind"] == "END":
+            figures = (signal["audio_ms"] // FRAME_MS, signal["missing_frames"])
+            self.ended[record.key.decode()] = figures
+        else:
+            self.captured.append(signal["captured_at"] / 1_000_000)
+            self.made.append(record.timestamp / 1000)
+            self.received.append(received_at)
+
+    def delays_s(self, since: float, until: float) -> tuple[list[float], list[float]]:
+        """Of the frames captured between the two: until the signal was made, until it was received."""
+        within = [index for index, at in enumerate(self.captured) if since <= at < until]
+        return (
+            [self.made[index] - self.captured[index] for index in within],
+            [self.received[index] - self.captured[index] for index in within],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a run showed. `cores` is processor time per second, `memory_bytes` at the end, by process."""
+
+    live: int
+    workers: int
+    frames_per_s: float
+    made_s: Sequence[float]
+    received_s: Sequence[float]
+    cores: Mapping[str, float]
+    memory_bytes: Mapping[str, int]
+    sent: Sent
+    problems: Sequence[str]
+
+    @property
+    def worker_cores(self) -> float:
+        """Of all workers together."""
+        return sum(cores for name, cores in self.cores.items() if name.startswith(WORKER))
+
+    @property
+    def worker_memory_bytes(self) -> int:
+        """Of all workers together."""
+        return sum(size for name, size in self.memory_bytes.items() if name.startswith(WORKER))
+
+    @property
+    def is_limited_by_load(self) -> bool:
+        """Whether the load generator, and not the worker, was the limit: more than 1 % of its frames were late."""
+        return self.sent.late_frames > self.sent.frames / 100
+
+
+@asynccontextmanager
+async def _carrier() -> AsyncIterator[int]:
+    """The port of a carrier that does what it is told and says no more: the load's events tell of the calls."""
+
+    async def done(_: web.Request) -> web.Response:
+        return web.json_response({"data": {"result": "ok"}})
+
+    application = web.Application()
+    application.router.add_post("/{path:.*}", done)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        yield port
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def workers(kafka: Broker, count: int, *, whole: bool, folder: Path) -> AsyncIterator[list[Child]]:
+    """`count` workers, started; not all need to have joined their group yet."""
+    async with AsyncExitStack() as running:
+        variables = {"GREETING": ""}
+        if whole:
+            # Without an API key the worker takes the carrier for a simulated one, on this port.
+            variables["SIMULATED_CARRIER_PORT"] = str(await running.enter_async_context(_carrier()))
+        argv = ["dispatchai", "worker"] if whole else ["bench.worker"]
+        children = []
+        for number in range(count):
+            settings = environment(folder / str(number), variables, kafka.connection)
+            children.append(await running.enter_async_context(Child([sys.executable, "-m", *argv], env=settings)))
+        yield children
+
+
+async def joined(kafka: Broker, count: int) -> None:
+    """Return when `count` workers share the partitions. Raises TimeoutError."""
+    admin = AIOKafkaAdminClient(**kafka.connection.client_options())
+    await admin.start()
+    try:
+        async with asyncio.timeout(START_S):
+            async for _ in rounds(POLL_S):
+                try:
+                    (response,) = await admin.describe_consumer_groups([WORKER_GROUP])
+                except GroupCoordinatorNotAvailableError:  # a broker that is new makes the topic of groups first
+                    continue
+                (group,) = response.to_object()["groups"]
+                if group["state"] == "Stable" and len(group["members"]) == count:
+                    return
+    finally:
+        await admin.close()
+
+
+async def probe(kafka: Broker, seen: Seen, progress: Progress) -> None:
+    """Return when calls of every partition are processed. Raises TimeoutError."""
+    calls = [Call(f"probe-{time.time_ns()}-{number}", number) for number in range(PROBES)]
+    now = time.time()
+    async with Lanes(kafka.connection, "audio-frames") as lanes:
+        for call in calls:
+            key = call.call_id.encode()
+            partition, at, at_ms = lanes.partition(key), int(now * 1_000_000), int(now * 1000)
+            for value in (call.start(at), call.frame(zigzag(at)), call.end(at)):
+                lanes.append(partition, key, value, at_ms)
+    wanted = {call.call_id for call in calls}
+    await progress.until(lambda: seen.ended.keys() >= wanted, START_S)
+    for call_id in wanted:
+        del seen.ended[call_id]
+
+
+async def measure(kafka: Broker, live: int, seconds: float, *, whole: bool = False, count: int = 1) -> Measured:
+    """One run: `live` calls for `seconds` at `count` workers. Raises TimeoutError where a worker does not start."""
+    seen = Seen()
+    plan = Plan(live, max(RAMP_LEAST_S, live / RAMP_CALLS_PER_S), SETTLE_S + seconds, events=whole)
+    async with AsyncExitStack() as running:
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="dispatchai-bench-signals-")))
+        progress = await running.enter_async_context(follow(kafka.connection, "signals", seen.add))
+        children = await running.enter_async_context(workers(kafka, count, whole=whole, folder=folder))
+        if count > 1:
+            await joined(kafka, count)
+        await probe(kafka, seen, progress)
+        sending = await running.enter_async_context(load(plan, environment(folder, {}, kafka.connection)))
+        pids = {f"{WORKER} {number}": child.pid for number, child in enumerate(children, start=1)}
+        pids |= {LOAD: sending.pid, BROKER: kafka.pid}
+        await asyncio.sleep(await sending.began_at() + plan.ramp_s + SETTLE_S - time.time())
+        before, since = _used(pids), time.time()
+        await asyncio.sleep(seconds)
+        after, until = _used(pids), time.time()
+        sent = await sending.sent()
+        problems = []
+        try:
+            await progress.until(lambda: len(seen.ended) >= sent.calls, PATIENCE_S)
+        except TimeoutError:
+            problems.append(f"{sent.calls - len(seen.ended)} of {sent.calls} calls did not end")
+    frames, missing = (sum(figures) for figures in zip(*seen.ended.values(), strict=True))
+    if (frames, missing) != (sent.frames, 0):
+        problems.append(f"{sent.frames} frames were sent; {frames} counted, {missing} missed")
+    made_s, received_s = seen.delays_s(since, until)
+    return Measured(
+        live=live,
+        workers=count,
+        frames_per_s=sent.frames / sent.seconds,
+        made_s=made_s,
+        received_s=received_s,
+        cores={name: (after[name].cpu_s - before[name].cpu_s) / (until - since) for name in pids},
+        memory_bytes={name: used.memory_bytes for name, used in after.items()},
+        sent=sent,
+        problems=problems,
+    )
+
+
+def _used(pids: Mapping[str, int]) -> dict[str, Used]:
+    return {name: used_by(pid) for name, pid in pids.items()}
+
+
+def row(measured: Measured) -> list[str]:
+    """A line of the table."""
+    made = (f"{quantile(measured.made_s, part) * 1000:.0f}" for part in (0.5, 0.95, 0.99))
+    return [
+        f"{measured.live:,}",
+        f"{measured.frames_per_s:,.0f}",
+        " / ".join(made),
+        f"{quantile(measured.received_s, 0.99) * 1000:.0f}",
+        f"{measured.worker_cores:.2f}",
+        f"{measured.worker_memory_bytes / 1e6:.0f}",
+        f"{measured.cores[BROKER]:.2f}",
+        f"{measured.cores[LOAD]:.2f}",
+        "load generator" if measured.is_limited_by_load else f"{measured.sent.latest_s * 1000:.0f} ms",
+        "; ".join(measured.problems) or "each once",
+    ]
+
+
+HEADER: Final = (
+    *("live calls", "frames/s", "frame → signal made, p50 / p95 / p99 ms", "received, p99 ms", "worker, cores"),
+    *("worker, MB", "broker, cores", "load, cores", "load at most late", "frames"),
+)
+
+
+async def _measure(arguments: argparse.Namespace) -> str:
+    runs = []
+    for live in arguments.live:
+        async with broker(apache=arguments.apache) as kafka:
+            measured = await measure(kafka, live, arguments.seconds, whole=arguments.whole)
+        runs.append(row(measured))
+        print(" · ".join(runs[-1]), file=sys.stderr, flush=True)
+    return text(runs, arguments, kafka)
+
+
+def text(runs: Sequence[Sequence[str]], arguments: argparse.Namespace, kafka: Broker) -> str:
+    """The section of the page."""
+    options = f"{' --apache' if arguments.apache else ''}{' --whole' if arguments.whole else ''}"
+    where = "worker (calls, signals, triage, ranking, console)" if arguments.whole else "signals agent"
+    about = (
+        f"`python -m bench.signals{options}`: simulated live calls for {arguments.seconds:g} s after a ramp, coming "
+        f"and ending as fitted to real calls for service (`bench/arrivals.json`), one record for each frame, at one "
+        f"process of the {where}. The time runs from a frame's capture, so it holds the producer's linger of 5 ms, to "
+        f"the record of the signal that the frame caused; `received` adds the way to a consumer. Broker and load "
+        f"generator run on the same machine ({machine()})."
+    )
+    title = f"## Live calls at the {'whole worker' if arguments.whole else 'signals agent'}, {kafka.name}"
+    return "\n".join([title, "", about, "", table(HEADER, runs)])
+
+
+def main() -> None:
+    """Command line."""
+    parser = command.parser("bench.signals", __doc__)
+    parser.add_argument(
+        "--live", type=int, nargs="+", default=[1, 100, 300, 1000, 2000, 4000], help="numbers of live calls to try"
+    )
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long each is measured (default %(default)s)")
+    parser.add_argument("--whole", action="store_true", help="the whole worker, with the calls' events")
+    arguments = parser.parse_args()
+    section = f"bench.signals{'.whole' if arguments.whole else ''}{'.apache' if arguments.apache else ''}"
+    command.run(section, arguments, _measure)
+
+
+if __name__ == "__main__":
+    main()

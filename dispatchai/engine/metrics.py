@@ -1,0 +1,327 @@
+"""What a process counts, for Prometheus: the names, labels and buckets of all that the engine knows of itself.
+
+Decides how things are counted and shown: on the hot path once a batch, never once a record. Leaves to the agents which
+moments lie between two stages, and to `watch` what standing still means for the life of the process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+import prometheus_client
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.aiohttp import make_aiohttp_handler
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from dispatchai import __version__
+
+if TYPE_CHECKING:
+    from faust.types import TP
+
+    from dispatchai.engine.app import App
+
+# A second series beside each counter, which the text format shows as a gauge of its own.
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+
+PATH: Final = "/metrics"
+
+LATENCY_BUCKETS_S: Final = (
+    *(0.005, 0.01, 0.025, 0.04, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.5),
+    *(1.0, 2.0, 5.0, 10.0, 30.0, 60.0),
+)
+"""Each limit of the speed budget (docs/performance.md) is an edge, so that "how many were within" is exact: 25, 40, 60,
+100, 150, 200, 250, 300 ms and 1 s. Above them come the limits of recovery."""
+
+BATCH_BUCKETS: Final = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000)
+"""Records that one fetch brought: 1 on an idle worker, thousands on one that catches up."""
+
+DELAY_BUCKETS_S: Final = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+LABEL_VALUES_MAX: Final = 64
+"""Values of a label that come from outside of this file (names of errors): what comes beyond is counted as OTHER."""
+
+OTHER: Final = "other"
+
+JOURNEYS_MAX: Final = 10_000
+"""Keys on their way between two stages that are remembered. The oldest is forgotten first, unmeasured."""
+
+
+class Histogram(prometheus_client.Histogram):
+    """A histogram that takes many values at once, at the cost of one."""
+
+    def observe_many(self, values: npt.NDArray[np.float64]) -> None:
+        """Count each of `values`, shape (n,)."""
+        counts = np.bincount(np.searchsorted(self._upper_bounds, values), minlength=len(self._upper_bounds))
+        for bucket, count in zip(self._buckets, counts.tolist(), strict=True):
+            if count:
+                bucket.inc(count)
+        self._sum.inc(float(values.sum()))
+
+
+class Journey:
+    """How long it takes from one moment of a key to another, which different agents of one process see.
+
+    A key whose first moment this process has not seen is not measured. Times are microseconds of the wall clock, which
+    on another machine may be another one: what would be less than nothing counts as nothing.
+    """
+
+    def __init__(self, latency: Histogram) -> None:
+        self._latency = latency
+        self._begun_at_us: dict[str, int] = {}
+
+    def begin(self, key: str, at_us: int) -> None:
+        """The first moment of `key`. Without effect while a journey of `key` is under way."""
+        if len(self._begun_at_us) >= JOURNEYS_MAX:
+            del self._begun_at_us[next(iter(self._begun_at_us))]
+        self._begun_at_us.setdefault(key, at_us)
+
+    def end(self, key: str) -> None:
+        """The last moment of `key`, which is now. Without effect if none is under way."""
+        begun_at_us = self._begun_at_us.pop(key, None)
+        if begun_at_us is not None:
+            self._latency.observe(max(0.0, time.time() - begun_at_us / 1e6))
+
+    def forget(self) -> None:
+        """Forget what is under way: others have these keys now."""
+        self._begun_at_us.clear()
+
+
+class ProcessMetrics:
+    """What every process counts: its resources, the latency of its stages, the delay of its event loop.
+
+    `registry` is what `/metrics` shows; other parts of the process register theirs there.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
+        prometheus_client.Info("dispatchai_build", "What runs here.", registry=self.registry).info(
+            {"version": __version__}
+        )
+        self._stages = Histogram(
+            "dispatchai_stage_seconds",
+            "Latency of a stage of the road, by the wall clocks of those who wrote its first and its last moment.",
+            ["stage"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.loop_delay = Histogram(
+            "dispatchai_loop_delay_seconds",
+            "How long a callback waited for its turn in the event loop; asked once a second.",
+            buckets=DELAY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._show = make_aiohttp_handler(self.registry, disable_compression=True)
+        self.kafka_reachable = Gauge(
+            "dispatchai_kafka_reachable",
+            "Whether Kafka answered when last asked (1) or not (0).",
+            registry=self.registry,
+        )
+
+    def stage(self, name: str) -> Histogram:
+        """The latency of the stage `name`, in seconds. To be asked for once, and kept."""
+        stage: Histogram = self._stages.labels(name)
+        return stage
+
+    def checks(self, checks: Mapping[str, Callable[[], bool]]) -> None:
+        """Show the conditions of `/health/ready`, by name."""
+        self.registry.register(_Checks(checks))
+
+    async def show(self, request: web.Request) -> web.StreamResponse:
+        """The answer to `GET /metrics`, in the format that is asked for. To be guarded as the health pages are."""
+        return await self._show(request)
+
+
+class EngineMetrics(ProcessMetrics):
+    """What an application on the engine counts. Used from its event loop only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        registry = self.registry
+        self._batch_records = Histogram(
+            "dispatchai_batch_records",
+            "Records that an agent took at once: the sum is the records, the mean how far they are coalesced.",
+            ["agent", "topic"],
+            buckets=BATCH_BUCKETS,
+            registry=registry,
+        )
+        self._batch_seconds = Histogram(
+            "dispatchai_batch_seconds",
+            "How long an agent was at one batch, waiting for others included.",
+            ["agent", "topic"],
+            buckets=DELAY_BUCKETS_S,
+            registry=registry,
+        )
+        self._dead_letters = Counter(
+            "dispatchai_dead_letters", "Records that could not be processed.", ["reader", "error"], registry=registry
+        )
+        self._sent = Counter("dispatchai_records_sent", "Records handed to the producer.", ["topic"], registry=registry)
+        self.send_failures = Counter(
+            "dispatchai_records_refused",
+            "Records that Kafka refused for good; each ends the process.",
+            registry=registry,
+        )
+        self._snapshots = Counter(
+            "dispatchai_snapshots", "Snapshots of states written, tombstones too.", ["table"], registry=registry
+        )
+        self._changelog_bytes = Counter(
+            "dispatchai_changelog_bytes", "Bytes of the values of these snapshots.", ["table"], registry=registry
+        )
+        self.rebalances = Counter(
+            "dispatchai_rebalances", "Times that partitions were assigned anew.", registry=registry
+        )
+        self.seeks_again = Counter(
+            "dispatchai_positions_sought_again",
+            "Partitions that were read from the wrong position after a rebalance, and set right.",
+            registry=registry,
+        )
+        self.logs_truncated = Counter(
+            "dispatchai_logs_truncated", "Partitions whose log lost records that were not read.", registry=registry
+        )
+        self._sent_to: dict[str, Counter] = {}
+        """Of each topic its count: finding one by its label costs more than counting."""
+        self._errors: set[str] = set()
+        self._journeys: dict[str, Journey] = {}
+
+    def journey(self, stage: str) -> Journey:
+        """The journey whose latency is that of `stage`; the same one for all who ask."""
+        if stage not in self._journeys:
+            self._journeys[stage] = Journey(self.stage(stage))
+        return self._journeys[stage]
+
+    def reader(self, agent: str, topic: str) -> BatchCounts:
+        """What `agent` counts of `topic`. To be asked for once, and kept."""
+        return BatchCounts(self._batch_records.labels(agent, topic), self._batch_seconds.labels(agent, topic))
+
+    def dead_letter(self, reader: str, error: BaseException) -> None:
+        """A record was buried because of `error`."""
+        name = type(error).__name__
+        if name not in self._errors and len(self._errors) >= LABEL_VALUES_MAX:
+            name = OTHER
+        else:
+            self._errors.add(name)
+        self._dead_letters.labels(reader, name).inc()
+
+    def sent(self, topic: str, records: int = 1) -> None:
+        """`records` were handed to the producer."""
+        count = self._sent_to.get(topic)
+        if count is None:
+            count = self._sent_to[topic] = self._sent.labels(topic)
+        count.inc(records)
+
+    def snapshots(self, table: str, written: int, size_bytes: int) -> None:
+        """A round of snapshots was written to the changelog of `table`."""
+        self._snapshots.labels(table).inc(written)
+        self._changelog_bytes.labels(table).inc(size_bytes)
+
+    def forget(self) -> None:
+        """Partitions were assigned anew: what is under way has no end here."""
+        self.rebalances.inc()
+        for journey in self._journeys.values():
+            journey.forget()
+
+    def watch_app(self, app: App) -> None:
+        """Show what `app` knows of itself at the moment of each scrape."""
+        self.kafka_reachable.set_function(lambda: float(app.watch.kafka_reachable))
+        self.registry.register(_AppState(app))
+
+
+class BatchCounts:
+    """Counts the batches of one agent and topic."""
+
+    def __init__(self, records: Histogram, seconds: Histogram) -> None:
+        self._records = records
+        self._seconds = seconds
+
+    def took(self, records: int, seconds: float) -> None:
+        """A batch of `records` was processed in `seconds`."""
+        self._records.observe(records)
+        self._seconds.observe(seconds)
+
+
+class _Checks:
+    """The conditions of readiness as 0 and 1."""
+
+    def __init__(self, checks: Mapping[str, Callable[[], bool]]) -> None:
+        self._checks = checks
+
+    def collect(self) -> Iterable[Metric]:
+        """Called at a scrape."""
+        family = GaugeMetricFamily(
+            "dispatchai_ready", "Whether a condition of /health/ready holds (1) or not (0).", labels=["check"]
+        )
+        for name, check in self._checks.items():
+            family.add_metric([name], float(check()))
+        yield family
+
+
+class _AppState:
+    """What can be read off an application: lag by partition, what is owed, what is held in memory."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    def collect(self) -> Iterable[Metric]:
+        """Called at a scrape."""
+        app = self._app
+        yield from self._partitions()
+        kept = GaugeMetricFamily("dispatchai_states", "Keys whose state an agent holds.", labels=["table"])
+        for table, count in app.states_kept().items():
+            kept.add_metric([table], count)
+        yield kept
+        yield GaugeMetricFamily(
+            "dispatchai_sends_unacknowledged",
+            "Sends, of a record or of a batch, that Kafka has not acknowledged.",
+            app.emitter.unacknowledged,
+        )
+        yield GaugeMetricFamily(
+            "dispatchai_recovery_remaining_records",
+            "Changelog records still to be read before the agents go on; 0 but after a rebalance.",
+            app.tables.recovery.active_remaining_total() if app.in_recovery else 0,
+        )
+
+    def _partitions(self) -> Iterable[Metric]:
+        app = self._app
+        place = ["topic", "partition"]
+        lag = GaugeMetricFamily(
+            "dispatchai_partition_lag_records", "Records that are there and not processed.", labels=place
+        )
+        uncommitted = GaugeMetricFamily(
+            "dispatchai_partition_uncommitted_records",
+            "Records processed beyond the committed offset: to be read again after a crash.",
+            labels=place,
+        )
+        held = GaugeMetricFamily(
+            "dispatchai_partition_held_records",
+            "Records processed beyond the first that is owed something, such as a snapshot: commits wait for it.",
+            labels=place,
+        )
+        stalled = GaugeMetricFamily(
+            "dispatchai_partition_stalled_seconds",
+            "How long records have been waiting without one being processed. The process ends at STUCK_AFTER_S.",
+            labels=["agent", *place],
+        )
+        for tp in sorted(app.watch.partitions()):
+            labels = [tp.topic, str(tp.partition)]
+            done = app.watch.next_offset(tp)
+            if done is None:
+                continue
+            lag.add_metric(labels, max(0, self._end(tp) - done))
+            committed = app.consumer._committed_offset[tp]
+            uncommitted.add_metric(labels, 0 if committed is None else max(0, done - committed))
+            floor = app.coverage.floor(tp)
+            held.add_metric(labels, 0 if floor is None else max(0, done - floor))
+        for (agent, tp), seconds in sorted(app.watch.stalls().items()):
+            stalled.add_metric([agent, tp.topic, str(tp.partition)], seconds)
+        return lag, uncommitted, held, stalled
+
+    def _end(self, tp: TP) -> int:
+        """Where `tp` ends: as the last fetch said, or as Kafka said when it was asked, whichever is later."""
+        fetched = self._app.consumer.highwater(tp) if tp in self._app.consumer.assignment() else None
+        return max(fetched or 0, self._app.watch.end(tp) or 0)

@@ -1,0 +1,419 @@
+"""Poison of every kind, in every topic, in the midst of a call: each reader buries it once, and nothing else happens.
+
+The worker and the speech process are the real ones; what they read is written past any check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import aiokafka
+import pytest
+
+from dispatchai.engine.broker import free_port
+from dispatchai.engine.child import Child
+from dispatchai.engine.deadletters import LETTER_MAX_BYTES, Letter, Place
+from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.engine.letterbox import Entry, Letterbox
+from dispatchai.engine.topics import Topics
+from dispatchai.records import AudioFrame, CallEvent, CallPacket, FrameKind, encode, to_json
+from dispatchai.records.codec import HEADER_LENGTH, MARKER
+from tests.agents.carrier import running_carrier
+from tests.agents.recorded import S, assessment, event, signal, utterance
+from tests.agents.support import PATIENCE_S, RESTARTS, call_name, produce, read_call
+from tests.records.examples import example, record_class
+from tests.speech.audio import record as frame
+from tests.speech.audio import recording
+from tests.speech.audio import records as stream_records
+
+READERS: Mapping[str, frozenset[str]] = {
+    "call-events": frozenset({"calls", "signals", "speech", "triage"}),
+    "audio-frames": frozenset({"signals", "speech"}),
+    "signals": frozenset({"triage"}),
+    "transcripts": frozenset({"triage"}),
+    "assessments": frozenset({"ranking"}),
+    "dispatch-actions": frozenset({"calls"}),
+}
+"""Who reads which topic, and so complains of what is wrong in it."""
+
+GROUPS: Mapping[str, Sequence[str]] = {
+    "dispatchai-worker": ("call-events", "audio-frames", "signals", "transcripts", "assessments", "dispatch-actions"),
+    "dispatchai-speech": ("call-events", "audio-frames"),
+}
+
+GOOD: Mapping[str, bytes] = {
+    "call-events": encode(event("call.dtmf.received")),
+    "audio-frames": encode(frame(FrameKind.FRAME, 1, bytes(160))),
+    "signals": encode(signal(5)),
+    "transcripts": encode(utterance(1, "Help.")),
+    "assessments": encode(assessment()),
+    "dispatch-actions": encode(example(record_class("Action"))),
+}
+"""A good record of each topic, to be spoiled."""
+
+OTHER = encode(example(record_class("CallPacket")))
+"""A good record that none of the topics should hold."""
+
+Raw = tuple[bytes | None, bytes | None]
+"""Key and value."""
+
+POISON: Mapping[str, Callable[[bytes, bytes], Raw]] = {
+    "not Avro": lambda key, good: (key, b"not a record of this project"),
+    "a schema from the future": lambda key, good: (key, MARKER + b"\xff" * 8 + good[HEADER_LENGTH:]),
+    "a type that the topic does not hold": lambda key, good: (key, OTHER),
+    "cut off": lambda key, good: (key, good[:-3]),
+    "bytes after its end": lambda key, good: (key, good + b"\0"),
+    "a header alone": lambda key, good: (key, good[:HEADER_LENGTH]),
+    "empty": lambda key, good: (key, b""),
+    "no key": lambda key, good: (None, good),
+    "neither key nor value": lambda key, good: (None, None),
+    "an empty key": lambda key, good: (b"", good),
+    "a key that is no text": lambda key, good: (b"\xff\xfe\xfd", good),
+    "large": lambda key, good: (key, good + bytes(900_000)),
+    "too large for a letter": lambda key, good: (key, good + bytes(LETTER_MAX_BYTES)),
+}
+
+
+@dataclass(slots=True)
+class Processes:
+    """A worker and a speech process on one broker."""
+
+    environment: Mapping[str, str]
+    folder: Path
+    ready_urls: Mapping[str, str]
+    children: dict[str, Child] = field(default_factory=dict)
+    output: deque[str] = field(default_factory=lambda: deque(maxlen=300))
+
+    async def start(self) -> None:
+        """Start both and wait until they read."""
+        for name in self.ready_urls:
+            child = Child(
+                [sys.executable, "-m", "dispatchai", name],
+                env=self.environment,
+                cwd=self.folder,
+                on_line=self.output.append,
+            )
+            await child.start()
+            self.children[name] = child
+        async with aiohttp.ClientSession() as http, asyncio.timeout(PATIENCE_S * 2):
+            for name, url in self.ready_urls.items():
+                while not await self._is_ready(http, name, url):  # noqa: ASYNC110 - and it cannot say when it will be
+                    await asyncio.sleep(0.1)
+
+    async def _is_ready(self, http: aiohttp.ClientSession, name: str, url: str) -> bool:
+        self.check()
+        try:
+            async with http.get(url) as response:
+                return response.status == 200
+        except aiohttp.ClientError:
+            return False
+
+    def check(self) -> None:
+        """Fail with the log when a process has ended."""
+        for name, child in self.children.items():
+            assert child.returncode is None, "\n".join([f"the {name} ended with {child.returncode}", *self.output])
+
+    async def kill(self) -> None:
+        """SIGKILL for both."""
+        for child in self.children.values():
+            os.kill(child.pid, 9)
+            await child.wait()
+            await child.stop()
+
+    async def stop(self) -> None:
+        """Stop both in order."""
+        for child in self.children.values():
+            await child.stop()
+
+
+@asynccontextmanager
+async def processes(broker: KafkaConnection, folder: Path, carrier_url: str) -> AsyncIterator[Processes]:
+    """A worker and a speech process, running. Their group is the program's own: what other tests left is read too."""
+    ports = {"worker": free_port(), "speech": free_port()}
+    state_dir = folder / "state"
+    state_dir.mkdir()
+    environment = {
+        **{name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")},
+        "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers,
+        "KAFKA_IS_EMBEDDED": str(broker.embedded).lower(),
+        "TELNYX_API_URL": carrier_url,
+        "TELNYX_API_KEY": "KEY-of-the-test",
+        "CONSOLE_PORT": str(ports["worker"]),
+        "SPEECH_PORT": str(ports["speech"]),
+        "SPEECH_ENGINE": "scripted",
+        "STATE_DIR": str(state_dir),
+    }
+    urls = {name: f"http://127.0.0.1:{port}/health/ready" for name, port in ports.items()}
+    running = Processes(environment, folder, urls)
+    try:
+        await running.start()
+        yield running
+    finally:
+        await running.stop()
+
+
+class Line:
+    """Writes to one partition of all topics, and keeps what was poison by its place."""
+
+    def __init__(self, broker: KafkaConnection, partition: int) -> None:
+        self._broker = broker
+        self._partition = partition
+        self.poison: dict[Place, str] = {}
+        self.last: dict[str, int] = {}
+        """Topic to the last offset written."""
+
+    async def spoil(self, topic: str, key: bytes, kinds: Collection[str] = POISON) -> None:
+        """Write poison of all `kinds`."""
+        for kind in kinds:
+            place = await self.write(topic, *POISON[kind](key, GOOD[topic]))
+            self.poison[place] = kind
+
+    async def write(self, topic: str, key: bytes | None, value: bytes | None) -> Place:
+        """Write one record as it is: a batch made by hand, which no client looks into."""
+        async with aiokafka.AIOKafkaProducer(**self._broker.producer_options(), max_request_size=2_000_000) as producer:
+            batch = producer.create_batch()
+            batch._builder.append(0, time.time_ns() // 1_000_000, key, value, [])
+            batch._relative_offset += 1
+            batch.close()
+            sent = await (await producer.send_batch(batch, topic, partition=self._partition))
+        self.last[topic] = sent.offset
+        return Place(topic, self._partition, sent.offset)
+
+    async def entries(self, running: Processes) -> dict[Place, Entry]:
+        """What the letters say of the poison, once every reader has said it."""
+        async with asyncio.timeout(PATIENCE_S * 2):
+            while True:
+                running.check()
+                found = await Letterbox(self._broker).entries(self.poison)
+                if all(
+                    {one.reader for one in found[place].complaints.values()} >= READERS[place.topic]
+                    if place in found
+                    else False
+                    for place in self.poison
+                ):
+                    return found
+
+    async def committed(self) -> None:
+        """Wait until both groups have committed behind everything written here."""
+        for group, topics in GROUPS.items():
+            async with (
+                aiokafka.AIOKafkaConsumer(
+                    group_id=group, enable_auto_commit=False, **self._broker.client_options()
+                ) as consumer,
+                asyncio.timeout(PATIENCE_S),
+            ):
+                for topic in topics:
+                    partition = aiokafka.TopicPartition(topic, self._partition)
+                    while (await consumer.committed(partition) or 0) <= self.last[topic]:  # noqa: ASYNC110 - told nobody
+                        await asyncio.sleep(0.1)
+
+
+def call_records(call_id: str, now: int) -> tuple[list[CallEvent], list[AudioFrame], CallEvent]:
+    """Events up to the stream's start, the frames, and the hangup of a call that began 30 s before `now`."""
+    start = now - 30 * S
+    ringing = event("call.initiated", start=start, call=call_id, direction="incoming")
+    others = [event(kind, 1, start=start, call=call_id) for kind in ("call.answered", "streaming.started")]
+    hangup = event("call.hangup", 29, start=start, call=call_id, hangup_cause="normal_clearing")
+    return [ringing, *others], stream_records(recording("cardiac_arrest")), hangup
+
+
+def comparable(packet: CallPacket) -> dict[str, Any]:
+    """All of a packet but the call's own ids."""
+    told: dict[str, Any] = json.loads(json.dumps(to_json(packet)).replace(packet.call_id, "CALL"))
+    return told
+
+
+async def packet_of(broker: KafkaConnection, call_id: str) -> CallPacket:
+    found = await read_call(broker, "dispatch-queue", call_id, bool)
+    packet = found[-1]
+    assert isinstance(packet, CallPacket)
+    return packet
+
+
+def assert_buried_once_each(line: Line, entries: Mapping[Place, Entry]) -> None:
+    for place, kind in line.poison.items():
+        told = sorted((one.reader, one.attempt, one.times) for one in entries[place].complaints.values())
+        assert told == [(reader, 1, 1) for reader in sorted(READERS[place.topic])], (place, kind)
+        assert all(one.error for one in entries[place].complaints.values())
+
+
+async def assert_letters_hold_the_bytes(broker: KafkaConnection, line: Line, entries: Mapping[Place, Entry]) -> None:
+    for place, kind in line.poison.items():
+        if place.topic != "call-events":
+            continue
+        letter = entries[place].newest_letter
+        assert letter is not None
+        found = await Letterbox(broker).letter(letter)
+        assert isinstance(found, Letter)
+        assert found.origin == place
+        key, value = POISON[kind](found.key or b"", GOOD[place.topic])
+        if kind == "too large for a letter":
+            assert found.truncated is not None
+            assert found.truncated.value_bytes == len(value or b"")
+        elif kind not in ("no key", "neither key nor value"):
+            assert (found.key, found.value) == (key, value), kind
+        else:
+            assert (found.key, found.value) == (None, value), kind
+
+
+async def call_among_poison(broker: KafkaConnection, call_id: str, now: int, *, spoilt: bool) -> Line:
+    """A whole call, and between its records, if it is to be spoilt, poison of every kind in every topic."""
+    events, frames, hangup = call_records(call_id, now)
+    (ringing, *_) = await produce(broker, "call-events", call_id, events[:1])
+    line = Line(broker, ringing.partition)
+    key = call_id.encode()
+
+    async def poison(*topics: str) -> None:
+        for topic in topics if spoilt else ():
+            await line.spoil(topic, key)
+
+    await poison("call-events", "dispatch-actions")
+    await produce(broker, "call-events", call_id, events[1:])
+    await produce(broker, "audio-frames", call_id, frames[: len(frames) // 2])
+    await poison("audio-frames", "transcripts", "signals", "assessments")
+    await produce(broker, "audio-frames", call_id, frames[len(frames) // 2 :])
+    await produce(broker, "call-events", call_id, [hangup])
+    return line
+
+
+async def test_a_call_among_poison_of_every_kind_ends_with_the_same_packet_as_one_without(
+    broker: KafkaConnection, topics: Topics, tmp_path: Path
+) -> None:
+    clean, beside = call_name("clean"), call_name("beside")
+    async with AsyncExitStack() as stack:
+        carrier = await stack.enter_async_context(running_carrier())
+        running = await stack.enter_async_context(processes(broker, tmp_path, carrier.url))
+        now = time.time_ns() // 1000
+        await call_among_poison(broker, clean, now, spoilt=False)
+        line = await call_among_poison(broker, beside, now, spoilt=True)
+        packets = [await packet_of(broker, call_id) for call_id in (clean, beside)]
+        entries = await line.entries(running)
+        running.check()
+    assert len(line.poison) == len(POISON) * len(READERS)
+    assert_buried_once_each(line, entries)
+    await assert_letters_hold_the_bytes(broker, line, entries)
+    assert packets[0].complete
+    assert "CARDIAC_ARREST" in packets[0].nlp.tags
+    assert comparable(packets[0]) == comparable(packets[1])
+
+
+@RESTARTS
+async def test_what_was_buried_and_committed_is_not_buried_again_after_a_restart(
+    broker: KafkaConnection, topics: Topics, tmp_path: Path
+) -> None:
+    call_id = call_name("restarted")
+    key = call_id.encode()
+    async with AsyncExitStack() as stack:
+        carrier = await stack.enter_async_context(running_carrier())
+        running = await stack.enter_async_context(processes(broker, tmp_path, carrier.url))
+        # A call that is not known: nothing holds the offsets but the poison itself.
+        (first,) = await produce(broker, "signals", call_id, [GOOD["signals"]])
+        line = Line(broker, first.partition)
+        kinds = ("not Avro", "no key", "a schema from the future")
+        for topic in READERS:
+            await line.spoil(topic, key, kinds)
+        await line.entries(running)
+        await line.committed()
+        await running.kill()
+        await running.start()
+        # Poison behind all of it: when that is buried, what lies before would have been read again.
+        for topic in READERS:
+            await line.spoil(topic, key, kinds)
+        entries = await line.entries(running)
+        running.check()
+    assert len(line.poison) == 2 * len(kinds) * len(READERS)
+    assert_buried_once_each(line, entries)
+
+
+LARGEST = 2**63 - 1
+
+ABSURD: Mapping[str, Sequence[Any]] = {
+    "audio-frames": [
+        replace(frame(FrameKind.FRAME, 1, bytes(160)), stream_id="zero", sample_rate=0),
+        replace(frame(FrameKind.FRAME, 1, bytes(160)), stream_id="negative", sample_rate=-8000),
+        replace(frame(FrameKind.FRAME, 1, bytes(160)), stream_id="late", captured_at=LARGEST),
+        replace(frame(FrameKind.FRAME, 1, bytes(160)), stream_id="early", captured_at=-LARGEST),
+        replace(frame(FrameKind.FRAME, LARGEST // 20_000, bytes(160)), stream_id="far"),
+        replace(frame(FrameKind.FRAME, 1, bytes(160)), stream_id="before", sequence=-LARGEST),
+        replace(frame(FrameKind.FRAME, 1, b"x"), stream_id="odd", encoding="L16"),
+        replace(frame(FrameKind.FRAME, 1, b"x"), stream_id="unknown", encoding="G.729"),
+        replace(frame(FrameKind.FRAME, 1, bytes(500_000)), stream_id="long"),
+    ],
+    "call-events": [
+        event("call.initiated", start=LARGEST - S, direction="incoming"),
+        event("call.initiated", start=-LARGEST, direction="incoming"),
+        event("call.hangup", start=LARGEST - S),
+        event("call.hangup", start=-LARGEST),
+        replace(event("call.answered"), payload=b"\xff"),
+        replace(event("call.answered"), payload=b"[1]", event_id="list"),
+        replace(event("call.transcription"), payload=b"{" * 5_000, event_id="deep"),
+        replace(event(""), event_id=""),
+        replace(event("dispatchai.command"), payload=b"null", event_id="null"),
+        replace(event("dispatchai.expired"), payload=b"", event_id="expired"),
+    ],
+    "signals": [
+        replace(signal(5), sequence=LARGEST, captured_at=LARGEST),
+        replace(signal(5), loudness_distress=float("nan"), loudness_distress_max=float("inf"), stream_id="nan"),
+    ],
+    "transcripts": [
+        replace(utterance(1, "Help."), start_ms=LARGEST, end_ms=-LARGEST, sequence=LARGEST, recognized_at=-LARGEST),
+        utterance(2, "fire " * 50_000),
+        replace(utterance(3, "\u0000\u202e\ud7ff"), confidence=float("nan")),
+    ],
+    "assessments": [replace(assessment(), as_of=LARGEST, started_at=-LARGEST, version=LARGEST)],
+    "dispatch-actions": [example(record_class("Action"))],
+}
+"""Records that are well formed and make no sense."""
+
+
+UNCOUNTABLE: Mapping[str, Sequence[Any]] = {
+    "audio-frames": [
+        replace(frame(FrameKind.FRAME, 1, bytes(160)), stream_id="last", sequence=LARGEST),
+        replace(frame(FrameKind.END, 1), stream_id="last", sequence=LARGEST),
+    ],
+}
+"""Frames behind whose numbers no number comes that a record could hold."""
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        pytest.param(ABSURD, id="absurd"),
+        pytest.param(UNCOUNTABLE, id="uncountable"),
+    ],
+)
+async def test_records_that_are_well_formed_and_absurd_end_no_process(
+    broker: KafkaConnection, topics: Topics, tmp_path: Path, records: Mapping[str, Sequence[Any]]
+) -> None:
+    absurd, after = call_name("absurd"), call_name("after")
+    async with AsyncExitStack() as stack:
+        carrier = await stack.enter_async_context(running_carrier())
+        running = await stack.enter_async_context(processes(broker, tmp_path, carrier.url))
+        for topic, values in records.items():
+            # Each alone under a key of its own too: one must not hide behind another.
+            await produce(broker, topic, absurd, values)
+            for number, value in enumerate(values):
+                await produce(broker, topic, f"{absurd}-{number}", [value])
+        # A sentinel in every partition: when it is buried, everything before it was read.
+        for partition in range(topics.partitions):
+            line = Line(broker, partition)
+            for topic in READERS:
+                await line.spoil(topic, absurd.encode(), ["not Avro"])
+            await line.entries(running)
+        now = time.time_ns() // 1000
+        await call_among_poison(broker, after, now, spoilt=False)
+        packet = await packet_of(broker, after)
+        running.check()
+    assert packet.complete
+    assert "CARDIAC_ARREST" in packet.nlp.tags

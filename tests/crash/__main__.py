@@ -1,0 +1,165 @@
+"""Run seeds of the crash test, one after the other.
+
+    python -m tests.crash --seeds 1-50 --broker apache [--victims workers,speech,broker] [--write]
+
+Ends with 1 if a seed failed; its folder holds the logs of all processes, the schedule and what differed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from bench.report import machine, table, write_section
+from dispatchai.engine.app import use_uvloop
+from dispatchai.records import CallPacket
+from tests.crash.run import Options, Outcome, run
+from tests.crash.schedule import LINES, UNDISTURBED, Group, Kind
+from tests.crash.verdict import Problem
+
+PAGE: Final = Path(__file__).parent.parent.parent / "docs" / "guarantees.md"
+
+KINDS_SHOWN: Final = 20
+
+REFERENCE_SEED: Final = "undisturbed"
+
+
+def seeds(text: str) -> list[int]:
+    """``1-50`` or ``3,7,9`` as numbers. Raises ValueError."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        numbers.extend(range(int(first), int(last or first) + 1))
+    return numbers
+
+
+def groups(text: str, broker: str) -> frozenset[Group]:
+    """``all`` or names of groups. The embedded broker keeps everything in memory: it is never hit."""
+    if text == "all":
+        return frozenset(Group) - ({Group.BROKER} if broker == "embedded" else frozenset())
+    return frozenset(Group(name.strip()) for name in text.split(","))
+
+
+async def main(given: argparse.Namespace) -> int:
+    """Run the seeds. Returns the exit code."""
+    victims = groups(given.victims, given.broker)
+    apache = given.broker == "apache"
+    if not apache and Group.BROKER in victims:
+        raise SystemExit("the embedded broker keeps everything in memory: leave it out of --victims")
+    outcomes: list[Outcome] = []
+    undisturbed: dict[int, dict[str, CallPacket]] = {}
+    for seed in given.seeds:
+        reference = None
+        if Group.GATEWAY not in victims and seed != UNDISTURBED:
+            if seed % LINES not in undisturbed:
+                undisturbed[seed % LINES] = await _undisturbed(seed % LINES, given, apache=apache)
+            reference = undisturbed[seed % LINES]
+        folder = given.trace / f"{given.broker}-seed-{seed}"
+        shutil.rmtree(folder, ignore_errors=True)
+        options = Options(seed, victims, apache, folder, given.calls, given.unsafe)
+        outcome = await run(options, reference)
+        outcomes.append(outcome)
+        print(line(outcome), flush=True)
+        if not outcome.verdict.good:
+            print("\n".join(f"    {text}" for text in summary(outcome.verdict.problems)))
+            print(f"    trace in {folder}", flush=True)
+        elif not given.keep:
+            shutil.rmtree(folder)
+    text = section(outcomes, given)
+    print(f"\n{text}")
+    if given.write:
+        write_section(f"crash {given.broker} {given.victims}", text, PAGE)
+    return 0 if all(outcome.verdict.good for outcome in outcomes) else 1
+
+
+async def _undisturbed(line_number: int, given: argparse.Namespace, *, apache: bool) -> dict[str, CallPacket]:
+    """Packets of a run to whose processes nothing happens, with the line of the seeds that are like `line_number`."""
+    folder = given.trace / f"{given.broker}-{REFERENCE_SEED}-{line_number}"
+    shutil.rmtree(folder, ignore_errors=True)
+    outcome = await run(Options(line_number, frozenset(), apache, folder, given.calls))
+    if not outcome.verdict.good:
+        raise RuntimeError("\n".join([f"undisturbed, trace in {folder}:", *summary(outcome.verdict.problems)]))
+    print(f"undisturbed run of line {line_number}: {len(outcome.packets)} packets", flush=True)
+    return outcome.packets
+
+
+def summary(problems: Sequence[Problem]) -> Iterator[str]:
+    """One line for each kind of problem, with how often it was found and the first one."""
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.kind, []).append(problem)
+    for number, found in enumerate(kinds.values()):
+        if number == KINDS_SHOWN:
+            yield f"and {len(kinds) - KINDS_SHOWN} other kinds"
+            return
+        yield f"{len(found)} x {found[0]}"
+
+
+def line(outcome: Outcome) -> str:
+    """A seed in one line."""
+    struck = Counter(strike.kind for strike in outcome.strikes)
+    what = ", ".join(f"{struck[kind]} {kind}" for kind in Kind if struck[kind]) or "undisturbed"
+    frames = outcome.recorded.frames if outcome.recorded else 0
+    ended = f", {len(outcome.exits)} ended by themselves" if outcome.exits else ""
+    result = "equal" if outcome.verdict.good else f"{len(outcome.verdict.problems)} DIFFERENCES"
+    return (
+        f"seed {outcome.seed:3d}  {result}  {len(outcome.packets)} packets, {frames:,} frames; {what}{ended}; "
+        f"settled after {outcome.settled_s:.0f} s, {outcome.seconds:.0f} s in all"
+    )
+
+
+def section(outcomes: Sequence[Outcome], given: argparse.Namespace) -> str:
+    """The table of a run of many seeds."""
+    struck = Counter((strike.victim.rstrip("-123"), strike.kind) for each in outcomes for strike in each.strikes)
+    notes = sum((each.verdict.notes for each in outcomes), Counter())
+    good = sum(each.verdict.good for each in outcomes)
+    names = sorted({victim for victim, _ in struck})
+    frames = sum(each.recorded.frames for each in outcomes if each.recorded)
+    rows = [[name, *(str(struck[name, kind] or "") for kind in Kind)] for name in names]
+    broker = {"apache": "Apache Kafka", "embedded": "embedded broker"}[given.broker]
+    unsafe = f", `--unsafe {given.unsafe}`" if given.unsafe else ""
+    about = (
+        f"{good} of {len(outcomes)} seeds equal ({broker}, victims {given.victims}{unsafe}): "
+        f"{sum(len(each.packets) for each in outcomes):,} packets, {frames:,} frames recorded. {machine()}."
+    )
+    seen = [f"{count:,} {what}" for what, count in sorted(notes.items()) if count]
+    seen += [f"{sum(len(each.exits) for each in outcomes)} processes ended by themselves and were started again"]
+    return "\n\n".join([about, table(["", *Kind], rows), f"Seen and of no consequence: {'; '.join(seen)}."])
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The options of the command."""
+    parser = argparse.ArgumentParser(prog="python -m tests.crash", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seeds", type=seeds, default=[1], metavar="1-50", help="0 is an undisturbed run (default 1)")
+    parser.add_argument("--broker", choices=["apache", "embedded"], default="apache", help="default %(default)s")
+    parser.add_argument(
+        "--victims",
+        default="all",
+        metavar="GROUP,...",
+        help=f"of {', '.join(Group)} (default all; the embedded broker is never hit)",
+    )
+    parser.add_argument("--calls", type=int, default=12, help="calls of a run (default %(default)s)")
+    parser.add_argument(
+        "--unsafe", choices=["stock-commits", "no-position-guard"], help="take a rule out of the engine"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the folders of good seeds too")
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "dispatchai-crash",
+        help="where a failing seed leaves its folder (default %(default)s)",
+    )
+    parser.add_argument("--write", action="store_true", help="put the table into docs/guarantees.md")
+    return parser
+
+
+if __name__ == "__main__":
+    use_uvloop()
+    sys.exit(asyncio.run(main(arguments().parse_args())))

@@ -1,0 +1,113 @@
+"""What must have become of each call, by the pure steps alone over what Kafka recorded of it.
+
+Takes `call-events` and `audio-frames` as given and folds them as one undisturbed process would, every record once and
+in its order. Knows nothing of what the real processes made of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from dispatchai.audio import signals
+from dispatchai.records import (
+    AssessmentKind,
+    AudioFrame,
+    CallEvent,
+    CallPacket,
+    CallState,
+    FrameKind,
+    Signal,
+    SignalState,
+    SpeechState,
+    Track,
+    TriageState,
+    Utterance,
+)
+from dispatchai.speech.engines import RECORDINGS
+from dispatchai.speech.recognizer import Ended, Failed, StreamKey
+from dispatchai.speech.scripted import ScriptedRecognizer, load_script
+from dispatchai.speech.sessions import CallSpeech, Step, Streams
+from dispatchai.telephony.callflow.fold import fold
+from dispatchai.triage import folds
+from dispatchai.triage.ranking import packet
+from dispatchai.triage.rules import Rules
+
+NO_TIME = 0
+"""Stands for the time of recognition, which is one of processing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What one call must have come to. Times of recognition in it are 0."""
+
+    call_id: str
+    call: CallState | None
+    signals: tuple[Signal, ...]
+    signal_state: SignalState | None
+    utterances: tuple[Utterance, ...]
+    speech_state: SpeechState
+    triage_state: TriageState | None
+    packet: CallPacket | None
+    """None where nothing made the call final."""
+    open_streams: frozenset[str]
+    """Ids of the caller's streams whose END was never recorded, because the gateway was killed."""
+
+
+@cache
+def rules() -> Rules:
+    """The rules, read once."""
+    return Rules.load()
+
+
+@cache
+def _script() -> dict[str, str]:
+    return dict(load_script(RECORDINGS / "script.json"))
+
+
+async def expected(call_id: str, events: Sequence[CallEvent], frames: Sequence[AudioFrame]) -> Expected:
+    """What follows from the recorded `events` and `frames` of a call, each in the order of its offsets."""
+    call: CallState | None = None
+    for event in events:
+        call = fold(call, event)
+    stepped = signals.step(None, frames) if frames else None
+    utterances, speech_state = await heard(call_id, frames)
+    made = () if stepped is None else stepped.signals
+    triaged = folds.step(None, [*events, *made, *utterances], fold_call=fold, rules=rules())
+    finals = [each for each in triaged.assessments if each.kind is AssessmentKind.FINAL]
+    ended = {frame.stream_id for frame in frames if frame.kind is FrameKind.END}
+    return Expected(
+        call_id=call_id,
+        call=call,
+        signals=made,
+        signal_state=None if stepped is None else stepped.state,
+        utterances=utterances,
+        speech_state=speech_state,
+        triage_state=triaged.state,
+        packet=packet(call_id, finals[-1]) if finals else None,
+        open_streams=frozenset({frame.stream_id for frame in frames if frame.track is Track.INBOUND} - ended),
+    )
+
+
+async def heard(call_id: str, frames: Sequence[AudioFrame]) -> tuple[tuple[Utterance, ...], SpeechState]:
+    """What the scripted recogniser makes of `frames`, and the session's state behind them."""
+    recognizer = ScriptedRecognizer(_script())
+    streams = Streams(recognizer)
+    session = CallSpeech(None, recognizer.name, recognizer.accepts)
+    written: list[Utterance] = []
+
+    def apply(step: Step) -> None:
+        streams.apply(call_id, step.commands)
+        written.extend(step.utterances)
+
+    apply(session.frames(frames, NO_TIME))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0):  # events that wait come at once; the first that does not wait ends it
+            async for event in recognizer.events():
+                if isinstance(event, Ended | Failed):
+                    streams.ended(StreamKey(call_id, event.key.stream_id))
+                apply(session.event(event, NO_TIME))
+    return tuple(written), session.state

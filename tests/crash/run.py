@@ -1,0 +1,277 @@
+"""One seed from its first call to its verdict.
+
+Decides the order of things: start, call and disturb, let everything settle, judge. Leaves behind a folder that tells
+what happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from bench.calls import CALLED_NUMBER, CALLERS
+from dispatchai.app import SPEECH, WORKER
+from dispatchai.engine.broker import wait_until_ready
+from dispatchai.engine.topics import Topics
+from dispatchai.records import AudioFrame, CallEvent, CallPacket
+from dispatchai.speech.engines import RECORDINGS
+from dispatchai.telephony.carrier import (
+    CallerAudio,
+    CallReport,
+    SimulatedCarrier,
+    Timing,
+    WebhookPolicy,
+    load,
+)
+from tests.crash import verdict as verdicts
+from tests.crash.oracle import Expected, expected
+from tests.crash.processes import READY_S, System, system
+from tests.crash.recorded import AUDIO_FRAMES, CALL_EVENTS, QUEUE, Reader, Recorded
+from tests.crash.schedule import Group, Kind, PlannedCall, Strike, Victim, calls, schedule
+from tests.crash.verdict import SLACK_S, Verdict, judge, run_differences
+
+FRAMES_PER_S: Final = 50
+FRAME_BYTES: Final = 160
+
+DISTURBED_AFTER_S: Final = 12.0
+"""How long processes are hit after the last caller would have hung up, had nothing happened."""
+
+PATIENCE: Final = Timing(answer_s=90.0, stream_s=90.0)
+"""A caller who gave up would leave less to compare: several kills in a row keep one waiting for half a minute."""
+
+PERSISTENT: Final = WebhookPolicy(attempts=8)
+"""A minute of attempts: longer than any schedule keeps the gateway or the broker down."""
+
+SETTLE_S: Final = 90.0
+"""How long everything has after the last strike and the last hangup: the deadline of 20 s, a session timeout, and the
+start of a process are in it. What is not there by then does not come."""
+
+QUIET_S: Final = 20.0
+"""When nothing was written for so long, nothing comes: above the session timeout and what follows it."""
+
+KAFKA_AWAY_S: Final = 30.0
+"""How long Kafka may need to be back after a strike, on a busy machine."""
+
+LOOK_S: Final = 0.2
+"""Pause between two looks at committed offsets, which nothing tells of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is run."""
+
+    seed: int
+    groups: frozenset[Group]
+    apache: bool
+    folder: Path
+    calls: int = 12
+    unsafe: str | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a seed went."""
+
+    seed: int
+    strikes: tuple[Strike, ...]
+    verdict: Verdict
+    seconds: float = 0.0
+    settled_s: float = 0.0
+    """From the last strike or hangup to the moment when everything was as it should be."""
+    exits: list[str] = field(default_factory=list)
+    packets: dict[str, CallPacket] = field(default_factory=dict)
+    """The last packet of each caller, by the caller's number."""
+    recorded: Counts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How much was recorded."""
+
+    events: int
+    frames: int
+
+
+async def run(options: Options, undisturbed: Mapping[str, CallPacket] | None = None) -> Outcome:
+    """Run a seed. With `undisturbed` its packets must equal those. Raises RuntimeError where nothing starts."""
+    began = time.monotonic()
+    planned = calls(options.seed, options.calls)
+    until_s = max(call.at_s + call.seconds for call in planned) + DISTURBED_AFTER_S
+    strikes = schedule(options.seed, options.groups, until_s)
+    outcome = Outcome(options.seed, strikes, Verdict())
+    options.folder.mkdir(parents=True, exist_ok=True)
+    (options.folder / "schedule.txt").write_text("".join(f"{strike}\n" for strike in strikes), encoding="utf-8")
+    async with system(options.folder, apache=options.apache, unsafe=options.unsafe) as running:
+        reports, first_call_at = await _call_and_strike(running, planned, strikes, options.folder)
+        quiet = time.monotonic()
+        await wait_until_ready(running.connection, READY_S)  # the broker may have been the last to be killed
+        async with Reader(running.connection, Topics.load()) as reader:
+            wanted, outcome.verdict = await _settle(running, reader, reports, _lossy_from(strikes, first_call_at))
+            outcome.settled_s = time.monotonic() - quiet
+            outcome.packets = _last_packets(reader.recorded, reports)
+            reader.recorded.dump(options.folder / "records.txt")
+            outcome.recorded = _count(reader.recorded, reports)
+        outcome.exits = running.exits
+        if all(strike.victim is not Victim.BROKER for strike in strikes):
+            # One that leaves while Kafka is away cannot do so in order.
+            outcome.verdict.add(running.bad_leaves)
+    if undisturbed is not None:
+        outcome.verdict.add(run_differences(undisturbed, outcome.packets))
+    outcome.seconds = time.monotonic() - began
+    _leave_trace(options.folder, outcome, reports, wanted)
+    return outcome
+
+
+async def _call_and_strike(
+    running: System, planned: Collection[PlannedCall], strikes: Collection[Strike], folder: Path
+) -> tuple[list[CallReport], float]:
+    """Make the calls while the strikes fall. Returns when both are over; and when the first call was made, in seconds
+    since the epoch."""
+    audios = {name: load(RECORDINGS / name) for name in CALLERS}
+    async with SimulatedCarrier(
+        running.account, running.carrier_port, running.gateway_url, timing=PATIENCE, webhooks=PERSISTENT
+    ) as carrier:
+        began, began_at = asyncio.get_running_loop().time(), time.time()
+
+        async def moment(at_s: float) -> None:
+            await asyncio.sleep(max(0.0, began + at_s - asyncio.get_running_loop().time()))
+
+        async def call(plan: PlannedCall) -> CallReport:
+            await moment(plan.at_s)
+            audio = audios[CALLERS[plan.number % len(CALLERS)]]
+            placed = carrier.place_call(_cut(audio, plan.seconds), plan.from_number, CALLED_NUMBER, faults=plan.faults)
+            return await placed.finished()
+
+        with (folder / "strikes.log").open("w", encoding="utf-8") as log:
+
+            async def strike(each: Strike) -> None:
+                await moment(each.at_s)
+                log.write(f"{time.strftime('%H:%M:%S', time.gmtime())} {each}\n")
+                log.flush()
+                await _strike(running, each)
+
+            async with asyncio.TaskGroup() as group:
+                for each in strikes:
+                    group.create_task(strike(each))
+                placed = [group.create_task(call(plan)) for plan in planned]
+        return [task.result() for task in placed], began_at
+
+
+def _lossy_from(strikes: Sequence[Strike], first_call_at: float) -> list[float]:
+    """For each kill of the gateway, since when it may have held frames: a little before, or before Kafka went away."""
+    away = [strike for strike in strikes if strike.victim is Victim.BROKER]
+    kills = [strike for strike in strikes if strike.victim is Victim.GATEWAY and strike.kind is Kind.KILL]
+    since = (
+        min([kill.at_s, *(each.at_s for each in away if each.at_s < kill.at_s < each.ends_s + KAFKA_AWAY_S)])
+        for kill in kills
+    )
+    return [first_call_at + at_s - SLACK_S for at_s in since]
+
+
+async def _strike(running: System, strike: Strike) -> None:
+    process = running.processes[strike.victim]
+    match strike.kind:
+        case Kind.KILL:
+            await process.kill(strike.lasts_s)
+        case Kind.FREEZE:
+            await process.freeze(strike.lasts_s)
+        case Kind.JOIN:
+            await process.start()
+        case Kind.LEAVE:
+            await process.leave()
+
+
+def _cut(audio: CallerAudio, seconds: float) -> CallerAudio:
+    """The first `seconds` of what a caller says."""
+    size = round(seconds * FRAMES_PER_S) * FRAME_BYTES
+    return CallerAudio(audio.name, (audio.pcmu * (size // len(audio.pcmu) + 1))[:size])
+
+
+async def _settle(
+    running: System, reader: Reader, reports: list[CallReport], lossy_from: Sequence[float]
+) -> tuple[dict[str, Expected], Verdict]:
+    """Follow the topics until nobody has anything left to do, and judge what they hold then.
+
+    Who still has something to read shows in the committed offsets, but not behind a stream that never ends, which holds
+    them back: where there is one, what it should come to is waited for as long as there is time.
+    """
+    deadline = time.monotonic() + SETTLE_S
+    written_at = time.monotonic()
+    while True:
+        if await reader.read():
+            written_at = time.monotonic()
+        is_late = time.monotonic() > deadline
+        owed = await _owed(running, reader, reports)
+        if (not owed and not await reader.read()) or is_late:
+            wanted = {
+                report.leg.call_session_id: await _expected(reader.recorded, report.leg.call_session_id)
+                for report in reports
+                if reader.recorded.stored(CALL_EVENTS, report.leg.call_session_id)
+            }
+            verdict = judge(reader.recorded, wanted, reports, lossy_from=lossy_from)
+            verdict.add(owed)
+            waited_for = set().union(*verdicts.held_back(reader.recorded).values())
+            may_come = any(problem.about in waited_for for problem in verdict.problems)
+            if is_late or not may_come or time.monotonic() - written_at > QUIET_S:
+                return wanted, verdict
+        await asyncio.sleep(LOOK_S)
+
+
+async def _owed(running: System, reader: Reader, reports: Collection[CallReport]) -> list[str]:
+    """What somebody still has to do, one line each."""
+    waits = await running.gateway_waits()
+    owed = [] if waits == 0 else [f"the gateway holds {waits} records that Kafka does not have"]
+    owed.extend(verdicts.to_come(reader.recorded, reports))
+    held = verdicts.held_back(reader.recorded)
+    for group in (WORKER, SPEECH):
+        for tp, count in (await reader.lag(group)).items():
+            if tp not in held:
+                owed.append(f"{group} has not committed the last {count} records of {tp.topic}/{tp.partition}")
+    return owed
+
+
+async def _expected(recorded: Recorded, call_id: str) -> Expected:
+    events = recorded.values(CALL_EVENTS, call_id, CallEvent)
+    return await expected(call_id, events, recorded.values(AUDIO_FRAMES, call_id, AudioFrame))
+
+
+def _last_packets(recorded: Recorded, reports: Collection[CallReport]) -> dict[str, CallPacket]:
+    packets: dict[str, CallPacket] = {}
+    for report in reports:
+        if made := recorded.values(QUEUE, report.leg.call_session_id, CallPacket):
+            packets[report.leg.from_number] = made[-1]
+    return packets
+
+
+def _count(recorded: Recorded, reports: Collection[CallReport]) -> Counts:
+    call_ids = [report.leg.call_session_id for report in reports]
+    return Counts(
+        events=sum(len(recorded.stored(CALL_EVENTS, call_id)) for call_id in call_ids),
+        frames=sum(len(recorded.stored(AUDIO_FRAMES, call_id)) for call_id in call_ids),
+    )
+
+
+def _leave_trace(folder: Path, outcome: Outcome, reports: list[CallReport], wanted: Mapping[str, Expected]) -> None:
+    """What a failing seed is understood by, beside the logs: problems, packets, and the carrier's side."""
+    report = {
+        "seed": outcome.seed,
+        "problems": [str(problem) for problem in outcome.verdict.problems],
+        "notes": dict(outcome.verdict.notes),
+        "exits": outcome.exits,
+        "strikes": [str(strike) for strike in outcome.strikes],
+        "calls": [
+            {
+                "carrier": verdicts.without(each, ("webhook_answers_s",)),
+                "expected": verdicts.without(one.packet, ()) if (one := wanted.get(each.leg.call_session_id)) else None,
+                "found": verdicts.without(outcome.packets.get(each.leg.from_number), ()),
+            }
+            for each in reports
+        ],
+    }
+    (folder / "outcome.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2))

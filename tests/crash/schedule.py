@@ -1,0 +1,203 @@
+"""What is done to the processes of a run, and who calls in it. Pure: a seed gives the same plan each time.
+
+Decides how often, how long and whom it hits. How a process is killed is left to `processes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from random import Random
+from typing import Final
+
+from dispatchai.telephony.carrier import Faults
+
+UNDISTURBED: Final = 0
+"""The seed to which nothing happens."""
+
+FIRST_STRIKE_S: Final = 2.0
+"""From the first call on: by then some are answered, some are being answered and some have not called."""
+
+REST_S: Final = 4.0
+"""How long a process is left alone after it was started again or woken: about what it needs to start."""
+
+DOWN_LONGEST_S: Final = 3.0
+"""A killed process is started again within this time."""
+
+FREEZE_S: Final = (2.0, 10.0)
+LONG_FREEZE_S: Final = (10.5, 14.0)
+"""Beyond the session timeout of ten seconds: the group goes on without the worker, which wakes up and does not know."""
+
+LONG_FREEZES: Final = 0.3
+"""Share of the freezes of those that have a session, which are long."""
+
+STRIKES: Final = (7, 10)
+"""Fewest and most kills and freezes of a run."""
+
+BROKER_STRIKES_MAX: Final = 2
+GATEWAY_STRIKES_MAX: Final = 2
+"""Each costs all calls some seconds, and a stream is started again five times at most."""
+
+JOINS_BY: Final = 0.4
+LEAVES_FROM: Final = 0.6
+"""When a third worker joins at the latest and when one leaves at the earliest, as parts of the disturbed time."""
+
+CALLS_APART_S: Final = 0.5
+SPEAKS_S: Final = (10.0, 16.0)
+"""How long a caller speaks."""
+
+LINES: Final = 2
+"""How many sets of faults of the line there are. Few, so that many seeds share the undisturbed runs of theirs."""
+
+
+class Victim(StrEnum):
+    """A process of the run."""
+
+    GATEWAY = "gateway"
+    WORKER_1 = "worker-1"
+    WORKER_2 = "worker-2"
+    WORKER_3 = "worker-3"
+    """Not there at the start; it joins."""
+    SPEECH = "speech"
+    BROKER = "broker"
+
+
+class Group(StrEnum):
+    """Processes that may be hit or spared together."""
+
+    GATEWAY = "gateway"
+    WORKERS = "workers"
+    SPEECH = "speech"
+    BROKER = "broker"
+
+
+MEMBERS: Final[Mapping[Group, tuple[Victim, ...]]] = {
+    Group.GATEWAY: (Victim.GATEWAY,),
+    Group.WORKERS: (Victim.WORKER_1, Victim.WORKER_2),
+    Group.SPEECH: (Victim.SPEECH,),
+    Group.BROKER: (Victim.BROKER,),
+}
+
+WORKERS: Final = frozenset({Victim.WORKER_1, Victim.WORKER_2, Victim.WORKER_3})
+WITH_SESSION: Final = WORKERS | {Victim.SPEECH}
+"""Members of a consumer group."""
+
+
+class Kind(StrEnum):
+    """What is done to a process."""
+
+    KILL = "kill"
+    """SIGKILL; started again after `lasts_s`."""
+    FREEZE = "freeze"
+    """SIGSTOP, and after `lasts_s` SIGCONT."""
+    JOIN = "join"
+    """It is started for the first time."""
+    LEAVE = "leave"
+    """SIGTERM; it does not come back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """One entry of a schedule. Times in seconds, `at_s` from the first call on."""
+
+    at_s: float
+    victim: Victim
+    kind: Kind
+    lasts_s: float = 0.0
+
+    @property
+    def ends_s(self) -> float:
+        """When the process runs again."""
+        return self.at_s + self.lasts_s
+
+    def __str__(self) -> str:
+        lasts = f" {self.lasts_s:.1f} s" if self.lasts_s else ""
+        return f"{self.at_s:5.1f} s  {self.kind} {self.victim}{lasts}"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCall:
+    """Who calls when (from the first call on), says which of the shipped recordings how long, on which line."""
+
+    number: int
+    at_s: float
+    seconds: float
+    faults: Faults
+
+    @property
+    def from_number(self) -> str:
+        """The caller's number, by which calls of two runs are told to be the same."""
+        return f"+1555010{self.number:04d}"
+
+
+def calls(seed: int, count: int) -> tuple[PlannedCall, ...]:
+    """The calls of a run. Their line goes wrong: one half of them loses, doubles and swaps frames as well as webhooks,
+    the other loses none, so that its words stay what was said."""
+    line = seed % LINES
+    dice = Random(f"line:{line}")
+    webhooks = Faults(
+        seed=line,
+        webhook_duplicates=0.2,
+        webhook_retries=0.2,
+        webhook_losses=0.1,
+        webhook_delay_s=0.6,
+        frame_duplicates=0.02,
+        frame_swaps=0.02,
+        command_failures=0.1,
+        command_lost_answers=0.05,
+    )
+    lossy = Faults(**{name: getattr(webhooks, name) for name in webhooks.__slots__} | {"frame_losses": 0.01})
+    return tuple(
+        PlannedCall(
+            number,
+            at_s=number * CALLS_APART_S,
+            seconds=round(dice.uniform(*SPEAKS_S), 2),
+            faults=lossy if number % 2 else webhooks,
+        )
+        for number in range(count)
+    )
+
+
+def schedule(seed: int, groups: Collection[Group], until_s: float) -> tuple[Strike, ...]:
+    """What happens within `until_s` to the processes of `groups`, in order of time. Nothing where `seed` is 0.
+
+    A process is hit again only after it had some time to run; two may be down at once.
+    """
+    if seed == UNDISTURBED:
+        return ()
+    dice = Random(f"crash:{seed}")
+    strikes: list[Strike] = []
+    gone_from: dict[Victim, float] = {}
+    if Group.WORKERS in groups:
+        strikes.append(Strike(dice.uniform(FIRST_STRIKE_S, until_s * JOINS_BY), Victim.WORKER_3, Kind.JOIN))
+        leaver = dice.choice(sorted(WORKERS))
+        gone_from[leaver] = dice.uniform(until_s * LEAVES_FROM, until_s)
+        strikes.append(Strike(gone_from[leaver], leaver, Kind.LEAVE))
+    targets = [victim for group in sorted(groups) for victim in MEMBERS[group]]
+    left = {Victim.BROKER: BROKER_STRIKES_MAX, Victim.GATEWAY: GATEWAY_STRIKES_MAX}
+    runs_from: dict[Victim, float] = {}
+    count = dice.randint(*STRIKES)
+    for slot in range(count):
+        # One in each slot of time, so that none of it stays quiet.
+        at_s = FIRST_STRIKE_S + (until_s - FIRST_STRIKE_S) * (slot + dice.random()) / count
+        kind = dice.choice((Kind.KILL, Kind.FREEZE))
+        short, long = dice.uniform(*FREEZE_S), dice.uniform(*LONG_FREEZE_S)
+        is_long, down = dice.random() < LONG_FREEZES, dice.uniform(0.0, DOWN_LONGEST_S)
+        free = [
+            victim
+            for victim in targets
+            if runs_from.get(victim, 0.0) <= at_s
+            and left.get(victim, count) > 0
+            and at_s + LONG_FREEZE_S[1] + REST_S < gone_from.get(victim, float("inf"))
+        ]
+        if not free:
+            continue
+        victim = dice.choice(free)
+        lasts_s = down if kind is Kind.KILL else long if is_long and victim in WITH_SESSION else short
+        strike = Strike(round(at_s, 2), victim, kind, round(lasts_s, 2))
+        strikes.append(strike)
+        runs_from[victim] = strike.ends_s + REST_S
+        if victim in left:
+            left[victim] -= 1
+    return tuple(sorted(strikes, key=lambda strike: strike.at_s))

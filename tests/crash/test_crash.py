@@ -1,0 +1,41 @@
+"""A few seeds of the crash test: whatever is killed or frozen, the packets are those of undisturbed processing.
+
+More of them, and what a failing one leaves behind: `python -m tests.crash`, docs/guarantees.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import KafkaUnavailableError, fetch_kafka, find_java, leave_out
+from tests.crash.run import Options, run
+from tests.crash.schedule import Group
+
+APACHE_SEEDS = (1, 2)
+EMBEDDED_SEEDS = (3,)
+
+CALLS = 6
+"""Half of what the command makes: other tests have the machine too."""
+
+
+@pytest.mark.parametrize("seed", EMBEDDED_SEEDS)
+async def test_packets_are_those_of_undisturbed_processing_on_the_embedded_broker(seed: int, tmp_path: Path) -> None:
+    outcome = await run(Options(seed, frozenset(Group) - {Group.BROKER}, False, tmp_path, CALLS))
+    assert [str(problem) for problem in outcome.verdict.problems] == []
+    assert len(outcome.packets) == CALLS
+
+
+@pytest.mark.parametrize("seed", APACHE_SEEDS)
+async def test_packets_are_those_of_undisturbed_processing_on_apache_kafka(
+    seed: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    try:
+        find_java()
+        fetch_kafka()
+    except KafkaUnavailableError as error:
+        leave_out(request.config, "Apache Kafka", str(error), "DISPATCHAI_REQUIRE_KAFKA")
+    outcome = await run(Options(seed, frozenset(Group), True, tmp_path, CALLS))
+    assert [str(problem) for problem in outcome.verdict.problems] == []
+    assert len(outcome.packets) == CALLS

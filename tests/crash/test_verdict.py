@@ -1,0 +1,294 @@
+"""Claims about the judge: a call that went well is good, and each way in which a crash could harm it is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import aiokafka
+import pytest
+from aiokafka.structs import TopicPartition
+
+from dispatchai.records import (
+    AudioFrame,
+    CallEvent,
+    CallPacket,
+    FrameKind,
+    Signal,
+    Track,
+    Utterance,
+    UtteranceKind,
+    encode,
+)
+from dispatchai.speech.engines import RECORDINGS
+from dispatchai.telephony.callflow.events import EventType
+from dispatchai.telephony.carrier import (
+    CallReport,
+    CommandReport,
+    HangupCause,
+    HangupSource,
+    Leg,
+    StreamEnd,
+    StreamReport,
+    load,
+)
+from tests.agents.recorded import T0, S, event
+from tests.crash.oracle import Expected, expected
+from tests.crash.recorded import (
+    AUDIO_FRAMES,
+    CALL_EVENTS,
+    DEAD_LETTERS,
+    LIVE_CALLS,
+    QUEUE,
+    SIGNALS,
+    TRANSCRIPTS,
+    Recorded,
+)
+from tests.crash.verdict import Verdict, comparable, held_back, judge, run_differences, to_come
+
+STREAM = "S1"
+FRAMES = 400
+LEG = Leg.new("+15550101234", "+15550100911")
+CALL = LEG.call_session_id
+CHANGELOGS = {
+    "call": "dispatchai-worker-calls-changelog",
+    "signal_state": "dispatchai-worker-signals-changelog",
+    "triage_state": "dispatchai-worker-triage-changelog",
+    "speech_state": "dispatchai-speech-speech-changelog",
+}
+
+
+def call_events(*, deadline: bool = True) -> list[CallEvent]:
+    events = [
+        event(EventType.INITIATED, 0, direction="incoming"),
+        event(EventType.ANSWERED, 1),
+        event(EventType.STREAMING_STARTED, 1.2),
+        event(EventType.STREAMING_STOPPED, 10),
+        event(EventType.HANGUP, 10.1, hangup_cause="normal_clearing"),
+    ]
+    return [*events, event(EventType.DEADLINE, 30.1)] if deadline else events
+
+
+def audio(*, end: bool = True, upto: int = FRAMES) -> list[AudioFrame]:
+    said = load(RECORDINGS / "cardiac_arrest.wav")
+
+    def frame(kind: FrameKind, sequence: int, payload: bytes = b"") -> AudioFrame:
+        at = T0 + 2 * S + sequence * 20_000
+        return AudioFrame(f"{STREAM}~1a2b3c4d", kind, Track.INBOUND, sequence, at, "PCMU", 8000, payload, None)
+
+    frames = [frame(FrameKind.FRAME, number, said.frame(number - 1)) for number in range(1, upto + 1)]
+    return [frame(FrameKind.START, 0), *frames, *([frame(FrameKind.END, upto + 1)] if end else [])]
+
+
+REPORT = CallReport(
+    leg=LEG,
+    hangup_cause=HangupCause.NORMAL_CLEARING,
+    hangup_source=HangupSource.CALLER,
+    hung_up_at=0.0,
+    streams=(StreamReport(STREAM, 0, FRAMES, (), FRAMES, 0.0, 0.02, StreamEnd.STOPPED),),
+    failed_streams=0,
+    commands=tuple(CommandReport(action, action, 1, 1) for action in ("answer", "streaming_start", "speak")),
+    undelivered=(),
+    webhook_answers_s=(),
+    failure=None,
+)
+
+
+class Topics:
+    """The topics of a run in which one call was made; a test changes what it says and then lets it be read."""
+
+    def __init__(self, events: Sequence[CallEvent], frames: Sequence[AudioFrame], wanted: Expected) -> None:
+        self.wanted = wanted
+        self.values: dict[str, list[Any]] = {
+            CALL_EVENTS: list(events),
+            AUDIO_FRAMES: list(frames),
+            SIGNALS: list(wanted.signals),
+            TRANSCRIPTS: list(wanted.utterances),
+            QUEUE: [wanted.packet],
+            LIVE_CALLS: [None],
+            DEAD_LETTERS: [],
+            **{topic: [getattr(wanted, name)] for name, topic in CHANGELOGS.items()},
+        }
+
+    @property
+    def recorded(self) -> Recorded:
+        recorded = Recorded()
+        for topic, values in self.values.items():
+            for offset, value in enumerate(values):
+                stored = None if value is None else encode(value)
+                recorded.add(TopicPartition(topic, 0), record(topic, offset, stored))
+        return recorded
+
+    def judged(self, report: CallReport = REPORT, lossy_from: Sequence[float] = ()) -> Verdict:
+        return judge(self.recorded, {CALL: self.wanted}, [report], lossy_from=lossy_from)
+
+
+def record(topic: str, offset: int, value: bytes | None) -> aiokafka.ConsumerRecord:
+    return aiokafka.ConsumerRecord(topic, 0, offset, 0, 0, CALL.encode(), value, None, 0, 0, ())
+
+
+@pytest.fixture
+async def topics() -> Topics:
+    return Topics(call_events(), audio(), await expected(CALL, call_events(), audio()))
+
+
+async def test_a_call_that_went_well_is_good(topics: Topics) -> None:
+    assert topics.judged().problems == []
+    assert topics.wanted.packet is not None
+    assert topics.wanted.packet.complete
+    assert "CARDIAC_ARREST" in topics.wanted.packet.nlp.tags
+    assert topics.wanted.packet.audio.audio_seconds == FRAMES / 50
+    assert list(to_come(topics.recorded, [REPORT])) == []
+
+
+async def test_what_is_read_and_written_again_is_of_no_consequence(topics: Topics) -> None:
+    for topic in (SIGNALS, TRANSCRIPTS, QUEUE, LIVE_CALLS):
+        topics.values[topic] *= 2
+    topics.values[TRANSCRIPTS] = [replace(each, recognized_at=T0) for each in topics.values[TRANSCRIPTS]]
+    assert topics.judged().problems == []
+
+
+def frame_applied_twice(topics: Topics) -> None:
+    signals: list[Signal] = topics.values[SIGNALS]
+    signals[3:] = [replace(each, audio_ms=each.audio_ms + 20) for each in signals[3:]]
+
+
+def signal_lost(topics: Topics) -> None:
+    del topics.values[SIGNALS][2]
+
+
+def final_text_lost(topics: Topics) -> None:
+    topics.values[TRANSCRIPTS] = [each for each in topics.values[TRANSCRIPTS] if not each.utterance_id.endswith(":1")]
+
+
+def final_text_doubled(topics: Topics) -> None:
+    final: Utterance = next(each for each in topics.values[TRANSCRIPTS] if each.kind is UtteranceKind.FINAL)
+    topics.values[TRANSCRIPTS].append(replace(final, utterance_id=f"{final.stream_id}:9"))
+
+
+def final_text_changed(topics: Topics) -> None:
+    topics.values[TRANSCRIPTS] = [
+        replace(each, text="something else") if each.kind is UtteranceKind.FINAL else each
+        for each in topics.values[TRANSCRIPTS]
+    ]
+
+
+def packet_lost(topics: Topics) -> None:
+    topics.values[QUEUE].clear()
+
+
+def packet_without_its_last_words(topics: Topics) -> None:
+    (packet,) = topics.values[QUEUE]
+    topics.values[QUEUE] = [replace(packet, nlp=replace(packet.nlp, transcript="My husband"))]
+
+
+def older_packet_over_the_last(topics: Topics) -> None:
+    (packet,) = topics.values[QUEUE]
+    topics.values[QUEUE] = [packet, replace(packet, version=packet.version - 1, complete=False)]
+
+
+def two_packets_of_one_version(topics: Topics) -> None:
+    (packet,) = topics.values[QUEUE]
+    topics.values[QUEUE] = [replace(packet, summary="other"), packet]
+
+
+def live_entry_left(topics: Topics) -> None:
+    topics.values[LIVE_CALLS] = [None, topics.wanted.packet]
+
+
+def snapshot_of_an_expelled_worker(topics: Topics) -> None:
+    topic = CHANGELOGS["signal_state"]
+    (state,) = topics.values[topic]
+    topics.values[topic].append(replace(state, frames=state.frames - 50))
+
+
+def webhook_acknowledged_and_lost(topics: Topics) -> None:
+    topics.values[CALL_EVENTS] = [each for each in topics.values[CALL_EVENTS] if each.type != EventType.ANSWERED]
+
+
+def frame_not_recorded(topics: Topics) -> None:
+    del topics.values[AUDIO_FRAMES][50]
+
+
+def stream_without_an_end(topics: Topics) -> None:
+    topics.values[AUDIO_FRAMES].pop()
+
+
+def good_record_buried(topics: Topics) -> None:
+    topics.values[DEAD_LETTERS].append(topics.values[CALL_EVENTS][0])
+
+
+HARMS = {
+    frame_applied_twice: "audio_ms: expected",
+    signal_lost: "1 signals are missing",
+    final_text_lost: "utterances are missing: FINAL",
+    final_text_doubled: "should not be there",
+    final_text_changed: "expected 'My husband",
+    packet_lost: "no packet",
+    packet_without_its_last_words: "packet nlp.transcript: expected",
+    older_packet_over_the_last: "the last packet has version",
+    two_packets_of_one_version: "two packets of version",
+    live_entry_left: "its live entry was not taken away",
+    snapshot_of_an_expelled_worker: "state of signals: frames: expected 400, found 350",
+    webhook_acknowledged_and_lost: "1 webhooks call.answered were sent, 0 given up, 0 are recorded",
+    frame_not_recorded: "1 frames from 50 to 50 were sent and are not recorded",
+    stream_without_an_end: "1 START and 0 END",
+    good_record_buried: "1 dead letters",
+}
+
+
+@pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
+async def test_what_a_crash_could_do_is_found(topics: Topics, harm: Callable[[Topics], None]) -> None:
+    harm(topics)
+    found = [str(problem) for problem in topics.judged().problems]
+    assert any(HARMS[harm] in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
+    ("report", "problem"),
+    [
+        (replace(REPORT, failure="nobody answered"), "the carrier says: nobody answered"),
+        (
+            replace(REPORT, commands=(*REPORT.commands[:2], replace(REPORT.commands[2], effects=2))),
+            "speak speak had 2 effects",
+        ),
+        (replace(REPORT, leg=Leg.new("+15550101235", "+15550100911")), "nothing is recorded of it"),
+    ],
+)
+async def test_what_only_the_carrier_knows_is_found(topics: Topics, report: CallReport, problem: str) -> None:
+    assert problem in [each.text for each in topics.judged(report).problems]
+
+
+async def test_only_the_tail_of_a_stream_that_a_dead_gateway_cut_off_may_be_missing() -> None:
+    frames = audio(end=False, upto=300)
+    cut_off = Topics(call_events(), frames, await expected(CALL, call_events(), frames))
+    sent = replace(REPORT, streams=(replace(REPORT.streams[0], end=StreamEnd.LOST),))
+    assert cut_off.judged(sent, [5.5]).problems == []
+    assert cut_off.judged(sent, [6.5]).problems != [], "frames from before the kill are not the gateway's to lose"
+    assert cut_off.wanted.packet is not None
+    assert not cut_off.wanted.packet.complete
+    assert set(held_back(cut_off.recorded)) == {TopicPartition(AUDIO_FRAMES, 0)}
+
+    assert [each.text for each in cut_off.judged(sent).problems] == [
+        f"stream {STREAM}: 100 frames from 301 to 400 were sent and are not recorded",
+        f"stream {STREAM}: 1 START and 0 END are recorded",
+    ]
+    del cut_off.values[AUDIO_FRAMES][100]
+    problems = [each.text for each in cut_off.judged(sent, [5.5]).problems]
+    assert f"stream {STREAM}: 1 frames from 100 to 100 were sent and are not recorded" in problems
+
+
+async def test_a_run_goes_on_until_the_deadline_of_each_call_is_recorded() -> None:
+    events = call_events(deadline=False)
+    topics = Topics(events, audio(), await expected(CALL, events, audio()))
+    assert list(to_come(topics.recorded, [REPORT])) == [f"call {CALL}: its deadline is not recorded"]
+
+
+async def test_two_runs_share_all_of_a_packet_but_ids_and_times(topics: Topics) -> None:
+    packet = topics.wanted.packet
+    assert isinstance(packet, CallPacket)
+    later = replace(packet, call_id="other", call_control_id="v3:other", started_at=1, answered_at=2, ended_at=3)
+    assert list(run_differences({"+1": packet}, {"+1": later})) == []
+    assert comparable(packet) != comparable(replace(packet, risk=replace(packet.risk, score=0.5)))
+    assert list(run_differences({"+1": packet}, {})) == ["caller +1: no packet, undisturbed there is one"]

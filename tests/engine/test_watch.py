@@ -1,0 +1,159 @@
+"""A partition with records to read is stuck when none is processed for too long; nothing else is."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+from faust.types import TP
+from structlog.testing import capture_logs
+
+from dispatchai.engine import agent
+from dispatchai.engine.app import App, create_app, run_app
+from dispatchai.engine.broker import free_port
+from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.engine.transport import Batch
+from dispatchai.engine.watch import StuckError, Watch
+from tests.engine.test_app import PARTITIONS, PATIENCE_S, Names, make_states, make_topics, produce, until
+
+LIMIT_S = 30.0
+LOOK_S = 5.0
+FRAMES = TP("frames", 3)
+EVENTS = TP("events", 3)
+
+
+class Clocked:
+    """A watch, looked at every LOOK_S by a clock that the test holds."""
+
+    def __init__(self, *partitions: TP) -> None:
+        self.watch = Watch(LIMIT_S)
+        self.watch.reads("signals", ["frames"])
+        self.watch.reads("speech", ["frames", "events"])
+        self.watch.begin(dict.fromkeys(partitions, 100))
+        self.now_s = 1000.0
+
+    def look(self, ends: Mapping[TP, int] | None, *, seconds: float = LOOK_S) -> StuckError | None:
+        """What a look finds that comes `seconds` after the last."""
+        self.now_s += seconds
+        return self.watch.look(self.now_s, ends)
+
+    def looks(self, ends: Mapping[TP, int] | None, seconds: float) -> StuckError | None:
+        """What is found first within `seconds`."""
+        found = [self.look(ends) for _ in range(int(seconds / LOOK_S))]
+        return next((stuck for stuck in found if stuck), None)
+
+
+def test_a_partition_whose_records_nobody_processes_is_stuck_after_the_limit() -> None:
+    clocked = Clocked(FRAMES)
+    assert clocked.look({FRAMES: 220}) is None
+    assert clocked.looks({FRAMES: 220}, LIMIT_S - LOOK_S) is None
+    stuck = clocked.look({FRAMES: 220})
+    assert str(stuck) == "agent signals is stuck at frames/3: 120 records wait, none was processed for 30 s"
+
+
+def test_a_partition_without_traffic_is_not_stuck() -> None:
+    clocked = Clocked(FRAMES, EVENTS)
+    assert clocked.looks({FRAMES: 100, EVENTS: 100}, 100 * LIMIT_S) is None
+
+
+def test_a_partition_that_is_far_behind_but_moves_is_not_stuck() -> None:
+    clocked = Clocked(EVENTS)
+    for offset in range(101, 150):
+        clocked.watch.processed("speech", EVENTS, offset)
+        assert clocked.look({EVENTS: 1_000_000}) is None
+
+
+def test_one_agent_that_stands_still_is_found_beside_another_that_moves() -> None:
+    clocked = Clocked(FRAMES)
+    for offset in range(101, 106):
+        clocked.watch.processed("signals", FRAMES, offset)
+        assert clocked.look({FRAMES: 1_000}) is None
+    for offset in range(106, 113):
+        clocked.watch.processed("signals", FRAMES, offset)
+        stuck = clocked.look({FRAMES: 1_000})
+    assert str(stuck).startswith("agent speech is stuck at frames/3: 900 records wait")
+
+
+def test_no_time_counts_while_kafka_does_not_answer() -> None:
+    clocked = Clocked(FRAMES)
+    assert clocked.looks({FRAMES: 220}, LIMIT_S - LOOK_S) is None
+    assert clocked.looks(None, 100 * LIMIT_S) is None
+    assert not clocked.watch.kafka_reachable
+    assert clocked.looks({FRAMES: 220}, LIMIT_S - LOOK_S) is None
+    assert clocked.watch.kafka_reachable
+    assert clocked.look({FRAMES: 220}) is not None
+
+
+def test_the_time_for_which_the_process_was_frozen_does_not_count() -> None:
+    clocked = Clocked(FRAMES)
+    clocked.look({FRAMES: 220})
+    assert clocked.look({FRAMES: 220}, seconds=3600.0) is None
+    assert clocked.look({FRAMES: 220}) is None
+
+
+def test_an_agent_that_waits_for_what_has_limits_of_its_own_is_excused() -> None:
+    clocked = Clocked(EVENTS)
+    with clocked.watch.excused("speech"):
+        assert clocked.looks({EVENTS: 220}, 10 * LIMIT_S) is None
+    assert clocked.looks({EVENTS: 220}, LIMIT_S) is not None
+
+
+def test_an_assignment_begins_anew_and_what_was_revoked_is_not_watched() -> None:
+    clocked = Clocked(FRAMES)
+    clocked.looks({FRAMES: 220}, LIMIT_S - LOOK_S)
+    clocked.watch.revoked()
+    assert clocked.looks({}, 10 * LIMIT_S) is None
+    clocked.watch.begin({FRAMES: 150})
+    clocked.watch.processed("signals", EVENTS, 7)  # a batch of the assignment before
+    assert clocked.watch.partitions() == [FRAMES]
+    assert clocked.watch.next_offset(FRAMES) == 150
+    assert clocked.looks({FRAMES: 220}, LIMIT_S - LOOK_S) is None
+
+
+def make_stuck_app(broker: KafkaConnection, names: Names, folder: Path) -> App:
+    """An application whose agent never comes back from the key `poison`, and has two seconds for it."""
+    app = create_app(
+        names.app,
+        broker,
+        partitions=PARTITIONS,
+        web_host="127.0.0.1",
+        web_port=free_port(),
+        data_dir=folder,
+        stuck_after_s=2.0,
+    )
+    make_states(app)
+
+    async def process(batch: Batch) -> None:
+        if any(record.key == b"poison" for record in batch.records):
+            await asyncio.Event().wait()
+
+    agent.run_batches(app, "sums", [names.source], process)
+    return app
+
+
+async def test_an_agent_that_hangs_ends_the_process_with_one_line_that_names_the_partition(
+    broker: KafkaConnection, tmp_path: Path
+) -> None:
+    names = await make_topics(broker)
+    app = make_stuck_app(broker, names, tmp_path)
+    await produce(broker, names.source, [("poison", b"1"), ("poison", b"2")])
+    with capture_logs() as logs:
+        async with asyncio.timeout(PATIENCE_S):
+            assert await run_app(app) == 1
+    assert not app.checks["running"]()
+    (line,) = [line for line in logs if "stuck" in str(line)]
+    assert line["log_level"] == "error"
+    assert f"agent sums is stuck at {names.source}/" in line["error"]
+
+
+async def test_a_process_that_finds_no_kafka_waits_for_it(tmp_path: Path) -> None:
+    nobody = KafkaConnection(f"127.0.0.1:{free_port()}", embedded=True)
+    app = make_stuck_app(nobody, Names("test-nobody", "source", "sink"), tmp_path)
+    with capture_logs() as logs:
+        ending = asyncio.create_task(run_app(app))
+        await until(lambda: sum(line["event"] == "Kafka cannot be reached" for line in logs) > 2)
+        assert not ending.done()
+        signal.raise_signal(signal.SIGTERM)
+        assert await ending == 0
