@@ -8,7 +8,7 @@ are applied for all calls of a batch at once (`dispatchai.audio.voices`); what e
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Final
 
@@ -20,7 +20,7 @@ from dispatchai.audio import signals
 from dispatchai.audio.voices import Heard, Voices, hear
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
-from dispatchai.engine.transport import Batch
+from dispatchai.engine.transport import Batch, Fetch
 from dispatchai.records import AudioFrame, CallEvent, SignalState, decode_as, encode, encode_fields
 from dispatchai.records.frames import decode_frame, decode_frames
 from dispatchai.telephony.callflow.events import EventType
@@ -107,20 +107,24 @@ class SignalStates:
 
 
 class SignalsAgent:
-    """Applies batches to the states."""
+    """Applies fetches to the states."""
 
     def __init__(self, app: App, partitions: int) -> None:
         self._app = app
         self.states = SignalStates(app, partitions)
         self._latency = app.metrics.stage("frame_to_signal")
 
-    async def process(self, batch: Batch) -> None:
-        """Apply one batch of either topic."""
-        if batch.tp.topic == EVENTS:
-            await agent.apply(self._app, self.states, batch, decode=partial(decode_as, CallEvent), step=follow_events)
+    async def process(self, fetch: Fetch) -> None:
+        """Apply what one fetch brought of either topic."""
+        if fetch.batches[0].tp.topic == EVENTS:
+            for batch in fetch.batches:
+                await agent.apply(
+                    self._app, self.states, batch, decode=partial(decode_as, CallEvent), step=follow_events
+                )
             return
-        keys = [record.key or b"" for record in batch.records]
-        columns = decode_frames([record.value or b"" for record in batch.records])
+        records = [record for batch in fetch.batches for record in batch.records]
+        keys = [record.key or b"" for record in records]
+        columns = decode_frames([record.value or b"" for record in records])
         heard = hear(columns)
         rows = self.states.rows.find(keys)
         usual = heard.usual & self.states.voices.go_on(rows, columns)
@@ -128,46 +132,43 @@ class SignalsAgent:
             # One record that needs care takes the others of its call with it: they must stay in their order.
             others = {keys[index] for index in np.flatnonzero(~usual)}
             usual &= np.fromiter((key not in others for key in keys), np.bool_, len(keys))
-            chosen = tuple(record for record, key in zip(batch.records, keys, strict=True) if key in others)
-            await agent.apply(
-                self._app,
-                self.states,
-                Batch(batch.tp, chosen),
-                decode=decode_frame,
-                step=hear_frames,
-            )
-        await self._hear_together(batch, keys, rows, heard, usual)
+            await self._hear_one_by_one(fetch, others)
+        await self._hear_together(fetch, rows, heard, usual)
         self._latency.observe_many(np.maximum(0.0, time.time() - columns.captured_at[usual] / 1e6))
 
+    async def _hear_one_by_one(self, fetch: Fetch, keys: Collection[bytes]) -> None:
+        """Apply the records of the calls `keys`."""
+        for batch in fetch.batches:
+            chosen = tuple(record for record in batch.records if (record.key or b"") in keys)
+            if chosen:
+                await agent.apply(
+                    self._app, self.states, Batch(batch.tp, chosen), decode=decode_frame, step=hear_frames
+                )
+
     async def _hear_together(
-        self,
-        batch: Batch,
-        keys: Sequence[bytes],
-        rows: npt.NDArray[np.int64],
-        heard: Heard,
-        usual: npt.NDArray[np.bool_],
+        self, fetch: Fetch, rows: npt.NDArray[np.int64], heard: Heard, usual: npt.NDArray[np.bool_]
     ) -> None:
-        """Apply the usual frames of a batch."""
+        """Apply the usual frames of a fetch, `rows` of whose records says their calls."""
+        states = self.states.rows
         if not usual.all():
             heard = heard.only(usual[heard.record])
         of_frames = rows[heard.record]
         step = self.states.voices.step(of_frames, heard)
         # Outputs before the states: a snapshot of them covers what was sent by then.
         for row, signal in step.signals:
-            await self._app.emitter.send(TOPIC, self.states.rows.key(row), encode(signal), partition=batch.tp.partition)
+            await self._app.emitter.send(TOPIC, states.key(row), encode(signal), partition=states.partition(row))
         self.states.voices.keep(step)
-        first = batch.first_offset
-        offsets = (
-            heard.record + first
-            if batch.records[-1].offset - first + 1 == len(batch.records)
-            else np.fromiter((batch.records[index].offset for index in heard.record), np.int64, len(heard.record))
-        )
-        self.states.rows.applied(batch.tp, of_frames, offsets)
-        self.states.rows.want(np.array([row for row, _ in step.signals], np.int64))
+        ends = np.cumsum([len(batch.records) for batch in fetch.batches])
+        cuts = np.searchsorted(heard.record, [0, *ends])
+        for number, batch in enumerate(fetch.batches):
+            here = slice(cuts[number], cuts[number + 1])
+            within = heard.record[here] - (ends[number] - len(batch.records))
+            states.applied(batch.tp, of_frames[here], batch.offsets()[within])
+        states.want(np.array([row for row, _ in step.signals], np.int64))
 
 
 def make(app: App, partitions: int) -> SignalStates:
     """Make the agent."""
     made = SignalsAgent(app, partitions)
-    agent.run_batches(app, NAME, (FRAMES, EVENTS), made.process)
+    agent.run_fetches(app, NAME, (FRAMES, EVENTS), made.process)
     return made.states

@@ -20,7 +20,7 @@ from dispatchai.engine.deadletters import UnreadableError, bury
 from dispatchai.engine.effects import Effects
 from dispatchai.engine.emit import AssignmentOverError
 from dispatchai.engine.state import States
-from dispatchai.engine.transport import Batch, Record, whole
+from dispatchai.engine.transport import Batch, Fetch, Record, whole
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -146,7 +146,17 @@ def run(
 
 
 def run_batches(app: App, name: str, topics: Sequence[str], process: Callable[[Batch], Awaitable[None]]) -> None:
-    """Make the agent `name` that hands each batch of `topics` to `process`.
+    """Make the agent `name` that hands each batch of `topics` to `process`; see `run_fetches`."""
+
+    async def process_each(fetch: Fetch) -> None:
+        for batch in fetch.batches:
+            await process(batch)
+
+    run_fetches(app, name, topics, process_each)
+
+
+def run_fetches(app: App, name: str, topics: Sequence[str], process: Callable[[Fetch], Awaitable[None]]) -> None:
+    """Make the agent `name` that hands to `process` what each fetch brought of `topics`.
 
     `process` must not raise, but for AssignmentOverError: the rest of its batch is read again, here or elsewhere.
     """
@@ -155,10 +165,12 @@ def run_batches(app: App, name: str, topics: Sequence[str], process: Callable[[B
     app.watch.reads(name, topics)
 
     @app.agent(source, name=name)
-    async def agent(batches: faust.Stream[Batch]) -> None:
-        async for batch in batches:
+    async def agent(fetches: faust.Stream[Fetch]) -> None:
+        async for fetch in fetches:
             begun = time.perf_counter()
             with suppress(AssignmentOverError):
-                await process(batch)
-                counts[batch.tp.topic].took(len(batch.records), time.perf_counter() - begun)
-                app.watch.processed(name, batch.tp, batch.records[-1].offset + 1)
+                await process(fetch)
+                records = sum(len(batch.records) for batch in fetch.batches)
+                counts[fetch.batches[0].tp.topic].took(records, time.perf_counter() - begun)
+                for batch in fetch.batches:
+                    app.watch.processed(name, batch.tp, batch.last_offset + 1)

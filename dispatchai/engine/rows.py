@@ -62,6 +62,10 @@ class RowStates(SnapshotWriter):
         """The key of a row."""
         return self._keys[row]
 
+    def partition(self, row: int) -> int:
+        """The partition that the key of a row came from."""
+        return int(self._partition[row])
+
     def stored(self, key: str) -> bytes | None:
         """The last snapshot of `key`, or None."""
         value: bytes | None = self.table.data.get(key)

@@ -1,8 +1,8 @@
 """The Faust transport `dispatchai://`: one event for many records, and commits that wait for what is owed.
 
 Faust pays about 100 µs for each event before an agent sees it. So this transport hands an agent all records of a
-partition that one fetch brought as one event, a `Batch`; the price is then paid once per fetch and partition. What
-is fetched of a changelog goes to its table at once, and Faust's recovery sees the last record of it.
+topic that one fetch brought as one event, a `Fetch`; the price is then paid once per fetch and topic. What is fetched
+of a changelog goes to its table at once, and Faust's recovery sees the last record of it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import aiokafka
+import numpy as np
+import numpy.typing as npt
 import structlog
 from aiokafka.consumer.fetcher import FetchResult
 from faust.transport.drivers import aiokafka as driver
@@ -63,12 +65,35 @@ class Batch:
         """Offset of the first record."""
         return int(self.records[0].offset)
 
+    @property
+    def last_offset(self) -> int:
+        """Offset of the last record."""
+        return int(self.records[-1].offset)
+
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """The offset of each record, shape (n,)."""
+        count, first = len(self.records), self.first_offset
+        if self.last_offset - first == count - 1:
+            return np.arange(first, first + count)
+        return np.fromiter((record.offset for record in self.records), np.int64, count)
+
     def by_key(self) -> Iterator[tuple[bytes | None, list[Record]]]:
         """The records of each key, in their order; keys in the order of their first record."""
         groups: dict[bytes | None, list[Record]] = {}
         for record in self.records:
             groups.setdefault(record.key, []).append(record)
         return iter(groups.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """The records of one topic that one fetch brought, a batch for each partition; never empty.
+
+    To Faust it is the last record of its last batch: that one is acknowledged, committed and counted as read, and the
+    others with it.
+    """
+
+    batches: tuple[Batch, ...]
 
 
 def whole(tp: TP, record: Record, value: Any = None) -> aiokafka.ConsumerRecord:
@@ -145,6 +170,8 @@ class Consumer(driver.Consumer):
         self._sought: dict[TP, int] | None = None
         """Where partitions were sought, until agents may have their records."""
         self._sought_again: dict[TP, int] = {}
+        self._handed: list[Fetch] = []
+        """What the last fetch brought."""
         self._commits_of = 0
         """Generation in which the offsets of the commit that is under way were computed."""
 
@@ -188,21 +215,52 @@ class Consumer(driver.Consumer):
         return await ends_by_reading(self.app.connection, ends) if self.app.connection.embedded else ends
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, list[Any]]:  # noqa: ASYNC109
+        self._note_read()
         if Guard.POSITIONS in self.app.guards:
             again, self._sought_again = self._sought_again, {}
             await self._seek_again(again | self._positions.confirm(self._read_offset))
         fetched = await super()._getmany(active_partitions, timeout)
         tables = self.app.tables
-        batches: dict[TP, list[Any]] = {}
+        events: dict[TP, list[Any]] = {}
+        by_topic: dict[str, list[Batch]] = {}
         for tp, records in fetched.items():
             if not records:
                 continue
             if tp.topic in tables.changelog_topics:
                 tables._changelogs[tp.topic].load(tp.partition, records)
-                batches[tp] = [whole(tp, records[-1])]
+                events[tp] = [whole(tp, records[-1])]
             elif admitted := await self._admit(tp, records):
-                batches[tp] = [whole(tp, admitted[-1], Batch(tp, tuple(admitted)))]
-        return batches
+                by_topic.setdefault(tp.topic, []).append(Batch(tp, tuple(admitted)))
+        self._handed = [Fetch(tuple(batches)) for batches in by_topic.values()]
+        for fetch in self._handed:
+            last = fetch.batches[-1]
+            events[last.tp] = [whole(last.tp, last.records[-1], fetch)]
+        return events
+
+    def _note_read(self) -> None:
+        """What the last fetch brought has reached the streams, or not: all of a `Fetch`, or nothing of it."""
+        for fetch in self._handed:
+            *others, last = fetch.batches
+            if self._read_offset[last.tp] == last.last_offset:
+                for batch in others:
+                    self._read_offset[batch.tp] = batch.last_offset
+        self._handed = []
+
+    def ack(self, message: Any) -> bool:
+        """The agents are done with `message`. Called by Faust.
+
+        One of an assignment that is over says nothing: where it was read here again the offset would be too high.
+        """
+        if message.generation_id != self.app.consumer_generation_id:
+            message.acked = True
+            return False
+        acknowledged: bool = super().ack(message)
+        if acknowledged and isinstance(message.value, Fetch):
+            for batch in message.value.batches[:-1]:
+                if batch.last_offset not in self._acked_index[batch.tp]:
+                    self._acked_index[batch.tp].add(batch.last_offset)
+                    self._acked[batch.tp].append(batch.last_offset)
+        return acknowledged
 
     async def _seek_again(self, offsets: Mapping[TP, int]) -> None:
         """Seek to `offsets`; what is in flight from elsewhere is told apart when it comes."""
