@@ -8,6 +8,7 @@ are applied for all calls of a batch at once (`dispatchai.audio.voices`); what e
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Final
@@ -95,7 +96,7 @@ class SignalStates:
             self._set(row, state)
         self.rows.applied(tp, rows, np.array([offset]))
         if snapshot:
-            self.rows.want(rows)
+            self.rows.want(rows, at_once=True)
 
     def _state(self, row: int) -> SignalState | None:
         return self.voices.state(row) if self.voices.is_set(row) else self._others.get(row)
@@ -154,9 +155,13 @@ class SignalsAgent:
             heard = heard.only(usual[heard.record])
         of_frames = rows[heard.record]
         step = self.states.voices.step(of_frames, heard)
-        # Outputs before the states: a snapshot of them covers what was sent by then.
+        outputs: dict[int, list[tuple[bytes, bytes]]] = defaultdict(list)
         for row, signal in step.signals:
-            await self._app.emitter.send(TOPIC, states.key(row), encode(signal), partition=states.partition(row))
+            outputs[states.partition(row)].append((states.key(row), encode(signal)))
+        # Outputs before the states: a snapshot of them covers what was sent by then.
+        await self._app.emitter.ready()
+        for partition, made in outputs.items():
+            self._app.emitter.send_soon(TOPIC, partition, made, time.time_ns() // 1_000_000)
         self.states.voices.keep(step)
         ends = np.cumsum([len(batch.records) for batch in fetch.batches])
         cuts = np.searchsorted(heard.record, [0, *ends])

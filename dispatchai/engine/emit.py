@@ -9,8 +9,9 @@ makes it again.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from aiokafka.errors import KafkaError
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from dispatchai.engine.app import App
 
 log = structlog.get_logger(__name__)
+
+PENDING_MAX: Final = 2_000
+"""Sends without an answer beyond which an agent waits: Kafka is slow, and memory must stay bounded."""
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -36,7 +40,8 @@ class Emitter:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._pending: set[asyncio.Future[object]] = set()
+        self._pending: set[asyncio.Future[Any]] = set()
+        self._turns: dict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def send(
         self,
@@ -71,27 +76,69 @@ class Emitter:
     ) -> None:
         """As `send` for many records of one partition, given as (key, value), at a fifth of the cost.
 
-        All have the same headers and timestamp (milliseconds since the epoch).
+        All have the same headers and timestamp (milliseconds since the epoch). Waits until the batch before it to this
+        partition is on its way.
         """
         generation = self._app.lease.generation
         await self._may_write()
-        producer = self._app.producer._ensure_producer()
-        batch = producer.create_batch()
-        for key, value in records:
-            if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
-                # It is full: a new one takes the record.
-                await self._send_built(producer, batch, topic, partition)
-                self._check(generation)
-                batch = producer.create_batch()
-                batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers)
-        if batch.record_count():
-            await self._send_built(producer, batch, topic, partition)
+        for sent in await self._send_all(topic, partition, records, timestamp_ms, headers, generation):
+            self._sent(sent)
+        self._check(generation)
+
+    async def ready(self) -> None:
+        """Wait until `send_soon` may be called. Raises AssignmentOverError as `send` does."""
+        generation = self._app.lease.generation
+        await self._may_write()
+        if len(self._pending) > PENDING_MAX:
+            await self.delivered()
             self._check(generation)
 
-    async def _send_built(self, producer: Any, batch: Any, topic: str, partition: int) -> None:
-        batch.close()
-        self._sent(await producer.send_batch(batch, topic, partition=partition))
-        self._app.metrics.sent(topic, batch.record_count())
+    def send_soon(self, topic: str, partition: int, records: Sequence[tuple[bytes, bytes]], timestamp_ms: int) -> None:
+        """As `send_batch` without waiting; `ready` must have come before, and nothing awaited since.
+
+        What is sent so to one partition arrives in this order.
+        """
+        generation = self._app.lease.generation
+        self._sent(asyncio.ensure_future(self._send_in_turn(topic, partition, records, timestamp_ms, generation)))
+
+    async def _send_in_turn(
+        self, topic: str, partition: int, records: Sequence[tuple[bytes, bytes]], timestamp_ms: int, generation: int
+    ) -> None:
+        async with self._turns[topic, partition]:
+            self._check(generation)
+            sent = await self._send_all(topic, partition, records, timestamp_ms, (), generation)
+        await asyncio.gather(*sent)
+
+    async def _send_all(
+        self,
+        topic: str,
+        partition: int,
+        records: Iterable[tuple[bytes, bytes | None]],
+        timestamp_ms: int,
+        headers: Headers,
+        generation: int,
+    ) -> list[asyncio.Future[object]]:
+        """Put `records` in the producer's buffer, in as many batches as they need. Returns what each becomes."""
+        producer = self._app.producer._ensure_producer()
+        sent: list[asyncio.Future[object]] = []
+        own = list(headers)
+        batch = producer.create_batch()
+
+        async def send_built() -> None:
+            self._check(generation)
+            batch.close()
+            sent.append(await producer.send_batch(batch, topic, partition=partition))
+            self._app.metrics.sent(topic, batch.record_count())
+
+        for key, value in records:
+            if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=own) is None:
+                # It is full: a new one takes the record.
+                await send_built()
+                batch = producer.create_batch()
+                batch.append(timestamp=timestamp_ms, key=key, value=value, headers=own)
+        if batch.record_count():
+            await send_built()
+        return sent
 
     async def _may_write(self) -> None:
         """Wait until something may be written. Raises AssignmentOverError if it is of no account by then."""
@@ -106,11 +153,11 @@ class Emitter:
         if generation != self._app.lease.generation:
             raise AssignmentOverError
 
-    def _sent(self, sent: asyncio.Future[object]) -> None:
+    def _sent(self, sent: asyncio.Future[Any]) -> None:
         self._pending.add(sent)
         sent.add_done_callback(self._on_done)
 
-    def _on_done(self, sent: asyncio.Future[object]) -> None:
+    def _on_done(self, sent: asyncio.Future[Any]) -> None:
         self._pending.discard(sent)
         if sent.cancelled():
             return

@@ -6,6 +6,8 @@ a time. What is in a row is the agent's (`Rows`).
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -13,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from faust.types import TP
 
-from dispatchai.engine.snapshots import Snapshot, SnapshotWriter
+from dispatchai.engine.snapshots import SNAPSHOT_PAUSE_S, Snapshot, SnapshotWriter
 
 if TYPE_CHECKING:
     from dispatchai.engine.app import App
@@ -22,6 +24,9 @@ Ints = npt.NDArray[np.int64]
 
 NOTHING: Final = np.iinfo(np.int64).max
 """The offset that is owed by a row that owes nothing."""
+
+SNAPSHOT_APART_S: Final = 1.0
+"""A state in columns changes with every frame: a snapshot a second is what a crash has to read again."""
 
 _ROWS_AT_FIRST: Final = 64
 
@@ -50,6 +55,8 @@ class RowStates(SnapshotWriter):
         self._free: list[int] = []
         self._partition = np.zeros(_ROWS_AT_FIRST, np.int64)
         self._wanted = np.zeros(_ROWS_AT_FIRST, np.bool_)
+        self._taken_at = np.full(_ROWS_AT_FIRST, -SNAPSHOT_APART_S)
+        """When the last snapshot of each row was taken, by the monotonic clock."""
         self._owed: dict[TP, Ints] = {}
         """Offset of the first record of each row that no snapshot covers, taken ones included."""
         self._taken: dict[TP, Ints] = {}
@@ -91,10 +98,12 @@ class RowStates(SnapshotWriter):
         first = owed[rows] == NOTHING
         owed[rows[first]] = offsets[first]
 
-    def want(self, rows: Ints) -> None:
-        """Ask for a snapshot of the states in `rows`, soon."""
+    def want(self, rows: Ints, *, at_once: bool = False) -> None:
+        """Ask for a snapshot of the states in `rows`: `at_once`, or when the last one is SNAPSHOT_APART_S ago."""
         if len(rows):
             self._wanted[rows] = True
+            if at_once:
+                self._taken_at[rows] = -SNAPSHOT_APART_S
             self.wake.set()
 
     def sweep(self) -> None:
@@ -126,8 +135,13 @@ class RowStates(SnapshotWriter):
 
     def take(self) -> list[Snapshot]:
         """The snapshots that are asked for now."""
-        rows = np.flatnonzero(self._wanted)
+        now = time.monotonic()
+        due = self._wanted if self.closing else self._wanted & (self._taken_at <= now - SNAPSHOT_APART_S)
+        rows = np.flatnonzero(due)
         self._wanted[rows] = False
+        self._taken_at[rows] = now
+        if self._wanted.any():
+            asyncio.get_running_loop().call_later(SNAPSHOT_PAUSE_S, self.wake.set)
         for tp, owed in self._owed.items():
             taken = self._taken.get(tp)
             if taken is None:
@@ -164,11 +178,13 @@ class RowStates(SnapshotWriter):
         self._keys[row] = key
         self._row_of[key] = row
         self._partition[row] = tp.partition
+        self._taken_at[row] = -SNAPSHOT_APART_S
         return row
 
     def _grow(self, size: int) -> None:
         more = size - len(self._wanted)
         self._wanted = np.concatenate([self._wanted, np.zeros(more, np.bool_)])
+        self._taken_at = np.concatenate([self._taken_at, np.full(more, -SNAPSHOT_APART_S)])
         self._partition = np.concatenate([self._partition, np.zeros(more, np.int64)])
         for held in (self._owed, self._taken):
             for tp, offsets in held.items():

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-SNAPSHOT_PAUSE_S: Final = 0.02
-"""Pause between rounds of snapshots: states that change several times within it are written once."""
+SNAPSHOT_PAUSE_S: Final = 0.1
+"""Pause between rounds of snapshots: states that change several times within it are written once, and a broker has ten
+requests a second from them."""
 
 EPOCH: Final = "epoch"
 """Header of a snapshot: the epoch of its writer, as decimal digits."""
@@ -144,6 +145,8 @@ class SnapshotWriter(ABC):
         self.table: SnapshotTable = app.Table(name, key_type=str, value_type=bytes, partitions=partitions, default=None)
         self.wake = asyncio.Event()
         """To be set when a snapshot is wanted."""
+        self.closing = False
+        """Whether this is the last round: what is wanted is due."""
         self._generation = 0
         self._round: asyncio.Future[None] | None = None
 
@@ -189,6 +192,7 @@ class SnapshotWriter(ABC):
             if self._round is not None:
                 self._round.cancel()
             return
+        self.closing = True
         with suppress(AssignmentOverError):
             if self._round is not None:
                 await self._round

@@ -59,17 +59,29 @@ def test_new_keys_get_rows_and_the_state_that_the_table_holds(app: App) -> None:
     assert states.find([b"b"]).tolist() == [1]
 
 
+async def test_a_snapshot_a_second_is_enough_but_for_the_last_round(app: App) -> None:
+    states, counts = make(app)
+    rows = states.rows(FRAMES, [b"a"])
+    counts.values[0] = 1
+    states.want(rows)
+    assert len(states.take()) == 1
+    states.want(rows)
+    assert states.take() == []
+    states.closing = True
+    assert len(states.take()) == 1
+
+
 def test_a_state_that_is_gone_leaves_a_tombstone_and_its_row_to_another_key(app: App) -> None:
     states, counts = make(app)
     rows = states.rows(FRAMES, [b"a", b"b"])
     counts.values = {0: 1, 1: 2}
     states.applied(FRAMES, rows, np.array([5, 6]))
-    states.want(rows)
+    states.want(rows, at_once=True)
     for snapshot in states.take():
         states.written(snapshot)
     counts.clear(0)
     states.applied(FRAMES, rows[:1], np.array([9]))
-    states.want(rows[:1])
+    states.want(rows[:1], at_once=True)
     (tombstone,) = states.take()
     assert (tombstone.key, tombstone.value) == ("a", None)
     states.written(tombstone)
@@ -82,7 +94,7 @@ def test_a_state_that_came_back_while_its_tombstone_was_written_keeps_its_row(ap
     states, counts = make(app)
     rows = states.rows(FRAMES, [b"a"])
     states.applied(FRAMES, rows, np.array([5]))
-    states.want(rows)
+    states.want(rows, at_once=True)
     (tombstone,) = states.take()
     counts.values[0] = 3
     states.written(tombstone)
@@ -134,7 +146,7 @@ async def test_no_offset_is_released_before_a_snapshot_that_covers_it_is_written
                     uncovered[tp].setdefault(row, []).append(at)
             case ("want", list() as numbers):
                 rows = states.find([f"{number}".encode() for number in numbers])
-                states.want(rows[rows >= 0])
+                states.want(rows[rows >= 0], at_once=True)
             case ("take",):
                 on_the_way += [
                     (taken, {tp: held.pop(taken.covered, []) for tp, held in uncovered.items()})
