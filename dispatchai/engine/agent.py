@@ -167,9 +167,13 @@ def run_fetches(app: App, name: str, topics: Sequence[str], process: Callable[[F
     @app.agent(source, name=name)
     async def agent(fetches: faust.Stream[Fetch]) -> None:
         async for fetch in fetches:
+            if fetch.generation != app.lease.generation:
+                continue
             begun = time.perf_counter()
             with suppress(AssignmentOverError):
                 await process(fetch)
+                if fetch.generation != app.lease.generation:
+                    continue
                 records = sum(len(batch.records) for batch in fetch.batches)
                 counts[fetch.batches[0].tp.topic].took(records, time.perf_counter() - begun)
                 for batch in fetch.batches:

@@ -89,11 +89,12 @@ class Batch:
 class Fetch:
     """The records of one topic that one fetch brought, a batch for each partition; never empty.
 
-    To Faust it is the last record of its last batch: that one is acknowledged, committed and counted as read, and the
-    others with it.
+    To Faust it is the last record of its last batch: when that one counts as read, the others do. `generation` is that
+    of the assignment that it belongs to.
     """
 
     batches: tuple[Batch, ...]
+    generation: int
 
 
 def whole(tp: TP, record: Record, value: Any = None) -> aiokafka.ConsumerRecord:
@@ -172,6 +173,8 @@ class Consumer(driver.Consumer):
         self._sought_again: dict[TP, int] = {}
         self._handed: list[Fetch] = []
         """What the last fetch brought."""
+        self._known_committed: dict[TP, int | None] = {}
+        """What Kafka has as committed, as far as this process knows."""
         self._commits_of = 0
         """Generation in which the offsets of the commit that is under way were computed."""
 
@@ -190,6 +193,7 @@ class Consumer(driver.Consumer):
         """
         self._positions.revoked()
         await super().perform_seek()
+        self._known_committed = dict(self._committed_offset)
         # A copy, and before anything is awaited: records that are handed over move these offsets.
         read = dict(self._read_offset)
         changelogs = self.app.tables.changelog_topics
@@ -231,7 +235,8 @@ class Consumer(driver.Consumer):
                 events[tp] = [whole(tp, records[-1])]
             elif admitted := await self._admit(tp, records):
                 by_topic.setdefault(tp.topic, []).append(Batch(tp, tuple(admitted)))
-        self._handed = [Fetch(tuple(batches)) for batches in by_topic.values()]
+        generation = self.app.lease.generation
+        self._handed = [Fetch(tuple(batches), generation) for batches in by_topic.values()]
         for fetch in self._handed:
             last = fetch.batches[-1]
             events[last.tp] = [whole(last.tp, last.records[-1], fetch)]
@@ -245,22 +250,6 @@ class Consumer(driver.Consumer):
                 for batch in others:
                     self._read_offset[batch.tp] = batch.last_offset
         self._handed = []
-
-    def ack(self, message: Any) -> bool:
-        """The agents are done with `message`. Called by Faust.
-
-        One of an assignment that is over says nothing: where it was read here again the offset would be too high.
-        """
-        if message.generation_id != self.app.consumer_generation_id:
-            message.acked = True
-            return False
-        acknowledged: bool = super().ack(message)
-        if acknowledged and isinstance(message.value, Fetch):
-            for batch in message.value.batches[:-1]:
-                if batch.last_offset not in self._acked_index[batch.tp]:
-                    self._acked_index[batch.tp].add(batch.last_offset)
-                    self._acked[batch.tp].append(batch.last_offset)
-        return acknowledged
 
     async def _seek_again(self, offsets: Mapping[TP, int]) -> None:
         """Seek to `offsets`; what is in flight from elsewhere is told apart when it comes."""
@@ -292,22 +281,21 @@ class Consumer(driver.Consumer):
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         """Nothing: a batch ends at its last offset, so Faust would take every batch for a gap in the log."""
 
-    def _new_offset(self, tp: TP) -> int | None:
-        """The offset to commit: behind the last acknowledged batch, but not beyond what is owed.
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
+        """The partitions that may have something to commit: all that are read. Called by Faust."""
+        return iter(self.app.watch.partitions())
 
-        A partition's batches are acknowledged in their order, as each agent handles its stream in order and a
-        batch counts as acknowledged when the last of its agents is done with it. So the highest will do.
+    def _new_offset(self, tp: TP) -> int | None:
+        """The offset to commit: behind what every agent has processed, but not beyond what is owed. Called by Faust.
+
+        Faust's own acknowledgements are not asked: they know neither of what is owed nor of assignments, and one that
+        comes late would commit what was never processed here.
         """
-        acknowledged = self._acked[tp]
-        if not acknowledged:
-            return None
-        highest = max(acknowledged)
+        self._acked[tp].clear()
+        self._acked_index[tp].clear()
+        processed = self.app.watch.next_offset(tp)
         floor = self.app.coverage.floor(tp) if Guard.COVERAGE in self.app.guards else None
-        held = floor is not None and floor <= highest
-        # A highest that is kept makes the next commit look at this partition again, though nothing new may have come.
-        acknowledged[:] = [highest] if held else []
-        self._acked_index[tp] = set(acknowledged)
-        return floor if held else highest + 1
+        return processed if processed is None or floor is None else min(processed, floor)
 
     async def _commit_tps(self, tps: Iterable[TP], start_new_transaction: bool) -> bool:
         self._commits_of = self.app.lease.generation
@@ -320,6 +308,15 @@ class Consumer(driver.Consumer):
             return False
         done: bool = await super()._commit(offsets)
         log.debug("committed", offsets=_by_name(offsets), done=done)
+        if done:
+            self._known_committed |= offsets
+        return done
+
+    async def _commit_offsets(self, offsets: Mapping[TP, int], start_new_transaction: bool = True) -> bool:
+        done = bool(await super()._commit_offsets(offsets, start_new_transaction))
+        if not done:
+            # Faust takes them for committed all the same, and would not try again.
+            self._committed_offset.update({tp: self._known_committed.get(tp) for tp in offsets})
         return done
 
 

@@ -178,6 +178,20 @@ async def test_commits_wait_for_what_is_held_and_a_restart_loses_and_repeats_not
     assert await committed(broker, names) == 4
 
 
+async def test_every_partition_is_committed_to_its_end_while_the_agent_runs(
+    broker: KafkaConnection, tmp_path: Path
+) -> None:
+    names = await make_topics(broker)
+    app = make_app(broker, names, tmp_path)
+    agent.run(app, make_states(app), {names.source: int}, step=append)
+    async with running(app):
+        for first in range(0, 80, 10):
+            await produce(broker, names.source, [(f"call-{number}", b"%d" % (first + number)) for number in range(10)])
+        async with asyncio.timeout(PATIENCE_S):
+            while await committed(broker, names) < 80:
+                pass
+
+
 async def test_a_poison_record_is_buried_and_stops_nothing(
     broker: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:
