@@ -1,8 +1,19 @@
 """The speech agent: turns the caller's voice into text. Reads `audio-frames`, and `call-events` for the end
-of a call's state; writes `transcripts`.
+of a call; writes `transcripts`.
 
 What is heard, numbered and heard again is decided in `dispatchai.speech.sessions`. Offsets are committed only up to the
 first frame that no final utterance covers, so that a crash loses no word and repeats none that was final.
+
+A stream whose gateway was killed has no END. It must not hold its partition's offsets until the call expires, so it is
+ended once the call's deadline was read from `call-events` and SILENT_S of the partition's audio from after the deadline
+were read with no frame of the call in them. The audio of a partition is read in its order: an END that is in the log is
+read before that, however late this agent is, and which streams are ended follows from the recorded times and not
+from how the topics interleaved. A call that still speaks, beyond `CALL_LONGEST_S`, is heard on. The deadline's offset
+is held until its streams have ended. Where no audio follows, nothing waits behind the offset that is held, and the
+call is given up when it expires.
+
+A frame that is read after its call expired makes a state that no event gives up. So no state is kept for longer than
+the longest call and what follows it take together, by the clock of this process (`agents.leftovers`).
 """
 
 from __future__ import annotations
@@ -19,6 +30,7 @@ import numpy as np
 import structlog
 from faust.types import TP
 
+from agents.leftovers import LOOK_EVERY_S, Ages
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.deadletters import bury
@@ -46,6 +58,10 @@ REPORTS_A_ROUND: Final = 20
 """Each stream tells about once a second how far it is covered, spread over the second: each time the call's state is
 stored, so that offsets can be committed. What is heard of more streams than fit takes its turn later."""
 
+SILENT_S: Final = 5.0
+"""A stream that sent nothing for so long after its call's deadline sends no more: a live one has 50 frames a second,
+and the deadline itself comes `CALL_DEADLINE_S` after the hangup."""
+
 
 def now_micros() -> Micros:
     """The time of recognition."""
@@ -61,6 +77,24 @@ class _Read:
     offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Deadline:
+    """A call's deadline, as it lies in `call-events`. `at_ms` is when it was recorded, not when it was due: of a call
+    that hung up while nobody ran, or by a wrong clock, audio may have come in since then."""
+
+    tp: TP
+    record: Record
+    at_ms: int
+
+
+@dataclass(slots=True)
+class _Span:
+    """Times of the first and the last record that were read of a partition's audio, in ms since the epoch."""
+
+    first_ms: int
+    last_ms: int
+
+
 @dataclass(slots=True)
 class _Call:
     """One call that is being heard: its session, and where the records lie that no final utterance covers yet."""
@@ -71,6 +105,15 @@ class _Call:
     """Stream id to its records from the first uncovered frame on."""
     held_from: int | None = None
     """The offset that is held: what is heard since it was is owed from there. None when nothing is owed."""
+    heard_ms: int = 0
+    """Time of the last record that was read, in ms since the epoch; 0 before the first."""
+    deadline: _Deadline | None = None
+    """Why its streams are being ended; None if they are not. Its offset is held until they have."""
+    writing: int = 0
+    """Steps whose utterances are being written. The last of them stores the state: a snapshot must not say of an
+    utterance that is not in the producer's buffer yet that it was made."""
+    changed: bool = False
+    """Whether the state is to be stored then."""
 
     def read(self, stream_id: str, first: int, last: int, offset: int) -> None:
         """Remember that the frames `first` to `last` lie from `offset` on."""
@@ -100,12 +143,18 @@ class _Input:
 class SpeechAgent:
     """Between Kafka and the recogniser: hands frames on, writes what is heard, holds offsets of what is not."""
 
-    def __init__(self, app: App, states: States[SpeechState], recognizer: Recognizer) -> None:
+    def __init__(self, app: App, states: States[SpeechState], recognizer: Recognizer, *, longest_s: float) -> None:
+        """No state is kept for longer than `longest_s`, in seconds."""
         self._app = app
         self.states = states
         self._recognizer = recognizer
         self._streams = Streams(recognizer)
         self._calls: dict[str, _Call] = {}
+        self._overdue: dict[int, dict[str, _Deadline]] = {}
+        """By partition: calls whose deadline passed, until it is known that no audio of them is unread."""
+        self._audio: dict[int, _Span] = {}
+        """What was read of each partition's audio since it was assigned."""
+        self._ages = Ages(longest_s)
         self._started = asyncio.Event()
 
     async def run(self) -> None:
@@ -128,6 +177,22 @@ class SpeechAgent:
             self._recognizer.report(REPORTS_A_ROUND)
             await asyncio.sleep(REPORT_EVERY_S)
 
+    async def keep_clearing(self) -> None:
+        """Give up states that are older than any call, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            await self.clear(asyncio.get_running_loop().time())
+
+    async def clear(self, now_s: float) -> None:
+        """Give up the states that are older at `now_s`, in seconds of any steady clock, than any call."""
+        for call_id in await self._ages.over(self.states, now_s):
+            if (partition := self.states.partition_of(call_id)) is None:
+                continue
+            tp = TP(FRAMES, partition)
+            if (next_offset := self._app.watch.next_offset(tp)) is not None:  # else the partition is elsewhere by now
+                log.warning("state_left_over", call_id=call_id)
+                self._give_up(call_id, tp, next_offset)
+
     @property
     def recognizer(self) -> Recognizer:
         """What hears."""
@@ -137,6 +202,11 @@ class SpeechAgent:
         """Whether the recogniser is up."""
         return self._started.is_set()
 
+    @property
+    def overdue(self) -> set[str]:
+        """The calls whose deadline passed and of which audio may be unread."""
+        return {call_id for waiting in self._overdue.values() for call_id in waiting}
+
     async def process(self, batch: Batch) -> None:
         """Take the records that one fetch brought of one partition; given up when partitions are assigned anew."""
         with self._app.watch.excused(NAME):  # as below: the recogniser has limits of its own
@@ -144,19 +214,28 @@ class SpeechAgent:
         generation = self._app.lease.generation
         if batch.tp.topic == EVENTS:
             await self._follow_events(batch, generation)
-            return
+        else:
+            await self._follow_audio(batch, generation)
+        await self._end_overdue(batch.tp.partition, generation)
+
+    async def _follow_audio(self, batch: Batch, generation: int) -> None:
+        """Hear the frames of a batch."""
         with self._app.watch.excused(NAME):
             await self._recognizer.room()
         for key, (records, inputs) in (await self._inputs(batch)).items():
             if generation != self._app.lease.generation:
                 return
             try:
-                await self._hear(key.decode(), batch.tp, inputs)
+                await self._hear(key.decode(), batch.tp, inputs, records[-1].timestamp)
             except AssignmentOverError:
                 raise
             except Exception as error:  # noqa: BLE001 - an agent never raises: what failed goes to the dead letters
                 for record in records:
                     await bury(self._app.emitter, whole(batch.tp, record), reader=NAME, error=error)
+        if generation == self._app.lease.generation:
+            first_ms, last_ms = batch.records[0].timestamp, batch.records[-1].timestamp
+            span = self._audio.setdefault(batch.tp.partition, _Span(first_ms, last_ms))
+            span.last_ms = max(span.last_ms, last_ms)
 
     async def _inputs(self, batch: Batch) -> dict[bytes, tuple[list[Record], list[_Input]]]:
         """The frames of each call, in order: those of live streams, which are nearly all there is, by the run."""
@@ -200,19 +279,69 @@ class SpeechAgent:
         return calls
 
     async def _follow_events(self, batch: Batch, generation: int) -> None:
-        """Give up the calls whose state is given up."""
+        """Remember the calls whose deadline passed, give up those that expired."""
         for key, records in batch.by_key():
             events = await agent.decoded(self._app, NAME, partial(decode_as, CallEvent), batch.tp, records)
             if generation != self._app.lease.generation:
                 return
-            if key is not None and any(event.type == EventType.EXPIRED for _, event in events):
-                self._give_up(key.decode(), batch)
+            for record, event in events:
+                assert key is not None  # noqa: S101 - `decoded` buries records without one
+                match event.type:
+                    case EventType.DEADLINE:
+                        self._wait_for_end(key.decode(), _Deadline(batch.tp, record, event.received_at // 1000))
+                    case EventType.EXPIRED:
+                        self._give_up(key.decode(), batch.tp, record.offset)
 
-    async def _hear(self, call_id: str, tp: TP, inputs: Sequence[_Input]) -> None:
+    def _wait_for_end(self, call_id: str, deadline: _Deadline) -> None:
+        """Remember that `deadline` passed, unless an earlier one is remembered."""
+        call = self._calls.get(call_id)
+        waiting = self._overdue.setdefault(deadline.tp.partition, {})
+        if call_id not in waiting and (call is None or call.deadline is None):
+            waiting[call_id] = deadline
+            self._app.coverage.hold(deadline.tp, (NAME, "deadline", call_id), deadline.record.offset)
+
+    async def _end_overdue(self, partition: int, generation: int) -> None:
+        """End the streams of those calls whose deadline passed and of which no audio is unread."""
+        waiting, span = self._overdue.get(partition), self._audio.get(partition)
+        if generation != self._app.lease.generation or not waiting or span is None:
+            return
+        silent_since_ms = span.last_ms - SILENT_S * 1000
+        for call_id, deadline in list(waiting.items()):
+            if max(span.first_ms, deadline.at_ms) > silent_since_ms:
+                continue
+            if generation != self._app.lease.generation:
+                return
+            waiting.pop(call_id, None)
+            try:
+                await self._end_streams(call_id, TP(FRAMES, partition), deadline)
+            except AssignmentOverError:
+                raise
+            except Exception as error:  # noqa: BLE001 - as where frames are heard
+                await bury(self._app.emitter, whole(deadline.tp, deadline.record), reader=NAME, error=error)
+                self._app.coverage.release(deadline.tp, (NAME, "deadline", call_id))
+
+    async def _end_streams(self, call_id: str, tp: TP, deadline: _Deadline) -> None:
+        """End what is open of a call of which no audio is unread, unless it still speaks."""
         call = self._calls.get(call_id)
         if call is None:
-            session = CallSpeech(self.states.get(call_id), self._recognizer.name, self._recognizer.accepts)
-            call = self._calls[call_id] = _Call(session, tp)
+            state = self.states.get(call_id)
+            if state is not None and not all(stream.ended for stream in state.streams):
+                call = self._new_call(call_id, tp)  # all that came of it was heard before a restart, but no END
+        if call is None or call.heard_ms > deadline.at_ms:
+            self._app.coverage.release(deadline.tp, (NAME, "deadline", call_id))
+            return
+        call.deadline = deadline
+        await self._apply(call_id, call, call.session.end("no END by the call's deadline", now_micros()))
+
+    def _new_call(self, call_id: str, tp: TP) -> _Call:
+        session = CallSpeech(self.states.get(call_id), self._recognizer.name, self._recognizer.accepts)
+        call = self._calls[call_id] = _Call(session, tp)
+        return call
+
+    async def _hear(self, call_id: str, tp: TP, inputs: Sequence[_Input], last_ms: int) -> None:
+        """Hear `inputs`, which came in until `last_ms`."""
+        call = self._calls.get(call_id) or self._new_call(call_id, tp)
+        call.heard_ms = max(call.heard_ms, last_ms)
         for one in inputs:
             match one.heard:
                 case FrameRun() as run:
@@ -226,22 +355,38 @@ class SpeechAgent:
         await self._apply(call_id, call, step)
 
     async def _apply(self, call_id: str, call: _Call, step: Step) -> None:
-        generation = self._app.lease.generation
+        """Do what a step of the call asks for. Its commands are given before anything is awaited."""
         self._streams.apply(call_id, step.commands)
-        for utterance in step.utterances:
-            await self._app.emitter.send(TOPIC, call_id.encode(), encode(utterance), partition=call.tp.partition)
-        if generation != self._app.lease.generation:
-            return
+        call.changed = call.changed or step.changed
+        call.writing += 1
+        try:
+            for utterance in step.utterances:
+                await self._app.emitter.send(TOPIC, call_id.encode(), encode(utterance), partition=call.tp.partition)
+        finally:
+            call.writing -= 1
         for abandoned in step.abandoned:
             log.warning("speech_abandoned", call_id=call_id, stream_id=abandoned.stream_id, reason=abandoned.reason)
-        if not step.changed:
-            return
-        if call.held_from is not None:
-            self.states.put(call_id, call.session.state, call.tp, call.held_from, snapshot=True)
-        self._hold(call_id, call)
-        if not call.session.uncovered:
+        if call.writing or self._calls.get(call_id) is not call:
+            return  # stored by who writes still, or given up meanwhile
+        over = not call.session.uncovered
+        if call.changed:
+            call.changed = False
+            if call.held_from is not None:
+                self.states.put(call_id, call.session.state, call.tp, call.held_from, snapshot=True)
+            if over and call.deadline is not None:
+                offset = call.deadline.record.offset
+                self.states.put(call_id, call.session.state, call.deadline.tp, offset, snapshot=True)
+            self._hold(call_id, call)
+        if over:
             # Every stream ended. Should another come, the session is made again from its state.
-            self._calls.pop(call_id, None)
+            self._let_go(call_id, call)
+
+    def _let_go(self, call_id: str, call: _Call) -> None:
+        """Owe nothing more of a call, but for the snapshot of its state."""
+        self._calls.pop(call_id, None)
+        self._app.coverage.release(call.tp, (NAME, "frames", call_id))
+        if call.deadline is not None:
+            self._app.coverage.release(call.deadline.tp, (NAME, "deadline", call_id))
 
     def _hold(self, call_id: str, call: _Call) -> None:
         """Let offsets be committed up to the first record that must be read again."""
@@ -251,20 +396,24 @@ class SpeechAgent:
         else:
             self._app.coverage.advance(call.tp, (NAME, "frames", call_id), call.held_from)
 
-    def _give_up(self, call_id: str, batch: Batch) -> None:
+    def _give_up(self, call_id: str, tp: TP, offset: int) -> None:
+        """Forget a call, as the record of `tp` at `offset` says, or what was read of `tp` before it."""
         self._streams.forget(call_id)
-        call = self._calls.pop(call_id, None)
-        if call is not None:
+        if (call := self._calls.get(call_id)) is not None:
             # Its END will not come: what was not heard to the end must not keep the partition's offsets for ever.
-            self._app.coverage.release(call.tp, (NAME, "frames", call_id))
+            self._let_go(call_id, call)
+        if (deadline := self._overdue.get(tp.partition, {}).pop(call_id, None)) is not None:
+            self._app.coverage.release(deadline.tp, (NAME, "deadline", call_id))
         if self.states.get(call_id) is not None:
-            self.states.put(call_id, None, batch.tp, batch.first_offset, snapshot=True)
+            self.states.put(call_id, None, tp, offset, snapshot=True)
 
     def forget(self) -> None:
         """Drop every call: partitions were assigned anew, and what was not covered is read again."""
         for call_id in list(self._calls):
             self._streams.forget(call_id)
         self._calls.clear()
+        self._overdue.clear()
+        self._audio.clear()
 
 
 def _text(value: bytes) -> str | None:
@@ -281,10 +430,12 @@ def make(app: App, partitions: int, settings: Settings) -> SpeechAgent:
     states: States[SpeechState] = app.states(
         NAME, encode=encode, decode=partial(decode_as, SpeechState), partitions=partitions
     )
-    made = SpeechAgent(app, states, recognizer)
+    longest_s = settings.call_longest_s + settings.call_deadline_s + settings.call_expiry_s
+    made = SpeechAgent(app, states, recognizer, longest_s=longest_s)
     agent.run_batches(app, NAME, SOURCES, made.process)
     app.background(made.run)
     app.background(made.keep_reporting)
+    app.background(made.keep_clearing)
     app.on_forget.append(made.forget)
     app.on_close.append(recognizer.close)
     return made

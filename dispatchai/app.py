@@ -14,7 +14,7 @@ import faust.web
 import orjson
 from aiohttp import web
 
-from agents import calls, ranking, signals, speech, triage
+from agents import calls, leftovers, ranking, signals, speech, triage
 from dispatchai.console import actions
 from dispatchai.console import metrics as console_metrics
 from dispatchai.console.feed import Feed
@@ -67,8 +67,9 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
             app, partitions, config=CallFlowConfig.from_settings(settings), client=client, token_for=token_for
         ),
         signals.NAME: signals.make(app, partitions),
-        triage.NAME: triage.make(app, partitions, Rules.load()),
+        triage.NAME: (triaged := triage.make(app, partitions, Rules.load())),
     }
+    leftovers.make(app, triaged, counts=lambda state: state.call is None, after_s=settings.call_expiry_s)
     ranking.make(app)
     app.on_close.append(client.close)
 

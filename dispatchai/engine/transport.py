@@ -202,6 +202,11 @@ class Consumer(driver.Consumer):
         unread = [tp for tp in sources if read.get(tp) is None]
         beginnings = await self.earliest_offsets(*unread) if unread else {}
         self._sought = {tp: read.get(tp) or beginnings.get(tp, 0) for tp in sources}
+        # aiokafka seeks to no committed offset of 0, and to none where there is none: it stays where it is.
+        if begun := {tp: offset for tp, offset in self._sought.items() if not read.get(tp)}:
+            await self._thread.seek_wait(begun)
+        # What was read is what lies before: a batch of one record at the sought offset is not read before it is.
+        self._read_offset.update({tp: offset - 1 for tp, offset in self._sought.items()})
         log.debug("positions_sought", offsets=_by_name(self._sought))
         self.app.watch.begin(self._sought)
         if not self.app.rebalancing:

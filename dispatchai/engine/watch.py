@@ -35,6 +35,10 @@ found stuck at most so much later."""
 LOOKS_IN_LIMIT: Final = 6
 """With a shorter limit they are asked more often."""
 
+ASSIGNMENT_LIMITS: Final = 2
+"""After so many times the limit a process that was assigned nothing is stuck, too: a join with a dead member and a
+recovery fit in. aiokafka's coordination can end for good, if Kafka answers with no brokers while it starts."""
+
 ASK_S: Final = 5.0
 """A Kafka that does not answer within this counts as away."""
 
@@ -69,6 +73,8 @@ class Watch:
         self._readings: dict[tuple[str, TP], _Reading] = {}
         self._ends: Mapping[TP, int] = {}
         self._excused: set[str] = set()
+        self._waiting_s: float | None = 0.0
+        """For how long no partitions were assigned, though Kafka is there; None while some are."""
         self.looked_at_s = 0.0
         """When `look` was last called; 0 before that."""
 
@@ -80,6 +86,7 @@ class Watch:
     def begin(self, offsets: Mapping[TP, int]) -> None:
         """The partitions of `offsets`, and no others, are read from these offsets on."""
         self._ends = {}
+        self._waiting_s = None
         self._readings = {
             (agent, tp): _Reading(offset, offset)
             for tp, offset in offsets.items()
@@ -89,6 +96,7 @@ class Watch:
     def revoked(self) -> None:
         """No partition is read until `begin`."""
         self._readings = {}
+        self._waiting_s = 0.0
 
     def processed(self, agent: str, tp: TP, next_offset: int) -> None:
         """`agent` is done with the records of `tp` before `next_offset`."""
@@ -130,6 +138,10 @@ class Watch:
         self.looked_at_s = now_s
         self.kafka_reachable = ends is not None
         self._ends = ends or {}
+        if self._waiting_s is not None and ends is not None:
+            self._waiting_s += elapsed_s
+            if self._waiting_s >= ASSIGNMENT_LIMITS * self.limit_s:
+                return StuckError(f"no partitions were assigned for {self._waiting_s:.0f} s though Kafka answers")
         worst: tuple[float, str, TP, int] | None = None
         for (agent, tp), reading in self._readings.items():
             waiting = self._ends.get(tp, 0) - reading.next_offset

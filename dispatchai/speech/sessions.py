@@ -304,6 +304,18 @@ class CallSpeech:
                     self._finish(stream, now, output)
         return output.step()
 
+    def end(self, reason: str, now: Micros) -> Step:
+        """End the streams that are open: their END records will not come. `reason` as in `Abandoned`.
+
+        What was taken of them is heard to its end, as if END had come behind it. Without effect on streams that end
+        already, so it may be asked for again.
+        """
+        output = _Output()
+        for stream in self._streams.values():
+            if stream.phase in (_Phase.IDLE, _Phase.LISTENING):
+                self._abandon(stream, reason, now, output)
+        return output.step()
+
     def event(self, event: Event, now: Micros) -> Step:
         """Take an event of this call's recogniser streams. `now` becomes `recognized_at`."""
         output = _Output()

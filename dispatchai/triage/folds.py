@@ -101,7 +101,7 @@ def step(
     if state == (before or NO_STATE):
         return TriageStep(before)  # nothing of nothing is no state either
     if state.call is None:
-        return TriageStep(state)
+        return TriageStep(None if state.expired else state)
     is_call, deadline_passed = _is_call(state), state.call.deadline_passed
     finals: tuple[Assessment, ...] = ()
     if is_call and (is_complete(state) or deadline_passed):
@@ -146,10 +146,15 @@ def version_of(state: TriageState) -> int:
 
 
 def fold_event(state: TriageState, event: CallEvent, fold_call: FoldCall) -> TriageState:
-    """The state with `event` in it. Repeats and late events change nothing, as `fold_call` sees to."""
+    """The state with `event` in it. Repeats and late events change nothing, as `fold_call` sees to.
+
+    A signal or text that is read after its call expired makes a state of a call that nothing is known of. It is given
+    up when it is said once more that the call expired, which follows after a while (`agents.leftovers`).
+    """
     before = state.call
     if before is None and event.type.startswith("dispatchai."):
-        return state  # facts of a call whose state was given up meanwhile make no call of it
+        # Facts of a call whose state was given up meanwhile make no call of it.
+        return replace(state, expired=True) if event.type == EXPIRED and state != NO_STATE else state
     call = fold_call(before, event)
     if call == before:
         return state

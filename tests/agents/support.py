@@ -114,12 +114,22 @@ async def committed(group: Group, place: Place) -> int:
         return await consumer.committed(partition) or 0
 
 
-async def produce(broker: KafkaConnection, topic: str, call_id: str, records: Iterable[Any]) -> list[Place]:
-    """Write `records` of one call, in order; bytes go as they are. Returns where each lies."""
+async def produce(
+    broker: KafkaConnection, topic: str, call_id: str, records: Iterable[Any], *, first_ms: int | None = None
+) -> list[Place]:
+    """Write `records` of one call, in order; bytes go as they are. Returns where each lies.
+
+    With `first_ms` each has the time of a frame, as the gateway sets it: 20 ms after the one before.
+    """
     async with aiokafka.AIOKafkaProducer(**broker.producer_options(), linger_ms=5) as producer:
         sent = [
-            await producer.send(topic, record if isinstance(record, bytes) else encode(record), key=call_id.encode())
-            for record in records
+            await producer.send(
+                topic,
+                record if isinstance(record, bytes) else encode(record),
+                key=call_id.encode(),
+                timestamp_ms=None if first_ms is None else first_ms + 20 * number,
+            )
+            for number, record in enumerate(records)
         ]
         written = [await one for one in sent]
     return [Place(one.topic, one.partition, one.offset) for one in written]

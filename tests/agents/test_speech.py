@@ -1,16 +1,21 @@
-"""The speech agent, stopped in mid call, hears on where it was: no final utterance is lost, none comes twice."""
+"""The speech agent, stopped in mid call, hears on where it was: no final utterance is lost, none comes twice. A stream
+without an END ends with its call's deadline, and holds up nobody."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from aiokafka.partitioner import DefaultPartitioner
+from faust.types import TP
 
 from agents import speech
 from dispatchai.engine.app import App
 from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.topics import Topics
-from dispatchai.records import Utterance, UtteranceKind
+from dispatchai.records import AudioFrame, CallEvent, Utterance, UtteranceKind
 from dispatchai.settings import Settings, SpeechEngine
 from dispatchai.telephony.callflow.events import EventType
 from tests.agents.recorded import event
@@ -18,6 +23,7 @@ from tests.agents.support import (
     PARTITIONS,
     RESTARTS,
     Group,
+    Place,
     call_name,
     committed,
     new_group,
@@ -26,7 +32,7 @@ from tests.agents.support import (
     running,
     until,
 )
-from tests.speech.audio import FRAME_MS, recording, records
+from tests.speech.audio import FRAME_MS, pcmu, quiet, recording, records, tone
 
 SETTINGS = Settings(speech_engine=SpeechEngine.SCRIPTED)
 
@@ -48,6 +54,11 @@ def said(utterances: Sequence[Utterance]) -> list[tuple[object, ...]]:
 def speech_app(group: Group) -> tuple[App, speech.SpeechAgent]:
     app = group.app()
     return app, speech.make(app, PARTITIONS, SETTINGS)
+
+
+def has_read(app: App, place: Place) -> bool:
+    next_offset = app.watch.next_offset(TP(place.topic, place.partition))
+    return next_offset is not None and next_offset > place.offset
 
 
 @RESTARTS
@@ -82,7 +93,8 @@ async def test_finals_after_a_restart_in_mid_call_equal_those_of_an_undisturbed_
         # A call whose stream never ends holds its frames only until its state is given up.
         open_places = await produce(broker, FRAMES, unended, frames[:middle])
         await read_call(broker, speech.TOPIC, unended, lambda found: bool(of_kind(UtteranceKind.FINAL, found)))
-        await until(lambda: made.states.get(unended) is not None)
+        await until(lambda: has_read(second, open_places[-1]))
+        assert made.states.get(unended) is not None
         await produce(broker, EVENTS, unended, [event(EventType.EXPIRED, call=unended)])
         await until(lambda: made.states.get(unended) is None)
 
@@ -94,3 +106,153 @@ async def test_finals_after_a_restart_in_mid_call_equal_those_of_an_undisturbed_
 
     assert await committed(group, places[-1]) > places[-1].offset
     assert await committed(group, open_places[-1]) > open_places[-1].offset, "an expired call holds its partition"
+
+
+HEARD_MS = 1_772_567_551_000
+"""When the first frame came in."""
+
+DEADLINE_MS = HEARD_MS + 60_000
+
+SILENT_MS = round(speech.SILENT_S * 1000)
+
+
+def deadline(call_id: str, at_ms: int = DEADLINE_MS) -> CallEvent:
+    """A deadline that was recorded at `at_ms`."""
+    return dataclasses.replace(event(EventType.DEADLINE, call=call_id), received_at=at_ms * 1000)
+
+
+def of_one_partition() -> Iterator[str]:
+    """Call ids whose records meet in one partition."""
+    partitioner, partitions = DefaultPartitioner(), list(range(PARTITIONS))
+    wanted = None
+    while True:
+        name = call_name("met")
+        partition = partitioner(name.encode(), partitions, partitions)
+        wanted = partition if wanted is None else wanted
+        if partition == wanted:
+            yield name
+
+
+def call_of(seconds: int) -> list[AudioFrame]:
+    """A whole call of `seconds` in which something is said each second."""
+    return records(pcmu(*(part for number in range(seconds) for part in (tone(400, number), quiet(600)))))
+
+
+def has_ended(found: Sequence[Any]) -> bool:
+    return bool(of_kind(UtteranceKind.END, found))
+
+
+async def test_a_stream_without_an_end_ends_with_its_deadline_and_lets_its_partition_go(
+    broker: KafkaConnection, topics: Topics, tmp_path: Path
+) -> None:
+    names = of_one_partition()
+    whole, cut_off, soon, later, last = (next(names) for _ in range(5))
+    frames = call_of(5)
+    heard, unheard = frames[:211], frames[211:]  # cut in the fifth word, at 4.2 s
+    group = await new_group(broker, tmp_path, tables=[speech.NAME], sources=speech.SOURCES)
+    app, made = speech_app(group)
+    async with running(app):
+        await produce(broker, FRAMES, whole, [*heard, dataclasses.replace(frames[-1], sequence=211)], first_ms=HEARD_MS)
+        undisturbed = await read_call(broker, speech.TOPIC, whole, has_ended)
+
+        await produce(broker, FRAMES, cut_off, heard, first_ms=HEARD_MS)
+        [passed] = await produce(broker, EVENTS, cut_off, [deadline(cut_off)])
+        await produce(broker, FRAMES, soon, call_of(1), first_ms=DEADLINE_MS + SILENT_MS - 1_060)
+        await read_call(broker, speech.TOPIC, soon, has_ended)
+        state = made.states.get(cut_off)
+        assert state is None or not state.streams[0].ended, "audio of the call may be unread yet"
+
+        await produce(broker, FRAMES, later, call_of(2), first_ms=DEADLINE_MS + SILENT_MS)
+        await read_call(broker, speech.TOPIC, cut_off, has_ended)
+
+        # What comes of it after that, and its deadline once more, change nothing and hold nothing.
+        await produce(broker, FRAMES, cut_off, unheard, first_ms=DEADLINE_MS + 2 * SILENT_MS)
+        [again] = await produce(broker, EVENTS, cut_off, [deadline(cut_off)])
+        places = await produce(broker, FRAMES, last, call_of(1), first_ms=DEADLINE_MS + 3 * SILENT_MS)
+        await read_call(broker, speech.TOPIC, last, has_ended)
+        written = await read_call(broker, speech.TOPIC, cut_off, has_ended)
+
+    assert said(of_kind(UtteranceKind.FINAL, written)) == [
+        (one[0].replace(whole, cut_off), *one[1:]) for one in said(of_kind(UtteranceKind.FINAL, undisturbed))
+    ]
+    assert len(of_kind(UtteranceKind.FINAL, written)) == 5
+    assert said(of_kind(UtteranceKind.END, written)) == said(of_kind(UtteranceKind.END, undisturbed))
+    assert await committed(group, places[-1]) > places[-1].offset, "a stream without END holds its partition"
+    assert await committed(group, again) > passed.offset, "a deadline holds its partition"
+
+
+async def test_a_deadline_that_is_read_early_cuts_off_neither_what_is_unread_nor_who_still_speaks(
+    broker: KafkaConnection, topics: Topics, tmp_path: Path
+) -> None:
+    names = of_one_partition()
+    whole, behind, speaking, later = (next(names) for _ in range(4))
+    frames = call_of(12)
+    group = await new_group(broker, tmp_path, tables=[speech.NAME], sources=speech.SOURCES)
+    # Of `speaking` the deadline comes in the middle, of `behind` after the end; both are read before their frames.
+    await produce(broker, EVENTS, behind, [deadline(behind, HEARD_MS + 20_000)])
+    await produce(broker, EVENTS, speaking, [deadline(speaking, HEARD_MS + 4_000)])
+    app, made = speech_app(group)
+    async with running(app):
+        await until(lambda: made.overdue == {behind, speaking})
+        await produce(broker, FRAMES, whole, frames, first_ms=HEARD_MS - 20_000)
+        for call_id in (behind, speaking):
+            for at in range(0, len(frames), 100):
+                await produce(broker, FRAMES, call_id, frames[at : at + 100], first_ms=HEARD_MS + at * FRAME_MS)
+        await produce(broker, FRAMES, later, call_of(2), first_ms=HEARD_MS + 40_000)
+        undisturbed = await read_call(broker, speech.TOPIC, whole, has_ended)
+        for call_id in (behind, speaking):
+            found = await read_call(broker, speech.TOPIC, call_id, has_ended)
+            for kind in (UtteranceKind.FINAL, UtteranceKind.END):
+                assert said(of_kind(kind, found)) == said(of_kind(kind, undisturbed))
+        await until(lambda: not made.overdue)
+
+
+@RESTARTS
+async def test_a_deadline_that_passed_before_a_restart_ends_what_is_open_after_it(
+    broker: KafkaConnection, topics: Topics, tmp_path: Path
+) -> None:
+    names = of_one_partition()
+    speaking, silent, later = (next(names) for _ in range(3))
+    frames = call_of(5)
+    cuts = {speaking: frames[:211], silent: frames[:246]}  # in the fifth word; in the silence behind it, all covered
+    await produce(broker, EVENTS, later, [event("call.initiated", call=later)])
+    group = await new_group(broker, tmp_path, tables=[speech.NAME], sources=speech.SOURCES)
+    first, made = speech_app(group)
+    async with running(first):
+        for call_id, heard in cuts.items():
+            await produce(broker, FRAMES, call_id, heard, first_ms=HEARD_MS)
+            await produce(broker, EVENTS, call_id, [deadline(call_id)])
+        await until(lambda: made.overdue == set(cuts))
+        await read_call(broker, speech.TOPIC, silent, lambda found: len(of_kind(UtteranceKind.FINAL, found)) == 5)
+        await until(lambda: (state := made.states.get(silent)) is not None and state.streams[0].utterances == 5)
+
+    second, _ = speech_app(group)
+    async with running(second):
+        places = await produce(broker, FRAMES, later, call_of(8), first_ms=DEADLINE_MS + 1_000)
+        for call_id in cuts:
+            found = await read_call(broker, speech.TOPIC, call_id, has_ended)
+            assert len({one.utterance_id for one in of_kind(UtteranceKind.FINAL, found)}) == 5
+            assert len(of_kind(UtteranceKind.END, found)) == 1
+        await read_call(broker, speech.TOPIC, later, has_ended)
+    assert await committed(group, places[-1]) > places[-1].offset
+
+
+async def test_a_state_that_is_older_than_any_call_is_given_up(
+    broker: KafkaConnection, topics: Topics, tmp_path: Path
+) -> None:
+    """As one is that was made by a frame which was read after its call had expired."""
+    left = call_name("left")
+    group = await new_group(broker, tmp_path, tables=[speech.NAME], sources=speech.SOURCES)
+    app, made = speech_app(group)
+    longest_s = SETTINGS.call_longest_s + SETTINGS.call_deadline_s + SETTINGS.call_expiry_s
+    async with running(app):
+        places = await produce(broker, FRAMES, left, call_of(3)[:-1])
+        await until(lambda: has_read(app, places[-1]))
+        assert made.states.get(left) is not None
+        await made.clear(0.0)
+        await made.clear(longest_s - 1)
+        assert made.states.get(left) is not None
+        await made.clear(longest_s)
+        assert made.states.get(left) is None
+        await until(lambda: left not in made.states.table.data)
+    assert await committed(group, places[-1]) > places[-1].offset

@@ -104,7 +104,7 @@ def test_an_assignment_begins_anew_and_what_was_revoked_is_not_watched() -> None
     clocked = Clocked(FRAMES)
     clocked.looks({FRAMES: 220}, LIMIT_S - LOOK_S)
     clocked.watch.revoked()
-    assert clocked.looks({}, 10 * LIMIT_S) is None
+    assert clocked.looks({}, LIMIT_S) is None
     clocked.watch.begin({FRAMES: 150})
     clocked.watch.processed("signals", EVENTS, 7)  # a batch of the assignment before
     assert clocked.watch.partitions() == [FRAMES]
@@ -131,6 +131,18 @@ def make_stuck_app(broker: KafkaConnection, names: Names, folder: Path) -> App:
 
     agent.run_batches(app, "sums", [names.source], process)
     return app
+
+
+def test_a_process_that_gets_no_partitions_is_stuck_and_one_that_needs_none_is_not() -> None:
+    watch = Watch(limit_s=30.0)
+    stuck = [watch.look(5.0 * number, {}) for number in range(1, 20)]
+    assert stuck[0] is None
+    assert any(isinstance(error, StuckError) for error in stuck)
+    spare = Watch(limit_s=30.0)
+    spare.begin({})
+    assert not any(spare.look(5.0 * number, {}) for number in range(1, 20))
+    away = Watch(limit_s=30.0)
+    assert not any(away.look(5.0 * number, None) for number in range(1, 20))
 
 
 async def test_an_agent_that_hangs_ends_the_process_with_one_line_that_names_the_partition(

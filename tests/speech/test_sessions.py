@@ -68,6 +68,11 @@ class Agent:
                 async for event in self.recognizer.events():
                     self._take(event)
 
+    async def end(self) -> None:
+        """The agent's: no END will come."""
+        self._apply(self.session.end("no END", NOW))
+        await self.read([])
+
     def _take(self, event: Event) -> None:
         if isinstance(event, Ended | Failed):
             self.streams.ended(event.key)
@@ -149,6 +154,54 @@ def test_killed_anywhere_and_read_again_the_final_records_are_the_same(batches: 
 
     with_crashes, without = asyncio.run(both())
     assert sorted(with_crashes, key=lambda u: u.start_ms) == sorted(without, key=lambda u: u.start_ms)
+
+
+@given(st.integers(0, len(SPEECH) // 160), st.data())
+@settings(max_examples=25, deadline=None)
+def test_a_stream_that_is_ended_says_what_it_would_have_said_with_an_end_behind_it(
+    cut: int, data: st.DataObject
+) -> None:
+    """Also where the process is killed before that is stored, and the frames that are not covered are read again."""
+
+    async def both() -> tuple[list[Utterance], list[Utterance]]:
+        frames = records(SPEECH)[: cut + 1]
+        whole, ended = Agent(), Agent()
+        await whole.read([*frames, record(FrameKind.END, cut + 1)])
+        await ended.read(frames)
+        state, uncovered = ended.session.state, ended.session.uncovered["s1"]
+        if data.draw(st.booleans(), label="the END was written"):
+            await ended.end()
+        restarted = Agent(codec.decode_as(SpeechState, codec.encode(state)))
+        await restarted.read([frame for frame in frames if frame.sequence >= uncovered])
+        await restarted.end()
+        await restarted.end()
+        assert restarted.session.uncovered == {}
+        return final_facts(whole.written), final_facts(ended.written + restarted.written)
+
+    with_end, without = asyncio.run(both())
+    assert without == with_end
+
+
+def test_frames_of_a_stream_that_was_ended_are_not_heard_and_its_end_is_written_once() -> None:
+    speech = session()
+    frames = records(bytes(160 * 20))
+    speech.frames(frames[:10], NOW)
+    step = speech.end("no END", NOW)
+    assert step.commands == (Finish("s1"),)
+    assert speech.end("no END", NOW) == Step()
+    assert speech.frames(frames[10:], NOW) == Step()
+    assert [u.kind for u in speech.event(Ended(KEY), NOW).utterances] == [UtteranceKind.END]
+    assert speech.end("no END", NOW) == speech.frames(frames, NOW) == Step()
+    assert session(speech.state).end("no END", NOW) == Step()
+
+
+def test_what_was_heard_in_part_of_a_stream_that_is_ended_was_said_though_the_recogniser_fails() -> None:
+    speech = session()
+    speech.frames(records(bytes(160 * 100))[:-1], NOW)
+    speech.event(Hypothesis(KEY, 0, False, "help my", 100, 700), NOW)
+    speech.end("no END", NOW)
+    final, end = speech.event(Failed(KEY, False, "broken"), NOW).utterances
+    assert (final.kind, final.text, end.kind) == (UtteranceKind.FINAL, "help my", UtteranceKind.END)
 
 
 @given(st.integers(1, 1500))

@@ -412,6 +412,15 @@ def test_timers_read_again_after_the_state_was_given_up_make_neither_packet_nor_
         assert run(batches, state) == (None, [])
 
 
+@pytest.mark.parametrize("late", [signal(5), utterance(1, "Help."), speech_end()])
+def test_what_is_left_of_a_call_whose_state_was_given_up_is_given_up_when_it_expires_again(late: Record) -> None:
+    left, _ = run([*WHOLE.topics, [DEADLINE], [EXPIRED], [late]])
+    assert left is not None
+    assert run([[DEADLINE]], left) == (left, [])
+    assert run([[EXPIRED]], left) == (None, [])
+    assert run([[DEADLINE, EXPIRED]], left) == (None, [])
+
+
 def test_a_stray_event_after_the_state_was_given_up_makes_neither_packet_nor_live_entry() -> None:
     state, _ = run([*WHOLE.topics, [EXPIRED]])
     state, made = run([[event("call.recording.saved", 4000)], [event(DEADLINE.type, 18_400)]], state)

@@ -1,0 +1,106 @@
+"""What is left of calls that are over: states that no event gives up.
+
+A state is given up when `dispatchai.expired` is read. A signal, an utterance or a frame that is read later makes a
+state anew, of a call of which nobody knows that there was one, so that no timer follows. Signals and text may also be
+read before the events of a call that is about to be known, hence the rule goes by time, and by the time that this
+process has seen the state rather than by the record's: one that catches up reads old records of calls that it must not
+give up. A process that is started again counts anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
+
+import structlog
+from faust.types import TP
+
+from dispatchai.engine.app import App
+from dispatchai.engine.state import States
+from dispatchai.records import encode
+from dispatchai.telephony.callflow.events import EventType, own_event
+from dispatchai.telephony.callflow.timers import timer_id
+
+log = structlog.get_logger(__name__)
+
+S = TypeVar("S")
+
+TOPIC: Final = "call-events"
+
+LOOK_EVERY_S: Final = 60.0
+"""How often states are looked through. What is left over costs memory and nothing else, and is given up after hours."""
+
+LOOKED_AT_ONCE: Final = 256
+"""States that are looked at before others may run: those that only a snapshot holds are decoded for it, some 20 µs
+each."""
+
+
+class Ages:
+    """For how long keys have had a state, as far as looks saw it. Holds a number for each key that had one."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._since_s: dict[str, float] = {}
+
+    async def over(
+        self, states: Iterable[tuple[str, S]], now_s: float, counts: Callable[[S], bool] = lambda _: True
+    ) -> list[str]:
+        """The keys whose state `counts`, and did in each look since one that is at least the limit ago. Each is told
+        once in a limit. `now_s` is in seconds of any steady clock."""
+        since_s: dict[str, float] = {}
+        for number, (key, state) in enumerate(states):
+            if number % LOOKED_AT_ONCE == LOOKED_AT_ONCE - 1:
+                await asyncio.sleep(0)
+            if counts(state):
+                since_s[key] = self._since_s.get(key, now_s)
+        over = [key for key, since in since_s.items() if now_s - since >= self._limit_s]
+        for key in over:
+            since_s[key] = now_s
+        self._since_s = since_s
+        return over
+
+
+class Leftovers:
+    """Writes `dispatchai.expired` for calls that some agent has a state of which counts as left over for `after_s`.
+
+    A record, as every timer that fires: whoever else keeps something of the call gives it up as well.
+    """
+
+    def __init__(self, app: App, states: States[Any], counts: Callable[[Any], bool], after_s: float) -> None:
+        self._app = app
+        self._states = states
+        self._counts = counts
+        self._ages = Ages(after_s)
+
+    async def run(self) -> None:
+        """Look through the states, again and again, until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            await self.look(asyncio.get_running_loop().time())
+
+    async def look(self, now_s: float) -> None:
+        """Look through the states at `now_s`, in seconds of any steady clock."""
+        for call_id in await self._ages.over(self._states, now_s, self._counts):
+            partition = self._states.partition_of(call_id)
+            if partition is None or self._app.watch.next_offset(TP(TOPIC, partition)) is None:
+                continue  # elsewhere by now
+            log.warning("state_left_over", call_id=call_id)
+            now = time.time_ns() // 1000
+            expired = own_event(
+                EventType.EXPIRED,
+                timer_id(call_id, EventType.EXPIRED),
+                occurred_at=now,
+                received_at=now,
+                call_control_id="",
+                payload=None,
+            )
+            await self._app.emitter.send(TOPIC, call_id.encode(), encode(expired), partition=partition)
+
+
+def make(app: App, states: States[Any], *, counts: Callable[[Any], bool], after_s: float) -> Leftovers:
+    """Look after `states`: those that `counts` says are of no known call are given up after `after_s` seconds."""
+    made = Leftovers(app, states, counts, after_s)
+    app.background(made.run)
+    return made
