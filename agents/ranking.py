@@ -44,10 +44,10 @@ def _is_live(record: Record) -> bool:
     return record.value is not None and record.value.startswith(_LIVE)
 
 
-def _without_overtaken(records: Sequence[Record]) -> Sequence[Record]:
-    """The records of one call without the live assessments that others follow: nobody would see what they say."""
-    last_live = max((number for number, record in enumerate(records) if _is_live(record)), default=0)
-    return [record for number, record in enumerate(records) if number >= last_live or not _is_live(record)]
+def _without_overtaken(assessed: Sequence[tuple[Record, Assessment]]) -> Sequence[tuple[Record, Assessment]]:
+    """The assessments of one call without the live ones that others follow: nobody would see what they say."""
+    live = [number for number, (_, each) in enumerate(assessed) if each.kind is AssessmentKind.LIVE]
+    return [one for number, one in enumerate(assessed) if number >= max(live, default=0) or number not in live]
 
 
 def make(app: App) -> None:
@@ -85,7 +85,7 @@ def make(app: App) -> None:
     async def process(batch: Batch) -> None:
         # Packets first: a batch is long when the worker is behind, and live entries will be overtaken by others anyway.
         for key, records in sorted(batch.by_key(), key=lambda item: all(map(_is_live, item[1]))):
-            for record, assessment in await agent.decoded(app, NAME, decode, batch.tp, _without_overtaken(records)):
+            for record, assessment in _without_overtaken(await agent.decoded(app, NAME, decode, batch.tp, records)):
                 assert key is not None  # noqa: S101 - `decoded` buries records without one
                 call_id = key.decode()
                 match assessment.kind:

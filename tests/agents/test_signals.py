@@ -66,7 +66,7 @@ async def test_calls_that_speak_at_once_are_signalled_as_each_alone(broker: Kafk
     states = agent.make(app, partitions)
 
     def ours(found: list[aiokafka.ConsumerRecord]) -> list[aiokafka.ConsumerRecord]:
-        return [record for record in found if record.key.decode() in calls]
+        return [record for record in found if record.key in {call.encode() for call in calls}]
 
     alone = {call: step(None, frames) for call, frames in calls.items()}
     async with running(app), aiokafka.AIOKafkaProducer(**broker.producer_options()) as producer:
