@@ -174,7 +174,8 @@ class Letterbox:
         self._on_read = on_read
 
     async def newest(self, wanted: Filter, limit: int) -> tuple[list[Entry], bool]:
-        """The `limit` records that were complained about last, newest first, and whether there are more.
+        """The `limit` records that were complained about last, newest first, and whether there are more. Of those
+        complained about in the same millisecond the later record is first.
 
         Reads twice: which they are is known at the end only, and then all that is said of them is wanted.
         """
@@ -188,7 +189,7 @@ class Letterbox:
                     latest = dict(_highest(latest, limit))
         more = more or len(latest) > limit
         entries = await self.entries({first for first, _ in _highest(latest, limit)})
-        return sorted(entries.values(), key=lambda entry: entry.newest_ms, reverse=True), more
+        return sorted(entries.values(), key=lambda entry: (entry.newest_ms, entry.first), reverse=True), more
 
     async def entries(self, firsts: Collection[Place]) -> dict[Place, Entry]:
         """All that is said of the records `firsts`; one that nothing is said of is not in the result."""
@@ -216,7 +217,7 @@ class Letterbox:
                     f"more than {RECORDS_MAX} records match: narrow it with --topic, --reader, --since or --until"
                 )
         entries = [entry for entry in found.values() if entry.state is State.OPEN]
-        return sorted(entries, key=lambda entry: entry.newest_ms)
+        return sorted(entries, key=lambda entry: (entry.newest_ms, entry.first))
 
     async def letter(self, place: Place) -> Letter:
         """The letter at `place`, with its content. Raises LetterboxError when it is gone."""
@@ -419,4 +420,4 @@ def _entry_of(found: dict[Place, Entry], letter: Letter | Retried) -> Entry:
 
 
 def _highest(latest: Mapping[Place, int], count: int) -> list[tuple[Place, int]]:
-    return sorted(latest.items(), key=lambda item: item[1], reverse=True)[:count]
+    return sorted(latest.items(), key=lambda item: (item[1], item[0]), reverse=True)[:count]
