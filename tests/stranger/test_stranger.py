@@ -62,7 +62,7 @@ async def record_call(broker: KafkaConnection, folder: Path) -> Recorded:
     """A caller tells of a cardiac arrest; all agents follow it to its packet."""
     call_id = call_name("stranger")
     tables = [calls.NAME, signals.NAME, triage.NAME, speech.NAME]
-    sources = {calls.TOPIC, calls.ACTIONS_TOPIC, ranking.SOURCE, signals.FRAMES, signals.EVENTS, *speech.SOURCES, *triage.SOURCES}
+    sources = {*calls.SOURCES, ranking.SOURCE, signals.FRAMES, signals.EVENTS, *speech.SOURCES, *triage.SOURCES}
     group = await new_group(broker, folder, tables=tables, sources=sorted(sources))
     app = group.app()
     frames = records(recording("cardiac_arrest"))
