@@ -14,11 +14,11 @@ import json
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from fastavro import parse_schema, schemaless_reader, schemaless_writer
 from fastavro.schema import fingerprint, to_parsing_canonical_form
@@ -207,12 +207,24 @@ def _conversion(hint: Any) -> Callable[[Any], Any] | None:
     return None
 
 
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+MICROS_MIN: Final = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+MICROS_MAX: Final = (datetime(9999, 12, 31, 23, 59, 59, 999_999, UTC) - _EPOCH) // timedelta(microseconds=1)
+"""Bounds of the times that text can tell, in µs since the epoch."""
+
+
 def to_json(record: Record, *, omit: Iterable[str] = ()) -> dict[str, Any]:
-    """`record` as JSON-ready values: times as RFC 3339 in UTC, bytes as their length. `omit` names top-level fields."""
+    """`record` as JSON-ready values: times as RFC 3339 in UTC, bytes as their length. `omit` names top-level fields.
+
+    A time outside the years 1 to 9999, which a record may hold and RFC 3339 or `datetime` may not, is the nearest that
+    is inside: one absurd record must not hide the calls it is listed with.
+    """
 
     def rfc3339(micros: int) -> str:
+        micros = min(max(micros, MICROS_MIN), MICROS_MAX)
         moment = datetime.fromtimestamp(micros // 1_000_000, UTC)
-        return f"{moment:%Y-%m-%dT%H:%M:%S}.{micros % 1_000_000:06d}Z"
+        return f"{moment.year:04d}-{moment:%m-%dT%H:%M:%S}.{micros % 1_000_000:06d}Z"
 
     def convert(value: Any, hint: Any) -> Any:
         if value is None:

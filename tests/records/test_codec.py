@@ -9,6 +9,7 @@ from typing import Any
 
 import avro.io
 import avro.schema
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ from dispatchai.records import (
     decode_as,
     encode,
     schema_text,
+    to_json,
 )
 from tests.records.examples import RECORD_NAMES, example, record_class, records
 from tests.records.schemas import canonical, crc_64_avro, current_path, expand, load
@@ -56,6 +58,29 @@ def test_any_record_is_read_as_it_was_written(name: str, data: st.DataObject) ->
     read = decode(encode(record))
     assert type(read) is record_class(name)
     assert read == record
+
+
+@pytest.mark.parametrize("name", RECORD_NAMES)
+@settings(max_examples=30)
+@given(data=st.data())
+def test_any_record_can_be_told_as_json(name: str, data: st.DataObject) -> None:
+    assert orjson.loads(orjson.dumps(to_json(data.draw(any_record(name))))).keys() == set(
+        record_class(name).__dataclass_fields__
+    )
+
+
+@pytest.mark.parametrize(
+    ("micros", "told"),
+    [
+        (0, "1970-01-01T00:00:00.000000Z"),
+        (-1, "1969-12-31T23:59:59.999999Z"),
+        (1_700_000_000_000_001, "2023-11-14T22:13:20.000001Z"),
+        (-(2**63), "0001-01-01T00:00:00.000000Z"),
+        (2**63 - 1, "9999-12-31T23:59:59.999999Z"),
+    ],
+)
+def test_a_time_is_told_in_utc_and_one_that_no_calendar_has_as_the_nearest(micros: int, told: str) -> None:
+    assert to_json(dataclasses.replace(FRAME, captured_at=micros))["captured_at"] == told
 
 
 @pytest.mark.parametrize("name", RECORD_NAMES)
