@@ -8,7 +8,6 @@ that fired. What a call's events and a dispatcher's actions call for is decided 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +15,12 @@ from typing import Final
 
 import structlog
 
+from dispatchai.clock import now_micros
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.effects import Effects
 from dispatchai.engine.state import States
-from dispatchai.records import Action, ActionKind, CallEvent, CallState, Micros, decode_as, encode
+from dispatchai.records import Action, ActionKind, CallEvent, CallState, decode_as, encode
 from dispatchai.telephony.callflow.config import CallFlowConfig
 from dispatchai.telephony.callflow.events import OWN_EVENTS, EventType
 from dispatchai.telephony.callflow.fold import takes_commands
@@ -60,11 +60,6 @@ class Refused:
     action_id: str
     kind: ActionKind
     why: Refusal
-
-
-def now_micros() -> Micros:
-    """The time of commands and timers."""
-    return time.time_ns() // 1000
 
 
 def make(

@@ -10,13 +10,13 @@ give up. A process that is started again counts anew.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
 import structlog
 from faust.types import TP
 
+from dispatchai.clock import now_micros
 from dispatchai.engine.app import App
 from dispatchai.engine.state import States
 from dispatchai.records import encode
@@ -87,7 +87,7 @@ class Leftovers:
             if partition is None or self._app.watch.next_offset(TP(TOPIC, partition)) is None:
                 continue  # elsewhere by now
             log.warning("state_left_over", call_id=call_id)
-            now = time.time_ns() // 1000
+            now = now_micros()
             expired = own_event(
                 EventType.EXPIRED,
                 timer_id(call_id, EventType.EXPIRED),

@@ -18,7 +18,7 @@ from dispatchai.engine.app import App
 from dispatchai.engine.deadletters import bury
 from dispatchai.engine.throttle import Throttle
 from dispatchai.engine.transport import Batch, Record, whole
-from dispatchai.records import Assessment, AssessmentKind, CallPacket, LiveCall, decode_as, encode, header_of
+from dispatchai.records import Assessment, AssessmentKind, CallPacket, LiveCall, decode_as, encode
 from dispatchai.triage.ranking import live_call, packet
 
 NAME: Final = "ranking"
@@ -30,24 +30,19 @@ LIVE_APART_S: Final = 0.25
 """Four live entries a second of a call: as fast as a dispatcher can read one change after another."""
 
 
-_LIVE: Final = header_of("Assessment") + bytes(2)
-"""What a LIVE assessment begins with: version 0 and the first of the kinds, a byte each."""
-
-
 def decode(value: bytes) -> Assessment:
     """The assessment in a record's value. Raises DecodeError."""
     return decode_as(Assessment, value)
 
 
-def _is_live(record: Record) -> bool:
-    """Whether the record is a LIVE assessment as this version writes it; seen without reading all of it."""
-    return record.value is not None and record.value.startswith(_LIVE)
+def _is_live(assessed: tuple[Record, Assessment]) -> bool:
+    return assessed[1].kind is AssessmentKind.LIVE
 
 
 def _without_overtaken(assessed: Sequence[tuple[Record, Assessment]]) -> Sequence[tuple[Record, Assessment]]:
-    """The assessments of one call without the live ones that others follow: nobody would see what they say."""
-    live = [number for number, (_, each) in enumerate(assessed) if each.kind is AssessmentKind.LIVE]
-    return [one for number, one in enumerate(assessed) if number >= max(live, default=0) or number not in live]
+    """The assessments of one call without the live ones that a later live one replaces: nobody would see them."""
+    last_live = max((number for number, one in enumerate(assessed) if _is_live(one)), default=None)
+    return [one for number, one in enumerate(assessed) if number == last_live or not _is_live(one)]
 
 
 def make(app: App) -> None:
@@ -84,8 +79,9 @@ def make(app: App) -> None:
 
     async def process(batch: Batch) -> None:
         # Packets first: a batch is long when the worker is behind, and live entries will be overtaken by others anyway.
-        for key, records in sorted(batch.by_key(), key=lambda item: all(map(_is_live, item[1]))):
-            for record, assessment in _without_overtaken(await agent.decoded(app, NAME, decode, batch.tp, records)):
+        calls = [(key, await agent.decoded(app, NAME, decode, batch.tp, records)) for key, records in batch.by_key()]
+        for key, assessed in sorted(calls, key=lambda call: all(map(_is_live, call[1]))):
+            for record, assessment in _without_overtaken(assessed):
                 assert key is not None  # noqa: S101 - `decoded` buries records without one
                 call_id = key.decode()
                 match assessment.kind:

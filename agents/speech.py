@@ -19,7 +19,6 @@ the longest call and what follows it take together, by the clock of this process
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,13 +30,14 @@ import structlog
 from faust.types import TP
 
 from agents.leftovers import LOOK_EVERY_S, Ages
+from dispatchai.clock import now_micros
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.deadletters import bury
 from dispatchai.engine.emit import AssignmentOverError
 from dispatchai.engine.state import States
 from dispatchai.engine.transport import Batch, Record, whole
-from dispatchai.records import AudioFrame, CallEvent, Micros, SpeechState, Track, decode_as, encode
+from dispatchai.records import AudioFrame, CallEvent, SpeechState, Track, decode_as, encode
 from dispatchai.records.frames import decode_frame, decode_frames
 from dispatchai.settings import Settings
 from dispatchai.speech.engines import recognizer as make_recognizer
@@ -61,11 +61,6 @@ stored, so that offsets can be committed. What is heard of more streams than fit
 SILENT_S: Final = 5.0
 """A stream that sent nothing for so long after its call's deadline sends no more: a live one has 50 frames a second,
 and the deadline itself comes `CALL_DEADLINE_S` after the hangup."""
-
-
-def now_micros() -> Micros:
-    """The time of recognition."""
-    return time.time_ns() // 1000
 
 
 @dataclass(slots=True)

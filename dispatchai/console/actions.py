@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
-import time
 from collections.abc import Set
 from typing import Any, Final
 
@@ -20,6 +19,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from yarl import URL
 
+from dispatchai.clock import now_micros
 from dispatchai.console.feed import Feed
 from dispatchai.console.view import Entry, EntryStatus
 from dispatchai.engine.kafka import KafkaConnection
@@ -236,7 +236,7 @@ def _action(action_id: str, body: dict[str, Any]) -> Action:
         action_id=action_id,
         kind=ActionKind(kind),
         actor=actor.strip(),
-        occurred_at=time.time_ns() // 1000,
+        occurred_at=now_micros(),
         text=None if text is None else text.strip(),
         level=None,
         other_call_id=None,

@@ -73,7 +73,7 @@ class App(faust.App):
         self.watch = Watch(stuck_after_s)
         self._pulse = Pulse(self.metrics.loop_delay, stuck_after_s)
         self.guards = guards()
-        self.lease = Lease(SESSION_TIMEOUT_S)
+        self.lease = Lease(SESSION_TIMEOUT_S, enforced=Guard.LEASE in self.guards)
         self.dropped = False
         """Whether records of this assignment were dropped: no commit may cover them."""
         self.coverage = Coverage()
@@ -158,7 +158,7 @@ class App(faust.App):
         In a rebalance an expired lease is not renewed: this process was expelled, or will join anew. What waits is
         dropped then, or the rebalance would wait for its delivery.
         """
-        if self.lease.valid or Guard.LEASE not in self.guards:
+        if self.lease.valid:
             return True
         if self.rebalancing:
             self._drop_unsent()
@@ -172,8 +172,7 @@ class App(faust.App):
     def on_rebalance_start(self) -> None:
         """A rebalance begins. Called by Faust, in the consumer's thread."""
         super().on_rebalance_start()
-        if Guard.LEASE in self.guards:
-            self.lease.revoked()
+        self.lease.revoked()
 
     async def _on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """Forget what was in memory: tables and committed offsets hold what counts.
@@ -182,7 +181,7 @@ class App(faust.App):
         state would let it commit too far.
         """
         at = self.lease.clock()
-        if Guard.LEASE in self.guards:
+        if self.lease.enforced:
             self._drop_unsent()
         for snapshots in self._snapshots:
             snapshots.forget()

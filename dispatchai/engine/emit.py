@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 from aiokafka.errors import KafkaError
 
-from dispatchai.engine.guards import Guard
-
 if TYPE_CHECKING:
     from dispatchai.engine.app import App
 
@@ -143,7 +141,7 @@ class Emitter:
     async def _may_write(self) -> None:
         """Wait until something may be written. Raises AssignmentOverError if it is of no account by then."""
         lease = self._app.lease
-        if not lease.open and Guard.LEASE in self._app.guards:
+        if not lease.open:
             generation = lease.generation
             await lease.wait_open()
             self._check(generation)

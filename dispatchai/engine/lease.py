@@ -23,6 +23,8 @@ class Lease:
 
     length_s: float
     clock: Callable[[], float] = time.monotonic
+    enforced: bool = True
+    """Without it the lease is always valid and open: for the crash test, to see what is lost then."""
     generation: int = 0
     """Generation of the group, by Kafka's count, whose assignment this process follows; 0 before the first."""
     _until: float = 0.0
@@ -32,12 +34,12 @@ class Lease:
     @property
     def valid(self) -> bool:
         """Whether no one else can have the partitions."""
-        return self.clock() < self._until
+        return not self.enforced or self.clock() < self._until
 
     @property
     def open(self) -> bool:
         """Whether agents may write: the lease is valid, and no rebalance is under way."""
-        return self.valid and not self._revoked
+        return not self.enforced or (self.valid and not self._revoked)
 
     def revoked(self) -> None:
         """A rebalance began: what agents make from now on belongs to no assignment."""

@@ -8,7 +8,6 @@ from dispatchai.records.codec import (
     decode_fields,
     encode,
     encode_fields,
-    header_of,
     schema_text,
     to_json,
 )
@@ -99,7 +98,6 @@ __all__ = [
     "decode_fields",
     "encode",
     "encode_fields",
-    "header_of",
     "schema_text",
     "to_json",
 ]

@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from dispatchai.records.codec import HEADER_LENGTH, DecodeError, decode_as, encode
+from dispatchai.records.codec import HEADER_LENGTH, DecodeError, decode_as, header_of
 from dispatchai.records.values import AudioFrame, FrameKind, Track
 
 Ints = npt.NDArray[np.int64]
@@ -38,7 +38,7 @@ SEQUENCE_MAX: Final = 1 << 53
 _LONG_BYTES: Final = 8
 """Bytes of the longest number that is read here: 55 bits, which hold a time in microseconds until the year 2541."""
 
-_HEADER: Final = encode(AudioFrame("", FrameKind.START, Track.INBOUND, 0, 0, "", 0, b"", None))[:HEADER_LENGTH]
+_HEADER: Final = header_of(AudioFrame.__name__)
 _KIND: Final = 2 * tuple(FrameKind).index(FrameKind.FRAME)
 _INBOUND: Final = 2 * tuple(Track).index(Track.INBOUND)
 _OUTBOUND: Final = 2 * tuple(Track).index(Track.OUTBOUND)

@@ -5,21 +5,16 @@ Decides which combinations make sense. Leaves the names in the environment to `d
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
 from dispatchai.audio.g711 import L16_BIG, L16_LITTLE
+from dispatchai.clock import now_micros
 from dispatchai.records import Micros
 from dispatchai.settings import ByteOrder, Settings, Verification
 from dispatchai.telephony import tokens
 from dispatchai.telephony.signatures import WebhookVerifier
-
-
-def now_micros() -> Micros:
-    """The clock of this machine, in microseconds since the epoch, UTC."""
-    return time.time_ns() // 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

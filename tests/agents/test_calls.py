@@ -14,7 +14,6 @@ from agents import calls
 from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.topics import Topics
 from dispatchai.records import CallEvent
-from dispatchai.telephony.callflow.config import CallFlowConfig
 from dispatchai.telephony.callflow.events import EventType
 from dispatchai.telephony.callflow.step import command_id
 from dispatchai.telephony.callflow.timers import timer_id
@@ -32,16 +31,8 @@ from tests.agents.support import (
     running,
     until,
 )
+from tests.telephony.call_events import CONFIG
 
-CONFIG = CallFlowConfig(
-    stream_url="wss://example.com/ws",
-    greeting="Please describe your emergency.",
-    greeting_voice="female",
-    greeting_language="en-US",
-    call_deadline_s=30,
-    call_expiry_s=3600,
-    call_longest_s=14_400,
-)
 FORGETFUL = replace(CONFIG, call_expiry_s=1)
 """Gives a call up a second after its deadline was written."""
 POLICY = RetryPolicy(attempts=2, budget_s=60, total_s=60, first_delay_s=0.01)

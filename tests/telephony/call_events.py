@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from dispatchai.records import CallEvent, CallState
 from dispatchai.telephony.callflow.config import CallFlowConfig
+from dispatchai.telephony.callflow.fold import fold
 
 CALL = "428c31b6-abf1-4b2c-9d67-0242ac120002"
 S = 1_000_000
@@ -53,6 +55,15 @@ STOPPED = event("streaming.stopped", 20)
 HANGUP = event("call.hangup", 20.5, hangup_cause="normal_clearing")
 MAIN = (INITIATED, ANSWERED, STREAMING, STOPPED, HANGUP)
 FAILED = event("streaming.failed", 10, failure_reason="connection_failed")
+
+
+def folded(events: Iterable[CallEvent]) -> CallState:
+    """What `events` say, in their order."""
+    state: CallState | None = None
+    for each in events:
+        state = fold(state, each)
+    assert state is not None
+    return state
 
 
 def unordered(state: CallState) -> CallState:

@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -90,6 +90,7 @@ from tests.telephony.call_events import (
     T0,
     S,
     event,
+    folded,
     unordered,
 )
 
@@ -153,14 +154,6 @@ def active(config: CallFlowConfig = CONFIG) -> Call:
     call = Call(config)
     call.take(INITIATED, ANSWERED, STREAMING)
     return call
-
-
-def folded(events: Iterable[CallEvent]) -> CallState:
-    state: CallState | None = None
-    for each in events:
-        state = fold(state, each)
-    assert state is not None
-    return unordered(state)
 
 
 # ---- recording ---------------------------------------------------------------------------------------------------
@@ -425,7 +418,7 @@ def test_of_two_outcomes_of_one_round_the_better_counts_in_either_order(first: O
     """A worker that died between the command and its record gives the command again."""
     (answer,) = ringing().given
     both = [outcome_event(answer, 1, first, T0 + 2 * S), outcome_event(answer, 1, Done(1), T0 + S)]
-    one, other = folded([INITIATED, *both]), folded([INITIATED, *reversed(both)])
+    one, other = unordered(folded([INITIATED, *both])), unordered(folded([INITIATED, *reversed(both)]))
     assert one == other
     assert one.commands[0].outcome is CommandOutcome.DONE
 
@@ -626,7 +619,7 @@ STORY = story()
 def test_the_story_has_every_kind_of_event() -> None:
     kinds = {each.type for each in STORY}
     assert kinds >= set(EventType) - {EventType.EXPIRED}
-    state = folded(STORY)
+    state = unordered(folded(STORY))
     assert (state.status, len(state.stream_failed_at)) == (CallStatus.ENDED, 3)
     assert state.degraded == "the call could not be transferred: the carrier refused (10015)"
 
@@ -638,17 +631,17 @@ def test_any_order_repetition_and_loss_of_a_calls_events_ends_in_one_state(data:
     repeats = data.draw(st.lists(st.sampled_from(kept), max_size=8))
     again = [replace(each, attempt=2, received_at=each.received_at + 2 * S) for each in repeats]
     shuffled = data.draw(st.permutations(kept + again))
-    assert folded(shuffled) == folded(kept)
+    assert unordered(folded(shuffled)) == unordered(folded(kept))
     # And so by the step, whatever it is told to do on the way; the commands are bounded.
     call = Call()
     call.take(*shuffled)
-    assert unordered(call.now) == folded(kept)
+    assert unordered(call.now) == unordered(folded(kept))
     starts = [command for command in call.given if isinstance(command, StreamingStart)]
     assert len({command.command_id for command in starts}) <= 1 + CONFIG.stream_restarts_max
 
 
 def test_all_orders_of_the_main_events_end_in_one_state_without_a_command_after_the_hangup() -> None:
-    expected = folded(MAIN)
+    expected = unordered(folded(MAIN))
     assert (expected.status, expected.stream, expected.degraded) == (CallStatus.ENDED, StreamStatus.STOPPED, None)
     orders = list(itertools.permutations(MAIN))
     assert len(orders) == 120
@@ -685,7 +678,7 @@ def test_a_whole_call_at_a_failing_carrier_never_has_two_commands_of_one_meaning
                 pending += call.tick(now)
     for command in call.now.commands:
         assert command.round == rounds[command.command_id]
-    assert unordered(call.now) == folded(call.events)
+    assert unordered(call.now) == unordered(folded(call.events))
     assert decode(encode(call.now)) == call.now
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -21,17 +20,9 @@ from tests.telephony.call_events import (
     T0,
     S,
     event,
+    folded,
     unordered,
 )
-
-
-def folded(events: Iterable[CallEvent]) -> CallState:
-    """What `events` say, in their order."""
-    state: CallState | None = None
-    for each in events:
-        state = fold(state, each)
-    assert state is not None
-    return state
 
 
 def test_all_orders_of_the_main_events_end_in_one_state() -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
-from dispatchai.records import CallEvent, CallState, decode, encode
+from dispatchai.records import decode, encode
 from dispatchai.telephony.callflow.fold import fold
 from dispatchai.telephony.callflow.timers import due_timers, next_timer_at
 from tests.telephony.call_events import (
@@ -16,16 +15,8 @@ from tests.telephony.call_events import (
     T0,
     S,
     event,
+    folded,
 )
-
-
-def folded(events: Iterable[CallEvent]) -> CallState:
-    """What `events` say, in their order."""
-    state: CallState | None = None
-    for each in events:
-        state = fold(state, each)
-    assert state is not None
-    return state
 
 
 def test_the_deadline_follows_the_hangup_and_the_expiry_the_deadline() -> None:
