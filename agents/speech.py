@@ -80,6 +80,8 @@ class _Deadline:
     tp: TP
     record: Record
     at_ms: int
+    seen_s: float
+    """When it was read here, in seconds of the event loop's clock."""
 
 
 @dataclass(slots=True)
@@ -275,6 +277,7 @@ class SpeechAgent:
 
     async def _follow_events(self, batch: Batch, generation: int) -> None:
         """Remember the calls whose deadline passed, give up those that expired."""
+        now_s = asyncio.get_running_loop().time()
         for key, records in batch.by_key():
             events = await agent.decoded(self._app, NAME, partial(decode_as, CallEvent), batch.tp, records)
             if generation != self._app.lease.generation:
@@ -283,7 +286,7 @@ class SpeechAgent:
                 assert key is not None  # noqa: S101 - `decoded` buries records without one
                 match event.type:
                     case EventType.DEADLINE:
-                        self._wait_for_end(key.decode(), _Deadline(batch.tp, record, event.received_at // 1000))
+                        self._wait_for_end(key.decode(), _Deadline(batch.tp, record, event.received_at // 1000, now_s))
                     case EventType.EXPIRED:
                         self._give_up(key.decode(), batch.tp, record.offset)
 
@@ -295,18 +298,21 @@ class SpeechAgent:
             waiting[call_id] = deadline
             self._app.coverage.hold(deadline.tp, (NAME, "deadline", call_id), deadline.record.offset)
 
+    async def keep_ending(self) -> None:
+        """End what is overdue where no audio comes any more, until cancelled."""
+        while True:
+            await asyncio.sleep(SILENT_S)
+            for partition in list(self._overdue):
+                await self._end_overdue(partition, self._app.lease.generation)
+
     async def _end_overdue(self, partition: int, generation: int) -> None:
         """End the streams of those calls whose deadline passed and of which no audio is unread."""
-        waiting, span = self._overdue.get(partition), self._audio.get(partition)
-        if generation != self._app.lease.generation or not waiting or span is None:
-            return
-        silent_since_ms = span.last_ms - SILENT_S * 1000
-        for call_id, deadline in list(waiting.items()):
-            if max(span.first_ms, deadline.at_ms) > silent_since_ms:
-                continue
+        for call_id, deadline in list(self._overdue.get(partition, {}).items()):
             if generation != self._app.lease.generation:
                 return
-            waiting.pop(call_id, None)
+            if not self._is_silent(partition, deadline):
+                continue
+            self._overdue[partition].pop(call_id, None)
             try:
                 await self._end_streams(call_id, TP(FRAMES, partition), deadline)
             except AssignmentOverError:
@@ -314,6 +320,17 @@ class SpeechAgent:
             except Exception as error:  # noqa: BLE001 - as where frames are heard
                 await bury(self._app.emitter, whole(deadline.tp, deadline.record), reader=NAME, error=error)
                 self._app.coverage.release(deadline.tp, (NAME, "deadline", call_id))
+
+    def _is_silent(self, partition: int, deadline: _Deadline) -> bool:
+        """Whether all audio of a partition was read that came until `SILENT_S` after `deadline`.
+
+        Either later audio was read, or for so long there was none to read.
+        """
+        span = self._audio.get(partition)
+        if span is not None and max(span.first_ms, deadline.at_ms) <= span.last_ms - SILENT_S * 1000:
+            return True
+        waited_s = asyncio.get_running_loop().time() - deadline.seen_s
+        return min(waited_s, self._app.watch.idle_s(TP(FRAMES, partition))) >= SILENT_S
 
     async def _end_streams(self, call_id: str, tp: TP, deadline: _Deadline) -> None:
         """End what is open of a call of which no audio is unread, unless it still speaks."""
@@ -431,6 +448,7 @@ def make(app: App, partitions: int, settings: Settings) -> SpeechAgent:
     app.background(made.run)
     app.background(made.keep_reporting)
     app.background(made.keep_clearing)
+    app.background(made.keep_ending)
     app.on_forget.append(made.forget)
     app.on_close.append(recognizer.close)
     return made

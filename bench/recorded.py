@@ -136,8 +136,11 @@ class Packets:
                 count += 1
                 if record.value is None:  # a tombstone
                     continue
-                call_id = record.key.decode()
-                seen = RecordedPacket(decode_as(CallPacket, record.value), record.timestamp / 1000)
+                try:
+                    call_id, packet = record.key.decode(), decode_as(CallPacket, record.value)
+                except ValueError:  # somebody else's: no packet of a call that is waited for
+                    continue
+                seen = RecordedPacket(packet, record.timestamp / 1000)
                 self.first.setdefault(call_id, seen)
                 self.last[call_id] = seen
         return count

@@ -288,7 +288,9 @@ group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
 log.cleaner.backoff.ms=500
 log.cleaner.dedupe.buffer.size=16777216
-log.retention.check.interval.ms=1000
+# Records of tests are dated as a test needs it: none is deleted for its age while one reads it.
+log.initial.task.delay.ms=86400000
+log.retention.check.interval.ms=86400000
 """
 
 

@@ -120,7 +120,7 @@ async def _apply_to_key(
         return
     # Outputs before the state: a snapshot may be taken of it as soon as it is there, and covers what was sent by then.
     for output in stepped.outputs:
-        await app.emitter.send(output.topic, key, output.value)
+        await app.emitter.send(output.topic, key, output.value, partition=tp.partition)
     if stepped.state != before or stepped.outputs or stepped.effects:
         states.put(name, stepped.state, tp, inputs[0][0].offset, snapshot=stepped.snapshot)
     if effects is not None:

@@ -9,7 +9,6 @@ makes it again.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,7 +38,8 @@ class Emitter:
     def __init__(self, app: App) -> None:
         self._app = app
         self._pending: set[asyncio.Future[Any]] = set()
-        self._turns: dict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._ahead: dict[tuple[str, int | None], asyncio.Future[None]] = {}
+        """What `send_soon` was given last for each partition, until it is in the producer's buffer."""
 
     async def send(
         self,
@@ -55,10 +55,14 @@ class Emitter:
         `value` None is a tombstone. If the broker will not have it after all retries the application stops: an
         output that cannot be written must not be passed over, and what led to it is read again after the restart.
         Raises AssignmentOverError if partitions were assigned anew meanwhile: what the caller is at is of no account.
+        It comes after what `send_soon` was given before for the partition, if `partition` is named.
         """
         generation = self._app.lease.generation
         await self._may_write()
         producer = self._app.producer._ensure_producer()
+        if (ahead := self._ahead.get((topic, partition))) is not None:
+            await asyncio.wait([ahead])
+            self._check(generation)
         self._sent(await producer.send(topic, value, key=key, partition=partition, headers=list(headers)))
         self._app.metrics.sent(topic)
         self._check(generation)
@@ -94,18 +98,25 @@ class Emitter:
     def send_soon(self, topic: str, partition: int, records: Sequence[tuple[bytes, bytes]], timestamp_ms: int) -> None:
         """As `send_batch` without waiting; `ready` must have come before, and nothing awaited since.
 
-        What is sent so to one partition arrives in this order.
+        What is sent so to one partition arrives in this order, and before what `send` is given later.
         """
         generation = self._app.lease.generation
-        self._sent(asyncio.ensure_future(self._send_in_turn(topic, partition, records, timestamp_ms, generation)))
+        before = self._ahead.get((topic, partition))
+        buffered = self._ahead[topic, partition] = asyncio.get_running_loop().create_future()
 
-    async def _send_in_turn(
-        self, topic: str, partition: int, records: Sequence[tuple[bytes, bytes]], timestamp_ms: int, generation: int
-    ) -> None:
-        async with self._turns[topic, partition]:
-            self._check(generation)
-            sent = await self._send_all(topic, partition, records, timestamp_ms, (), generation)
-        await asyncio.gather(*sent)
+        async def send_in_turn() -> None:
+            try:
+                if before is not None:
+                    await asyncio.wait([before])
+                self._check(generation)
+                sent = await self._send_all(topic, partition, records, timestamp_ms, (), generation)
+            finally:
+                buffered.set_result(None)
+                if self._ahead[topic, partition] is buffered:
+                    del self._ahead[topic, partition]
+            await asyncio.gather(*sent)
+
+        self._sent(asyncio.ensure_future(send_in_turn()))
 
     async def _send_all(
         self,

@@ -59,6 +59,8 @@ class _Reading:
     """`next_offset` at the last look."""
     stalled_s: float = 0.0
     """For how long records have been waiting, as far as looks saw it."""
+    idle_s: float | None = None
+    """For how long there has been nothing to read, as far as looks saw it; None where there is something."""
 
 
 class Watch:
@@ -124,6 +126,10 @@ class Watch:
         """Where `tp` ended when Kafka was last asked."""
         return self._ends.get(tp)
 
+    def idle_s(self, tp: TP) -> float:
+        """For how many seconds every agent has been at the end of `tp` and nothing came, as far as looks saw it."""
+        return min((one.idle_s or 0.0 for (_, place), one in self._readings.items() if place == tp), default=0.0)
+
     def stalls(self) -> dict[tuple[str, TP], float]:
         """For how many seconds records have been waiting for each agent and partition; 0 where all is well."""
         return {place: reading.stalled_s for place, reading in self._readings.items()}
@@ -147,6 +153,9 @@ class Watch:
             waiting = self._ends.get(tp, 0) - reading.next_offset
             moved = reading.next_offset != reading.seen_offset
             reading.seen_offset = reading.next_offset
+            is_idle = tp in self._ends and waiting <= 0 and not moved
+            # The first such look starts the count: what came since the one before it may have been read meanwhile.
+            reading.idle_s = (0.0 if reading.idle_s is None else reading.idle_s + elapsed_s) if is_idle else None
             if waiting <= 0 or moved or agent in self._excused:
                 reading.stalled_s = 0.0
                 continue

@@ -181,6 +181,23 @@ async def test_a_stream_without_an_end_ends_with_its_deadline_and_lets_its_parti
     assert await committed(group, again) > passed.offset, "a deadline holds its partition"
 
 
+async def test_a_stream_without_an_end_ends_after_its_deadline_also_where_no_other_call_comes(
+    broker: KafkaConnection, topics: Topics, tmp_path: Path
+) -> None:
+    cut_off = call_name("last")
+    group = await new_group(broker, tmp_path, tables=[speech.NAME], sources=speech.SOURCES)
+    app, made = speech_app(group)
+    async with running(app):
+        places = await produce(broker, FRAMES, cut_off, call_of(5)[:211], first_ms=HEARD_MS)
+        await read_call(broker, speech.TOPIC, cut_off, lambda found: len(of_kind(UtteranceKind.FINAL, found)) == 4)
+        [passed] = await produce(broker, EVENTS, cut_off, [deadline(cut_off)])
+        found = await read_call(broker, speech.TOPIC, cut_off, has_ended)
+        await until(lambda: not made.overdue)
+    assert len(of_kind(UtteranceKind.FINAL, found)) == 5, "what was being said when the audio ceased is heard"
+    assert await committed(group, places[-1]) > places[-1].offset
+    assert await committed(group, passed) > passed.offset
+
+
 async def test_a_deadline_that_is_read_early_cuts_off_neither_what_is_unread_nor_who_still_speaks(
     broker: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:

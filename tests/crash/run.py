@@ -49,11 +49,8 @@ PERSISTENT: Final = WebhookPolicy(attempts=8)
 """A minute of attempts: longer than any schedule keeps the gateway or the broker down."""
 
 SETTLE_S: Final = 90.0
-"""How long everything has after the last strike and the last hangup: the deadline of 20 s, a session timeout, and the
-start of a process are in it. What is not there by then does not come."""
-
-QUIET_S: Final = 20.0
-"""When nothing was written for so long, nothing comes: above the session timeout and what follows it."""
+"""How long everything has after the last strike and the last hangup: the deadline of 20 s, the silence after it, a
+session timeout, and the start of a process are in it. What is not there by then does not come."""
 
 KAFKA_AWAY_S: Final = 30.0
 """How long Kafka may need to be back after a strike, on a busy machine."""
@@ -198,14 +195,11 @@ async def _settle(
 ) -> tuple[dict[str, Expected], Verdict]:
     """Follow the topics until nobody has anything left to do, and judge what they hold then.
 
-    Who still has something to read shows in the committed offsets, but not behind a stream that never ends, which holds
-    them back: where there is one, what it should come to is waited for as long as there is time.
+    Who still has something to read, or to conclude from it, shows in the committed offsets.
     """
     deadline = time.monotonic() + SETTLE_S
-    written_at = time.monotonic()
     while True:
-        if await reader.read():
-            written_at = time.monotonic()
+        await reader.read()
         is_late = time.monotonic() > deadline
         owed = await _owed(running, reader, reports)
         if (not owed and not await reader.read()) or is_late:
@@ -216,10 +210,7 @@ async def _settle(
             }
             verdict = judge(reader.recorded, wanted, reports, lossy_from=lossy_from)
             verdict.add(owed)
-            waited_for = set().union(*verdicts.held_back(reader.recorded).values())
-            may_come = any(problem.about in waited_for for problem in verdict.problems)
-            if is_late or not may_come or time.monotonic() - written_at > QUIET_S:
-                return wanted, verdict
+            return wanted, verdict
         await asyncio.sleep(LOOK_S)
 
 
@@ -228,13 +219,9 @@ async def _owed(running: System, reader: Reader, reports: Collection[CallReport]
     waits = await running.gateway_waits()
     owed = [] if waits == 0 else [f"the gateway holds {waits} records that Kafka does not have"]
     owed.extend(verdicts.to_come(reader.recorded, reports))
-    held = verdicts.held_back(reader.recorded)
     for group in (WORKER, SPEECH):
         for tp, count in (await reader.lag(group)).items():
-            # Speech holds a deadline until audio from after it is read, and after the last call there is none.
-            waits_for_audio = group == SPEECH and any(each.partition == tp.partition for each in held)
-            if tp not in held and not waits_for_audio:
-                owed.append(f"{group} has not committed the last {count} records of {tp.topic}/{tp.partition}")
+            owed.append(f"{group} has not committed the last {count} records of {tp.topic}/{tp.partition}")
     return owed
 
 

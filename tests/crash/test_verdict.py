@@ -45,7 +45,7 @@ from tests.crash.recorded import (
     TRANSCRIPTS,
     Recorded,
 )
-from tests.crash.verdict import Verdict, comparable, held_back, judge, run_differences, to_come
+from tests.crash.verdict import Verdict, comparable, judge, run_differences, to_come
 
 STREAM = "S1"
 FRAMES = 400
@@ -158,6 +158,11 @@ def signal_lost(topics: Topics) -> None:
     del topics.values[SIGNALS][2]
 
 
+def signals_swapped(topics: Topics) -> None:
+    signals: list[Signal] = topics.values[SIGNALS]
+    signals[2], signals[3] = signals[3], signals[2]
+
+
 def final_text_lost(topics: Topics) -> None:
     topics.values[TRANSCRIPTS] = [each for each in topics.values[TRANSCRIPTS] if not each.utterance_id.endswith(":1")]
 
@@ -222,6 +227,7 @@ def good_record_buried(topics: Topics) -> None:
 HARMS = {
     frame_applied_twice: "audio_ms: expected",
     signal_lost: "1 signals are missing",
+    signals_swapped: "signals are not written in the order of the frames",
     final_text_lost: "utterances are missing: FINAL",
     final_text_doubled: "should not be there",
     final_text_changed: "expected 'My husband",
@@ -268,7 +274,6 @@ async def test_only_the_tail_of_a_stream_that_a_dead_gateway_cut_off_may_be_miss
     assert cut_off.judged(sent, [6.5]).problems != [], "frames from before the kill are not the gateway's to lose"
     assert cut_off.wanted.packet is not None
     assert not cut_off.wanted.packet.complete
-    assert set(held_back(cut_off.recorded)) == {TopicPartition(AUDIO_FRAMES, 0)}
 
     assert [each.text for each in cut_off.judged(sent).problems] == [
         f"stream {STREAM}: 100 frames from 301 to 400 were sent and are not recorded",

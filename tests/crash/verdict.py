@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from aiokafka.structs import TopicPartition
-
 from bench.recorded import carriers_id, command_differences
 from dispatchai.app import SPEECH, WORKER
 from dispatchai.audio import signals
@@ -155,20 +153,6 @@ def judge(
     return verdict
 
 
-def held_back(recorded: Recorded) -> dict[TopicPartition, set[str]]:
-    """Partitions whose commits may stay behind, with their calls: those with a stream whose END will never come."""
-    calls: dict[TopicPartition, set[str]] = defaultdict(set)
-    held: set[TopicPartition] = set()
-    for call_id in recorded.call_ids(AUDIO_FRAMES):
-        frames = recorded.values(AUDIO_FRAMES, call_id, AudioFrame)
-        tp = TopicPartition(AUDIO_FRAMES, recorded.stored(AUDIO_FRAMES, call_id)[0].partition)
-        calls[tp].add(call_id)
-        ended = {frame.stream_id for frame in frames if frame.kind is FrameKind.END}
-        if {frame.stream_id for frame in frames} - ended:
-            held.add(tp)
-    return {tp: calls[tp] for tp in held}
-
-
 def without(value: Any, names: Iterable[str]) -> Any:
     """`value` as plain values, without the fields `names` at any depth."""
     left_out = frozenset(names)
@@ -293,9 +277,10 @@ def _stream_frames(
 
 
 def _signals(wanted: Expected, recorded: Recorded, notes: Counter[str]) -> Iterator[str]:
-    """Each signal is the one that the fold makes at its frame, and none is missing: figures show each frame once."""
+    """Each signal is the one that the fold makes at its frame, none is missing, and each is written for the first time
+    when those before it have been: figures show each frame once."""
     by_place = {(each.stream_id, each.kind, each.sequence): each for each in wanted.signals}
-    found: set[tuple[str, str, int]] = set()
+    found: dict[tuple[str, str, int], None] = {}
     wrong: list[str] = []
     for each in recorded.values(SIGNALS, wanted.call_id, Signal):
         place = (each.stream_id, each.kind, each.sequence)
@@ -305,7 +290,9 @@ def _signals(wanted: Expected, recorded: Recorded, notes: Counter[str]) -> Itera
             lines = differences(without(by_place[place], ()), without(each, ()))
             wrong.append(f"signal {each.kind} at frame {each.sequence}: {'; '.join(lines)}")
         notes["signals written twice"] += place in found
-        found.add(place)
+        found.setdefault(place)
+    if [place for place in by_place if place in found] != [place for place in found if place in by_place]:
+        wrong.append("signals are not written in the order of the frames")
     if missing := by_place.keys() - found:
         wrong.append(f"{len(missing)} signals are missing, the first at frame {min(place[2] for place in missing)}")
     yield from _some(wrong)

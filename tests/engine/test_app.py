@@ -72,6 +72,25 @@ async def running(app: App) -> AsyncIterator[App]:
         await app.stop()
 
 
+async def test_what_is_sent_soon_is_not_overtaken_by_what_is_sent_after_it(
+    broker: KafkaConnection, tmp_path: Path
+) -> None:
+    names = await make_topics(broker)
+    app = make_app(broker, names, tmp_path)
+    agent.run(app, make_states(app), {names.source: int}, step=lambda key, state, numbers: agent.Stepped(state))
+    rounds, many = 30, [(b"call", str(number).encode()) for number in range(50)]
+    async with running(app):
+        await until(lambda: app.lease.open)
+        for number in range(rounds):
+            await app.emitter.ready()
+            app.emitter.send_soon(names.sink, 0, many, 1)
+            app.emitter.send_soon(names.sink, 0, [(b"call", b"soon")], 1)
+            await app.emitter.send(names.sink, b"call", str(number).encode(), partition=0)
+        found = await read(broker, names.sink, lambda found: len(found) >= rounds * (len(many) + 2))
+    expected = [[*(value for _, value in many), b"soon", str(number).encode()] for number in range(rounds)]
+    assert [record.value for record in found] == [value for one in expected for value in one]
+
+
 async def produce(broker: KafkaConnection, topic: str, records: Sequence[tuple[str | None, bytes]]) -> None:
     async with aiokafka.AIOKafkaProducer(**broker.producer_options()) as producer:
         for key, value in records:

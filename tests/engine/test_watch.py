@@ -53,6 +53,26 @@ def test_a_partition_whose_records_nobody_processes_is_stuck_after_the_limit() -
     assert str(stuck) == "agent signals is stuck at frames/3: 120 records wait, none was processed for 30 s"
 
 
+def test_a_partition_is_idle_from_the_first_look_that_finds_all_of_it_processed_by_everyone() -> None:
+    clocked = Clocked(FRAMES)
+    assert clocked.watch.idle_s(FRAMES) == 0.0
+    clocked.look({FRAMES: 100})
+    assert clocked.watch.idle_s(FRAMES) == 0.0, "what came before this look may just have been processed"
+    clocked.looks({FRAMES: 100}, 2 * LOOK_S)
+    assert clocked.watch.idle_s(FRAMES) == 2 * LOOK_S
+    clocked.look(None)
+    assert clocked.watch.idle_s(FRAMES) == 0.0, "nobody knows what a Kafka has that does not answer"
+    clocked.looks({FRAMES: 100}, 2 * LOOK_S)
+    assert clocked.watch.idle_s(FRAMES) == LOOK_S
+    for agent_name in ("signals", "speech"):
+        clocked.look({FRAMES: 110})
+        assert clocked.watch.idle_s(FRAMES) == 0.0
+        clocked.watch.processed(agent_name, FRAMES, 110)
+    clocked.looks({FRAMES: 110}, 3 * LOOK_S)
+    assert clocked.watch.idle_s(FRAMES) == LOOK_S
+    assert clocked.watch.idle_s(EVENTS) == 0.0, "not assigned"
+
+
 def test_a_partition_without_traffic_is_not_stuck() -> None:
     clocked = Clocked(FRAMES, EVENTS)
     assert clocked.looks({FRAMES: 100, EVENTS: 100}, 100 * LIMIT_S) is None

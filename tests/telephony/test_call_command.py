@@ -107,7 +107,9 @@ async def test_several_files_are_simultaneous_calls_of_different_callers_ranked_
 
     def weigh(_: Any) -> None:
         for webhook in bench.platform.webhooks:
-            weight = 100 if webhook.payload.get("from") == "+15550101234" else 900
+            if "from" not in webhook.payload:
+                continue
+            weight = 100 if webhook.payload["from"] == "+15550101234" else 900
             bench.platform.packets[webhook.payload["call_session_id"]] = {**PACKET, "ranking": {"weight": weight}}
 
     bench.platform.on_media = weigh
