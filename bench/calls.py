@@ -178,7 +178,7 @@ async def measure(options: Options) -> Measured:
                     await packets.drain()
             after = run.used()
             measured.output = list(run.output)
-            streams = await read_streams(connection)
+            streams = await read_streams(connection, call_ids)
     measured.problems += [f"call {call_id}: no packet within {PACKETS_S:g} s" for call_id in sorted(missing)]
     for report in reports:
         _compare(report, streams, packets, measured)

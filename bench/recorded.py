@@ -75,8 +75,9 @@ Streams = dict[str, dict[str, RecordedStream]]
 """Streams by call id and the carrier's stream id, in the order of their first records."""
 
 
-async def read_streams(connection: KafkaConnection) -> Streams:
-    """All of `audio-frames` that is there now. Raises KafkaError, and DecodeError for a record that is no frame."""
+async def read_streams(connection: KafkaConnection, call_ids: Collection[str]) -> Streams:
+    """What is in `audio-frames` of `call_ids` now. Raises KafkaError, and DecodeError for a record that is no frame."""
+    keys = {call_id.encode(): call_id for call_id in call_ids}
     streams: Streams = defaultdict(lambda: defaultdict(RecordedStream))
     consumer = _consumer(AUDIO_TOPIC, connection)
     await consumer.start()
@@ -88,8 +89,9 @@ async def read_streams(connection: KafkaConnection) -> Streams:
             batches = await consumer.getmany(*left, timeout_ms=FETCH_MS)
             for records in batches.values():
                 for record in records:
-                    frame = decode_as(AudioFrame, record.value)
-                    streams[record.key.decode()][carriers_id(frame.stream_id)].add(frame)
+                    if (call_id := keys.get(record.key)) is not None:
+                        frame = decode_as(AudioFrame, record.value)
+                        streams[call_id][carriers_id(frame.stream_id)].add(frame)
             left = {each for each in left if await consumer.position(each) < ends[each]}
     finally:
         await consumer.stop()

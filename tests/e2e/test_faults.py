@@ -72,10 +72,11 @@ class Carrier:
     async def recorded(self, reports: list[CallReport]) -> tuple[Streams, Packets]:
         """What is in the topics once each call has its packet."""
         async with Packets(self._connection) as packets:
-            missing = await packets.wait_for([report.leg.call_session_id for report in reports], PATIENCE_S * 2)
+            call_ids = [report.leg.call_session_id for report in reports]
+            missing = await packets.wait_for(call_ids, PATIENCE_S * 2)
             assert missing == set(), f"calls without a packet: {missing}"
             await packets.drain()
-        return await read_streams(self._connection), packets
+        return await read_streams(self._connection, call_ids), packets
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -110,7 +110,8 @@ async def test_a_stream_that_goes_from_one_gateway_to_the_other_is_recorded_once
         async with Packets(broker) as packets:
             assert await packets.wait_for([report.leg.call_session_id], PATIENCE_S) == set()
             await packets.drain()
-        streams = (await read_streams(broker))[report.leg.call_session_id]
+        call_id = report.leg.call_session_id
+        streams = (await read_streams(broker, [call_id]))[call_id]
 
     assert report.failure is None
     assert went == [ports[0], ports[1]] * 2
