@@ -19,11 +19,9 @@ from dispatchai.records import (
     CallEvent,
     CallPacket,
     CallState,
-    FrameKind,
     Signal,
     SignalState,
     SpeechState,
-    Track,
     TriageState,
     Utterance,
 )
@@ -31,6 +29,7 @@ from dispatchai.speech.engines import RECORDINGS
 from dispatchai.speech.recognizer import Ended, Failed, StreamKey
 from dispatchai.speech.scripted import ScriptedRecognizer, load_script
 from dispatchai.speech.sessions import CallSpeech, Step, Streams
+from dispatchai.telephony.callflow.events import EventType
 from dispatchai.telephony.callflow.fold import fold
 from dispatchai.triage import folds
 from dispatchai.triage.ranking import packet
@@ -53,8 +52,6 @@ class Expected:
     triage_state: TriageState | None
     packet: CallPacket | None
     """None where nothing made the call final."""
-    open_streams: frozenset[str]
-    """Ids of the caller's streams whose END was never recorded, because the gateway was killed."""
 
 
 @cache
@@ -74,11 +71,12 @@ async def expected(call_id: str, events: Sequence[CallEvent], frames: Sequence[A
     for event in events:
         call = fold(call, event)
     stepped = signals.step(None, frames) if frames else None
-    utterances, speech_state = await heard(call_id, frames)
+    utterances, speech_state = await heard(
+        call_id, frames, over=any(each.type == EventType.DEADLINE for each in events)
+    )
     made = () if stepped is None else stepped.signals
     triaged = folds.step(None, [*events, *made, *utterances], fold_call=fold, rules=rules())
     finals = [each for each in triaged.assessments if each.kind is AssessmentKind.FINAL]
-    ended = {frame.stream_id for frame in frames if frame.kind is FrameKind.END}
     return Expected(
         call_id=call_id,
         call=call,
@@ -88,12 +86,14 @@ async def expected(call_id: str, events: Sequence[CallEvent], frames: Sequence[A
         speech_state=speech_state,
         triage_state=triaged.state,
         packet=packet(call_id, finals[-1]) if finals else None,
-        open_streams=frozenset({frame.stream_id for frame in frames if frame.track is Track.INBOUND} - ended),
     )
 
 
-async def heard(call_id: str, frames: Sequence[AudioFrame]) -> tuple[tuple[Utterance, ...], SpeechState]:
-    """What the scripted recogniser makes of `frames`, and the session's state behind them."""
+async def heard(call_id: str, frames: Sequence[AudioFrame], *, over: bool) -> tuple[tuple[Utterance, ...], SpeechState]:
+    """What the scripted recogniser makes of `frames`, and the session's state behind them.
+
+    Streams without END are ended if the call is `over`: its deadline passed.
+    """
     recognizer = ScriptedRecognizer(_script())
     streams = Streams(recognizer)
     session = CallSpeech(None, recognizer.name, recognizer.accepts)
@@ -103,11 +103,17 @@ async def heard(call_id: str, frames: Sequence[AudioFrame]) -> tuple[tuple[Utter
         streams.apply(call_id, step.commands)
         written.extend(step.utterances)
 
+    async def follow() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0):  # events that wait come at once; the first that does not wait ends it
+                async for event in recognizer.events():
+                    if isinstance(event, Ended | Failed):
+                        streams.ended(StreamKey(call_id, event.key.stream_id))
+                    apply(session.event(event, NO_TIME))
+
     apply(session.frames(frames, NO_TIME))
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(0):  # events that wait come at once; the first that does not wait ends it
-            async for event in recognizer.events():
-                if isinstance(event, Ended | Failed):
-                    streams.ended(StreamKey(call_id, event.key.stream_id))
-                apply(session.event(event, NO_TIME))
+    await follow()
+    if over:
+        apply(session.end("no END by the call's deadline", NO_TIME))
+        await follow()
     return tuple(written), session.state

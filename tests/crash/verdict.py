@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from bench.recorded import carriers_id, command_differences
 from dispatchai.app import SPEECH, WORKER
-from dispatchai.audio import signals
 from dispatchai.records import (
     AudioFrame,
     CallEvent,
@@ -346,26 +345,11 @@ def _live(wanted: Expected, recorded: Recorded) -> Iterator[str]:
 
 
 def _states(wanted: Expected, recorded: Recorded) -> Iterator[str]:
-    """The last snapshots are what the folds come to; of a stream without an end, a point on the way there."""
+    """The last snapshots are what the folds come to."""
     yield from _state("calls", wanted.call, wanted, recorded, CallState)
+    yield from _state("signals", wanted.signal_state, wanted, recorded, SignalState)
+    yield from _state("speech", wanted.speech_state, wanted, recorded, SpeechState)
     yield from _state("triage", wanted.triage_state, wanted, recorded, TriageState)
-    if not wanted.open_streams:
-        yield from _state("signals", wanted.signal_state, wanted, recorded, SignalState)
-        yield from _state("speech", wanted.speech_state, wanted, recorded, SpeechState)
-        return
-    stored = _last(_changelog("signals"), wanted.call_id, recorded)
-    if stored is not None:
-        state = decode_as(SignalState, stored)
-        if state not in _way(wanted, recorded):
-            yield "the snapshot of its signals is not on the way of the fold"
-
-
-def _way(wanted: Expected, recorded: Recorded) -> Iterator[SignalState]:
-    """The states of the signals fold behind each recorded frame."""
-    state: SignalState | None = None
-    for frame in recorded.values(AUDIO_FRAMES, wanted.call_id, AudioFrame):
-        state = signals.step(state, [frame]).state
-        yield state
 
 
 def _state(name: str, state: Any, wanted: Expected, recorded: Recorded, kind: type) -> Iterator[str]:
