@@ -34,7 +34,12 @@ class Lease:
     @property
     def valid(self) -> bool:
         """Whether no one else can have the partitions."""
-        return not self.enforced or self.clock() < self._until
+        return not self.enforced or self.left_s > 0
+
+    @property
+    def left_s(self) -> float:
+        """For how many seconds it is valid without another heartbeat; below 0, since when it is not."""
+        return self._until - self.clock()
 
     @property
     def open(self) -> bool:

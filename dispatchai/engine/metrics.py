@@ -281,6 +281,11 @@ class _AppState:
             app.emitter.unacknowledged,
         )
         yield GaugeMetricFamily(
+            "dispatchai_lease_seconds_left",
+            "How long this process may write without another heartbeat: the session timeout at most; at 0 it waits.",
+            max(0.0, app.lease.left_s),
+        )
+        yield GaugeMetricFamily(
             "dispatchai_recovery_remaining_records",
             "Changelog records still to be read before the agents go on; 0 but after a rebalance.",
             app.tables.recovery.active_remaining_total() if app.in_recovery else 0,

@@ -72,6 +72,7 @@ POISON: Mapping[str, Callable[[bytes, bytes], Raw]] = {
     "not Avro": lambda key, good: (key, b"not a record of this project"),
     "a schema from the future": lambda key, good: (key, MARKER + b"\xff" * 8 + good[HEADER_LENGTH:]),
     "a type that the topic does not hold": lambda key, good: (key, OTHER),
+    "a record of another topic": lambda key, good: (key, GOOD["signals" if good != GOOD["signals"] else "transcripts"]),
     "cut off": lambda key, good: (key, good[:-3]),
     "bytes after its end": lambda key, good: (key, good + b"\0"),
     "a header alone": lambda key, good: (key, good[:HEADER_LENGTH]),

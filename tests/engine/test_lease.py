@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+import pytest
+
 from dispatchai.engine.lease import Lease
 
 
@@ -32,8 +34,17 @@ def test_a_process_that_was_stopped_beyond_the_session_timeout_may_not_write() -
     made, clock = lease()
     clock.now += 5.9
     assert made.open
+    assert made.left_s == pytest.approx(0.1)
     clock.now += 0.2
     assert not made.open
+    assert made.left_s < 0
+
+
+def test_without_enforcement_everything_is_written_at_any_time() -> None:
+    made = Lease(6.0, Clock(), enforced=False)
+    made.revoked()
+    assert made.valid
+    assert made.open
 
 
 def test_an_answered_heartbeat_counts_from_when_it_was_sent() -> None:
