@@ -28,6 +28,13 @@ NOTHING: Final = np.iinfo(np.int64).max
 SNAPSHOT_APART_S: Final = 1.0
 """A state in columns changes with every frame: a snapshot a second is what a crash has to read again."""
 
+ROUNDS: Final = 8
+"""A state in columns is due so many rounds after its last snapshot, or soon after. What is due at once beyond an equal
+share of them waits for the next round: a thousand snapshots take a tenth of a second, for which no frame is heard."""
+
+ROUND_MIN: Final = 64
+"""So many go in one round in any case."""
+
 _ROWS_AT_FIRST: Final = 64
 
 
@@ -136,8 +143,11 @@ class RowStates(SnapshotWriter):
     def take(self) -> list[Snapshot]:
         """The snapshots that are asked for now."""
         now = time.monotonic()
-        due = self._wanted if self.closing else self._wanted & (self._taken_at <= now - SNAPSHOT_APART_S)
-        rows = np.flatnonzero(due)
+        rows = np.flatnonzero(self._wanted)
+        if not self.closing:
+            rows = rows[self._taken_at[rows] <= now - SNAPSHOT_APART_S]
+            share = max(ROUND_MIN, -(-len(self._row_of) // ROUNDS))
+            rows = np.sort(rows[np.argsort(self._taken_at[rows], kind="stable")[:share]])
         self._wanted[rows] = False
         self._taken_at[rows] = now
         if self._wanted.any():
