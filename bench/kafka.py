@@ -24,6 +24,12 @@ from tests.conftest import KAFKA_LIBS, fetch_kafka, find_java
 
 START_S: Final = 120.0
 
+JIT_S: Final = 45.0
+"""A Java that was just started compiles what it runs often, with a quarter of a core and more for most of a minute. A
+broker in use has that behind it."""
+
+SETTLE_S: Final = 3.0
+
 HEAP: Final = "-Xmx1g"
 """Kafka's own start script gives a broker as much."""
 
@@ -54,6 +60,8 @@ class Broker:
     name: str
     pid: int
     log_dir: Path | None
+    settle_s: float
+    """How long it is under load before anything is measured."""
 
 
 @asynccontextmanager
@@ -78,7 +86,7 @@ async def apache_kafka(folder: Path, environment: Mapping[str, str]) -> AsyncIte
             await wait_until_ready(connection, START_S)
         except BrokerNotReadyError as error:
             raise RuntimeError("\n".join([str(error), *output])) from error
-        yield Broker(connection, "Apache Kafka", child.pid, folder / "log")
+        yield Broker(connection, "Apache Kafka", child.pid, folder / "log", JIT_S)
 
 
 @asynccontextmanager
@@ -90,6 +98,6 @@ async def broker(*, apache: bool) -> AsyncIterator[Broker]:
             started = await running.enter_async_context(apache_kafka(folder, dict(os.environ)))
         else:
             embedded = await running.enter_async_context(EmbeddedBroker())
-            started = Broker(embedded.connection, "the embedded broker", embedded.pid, None)
+            started = Broker(embedded.connection, "the embedded broker", embedded.pid, None, SETTLE_S)
         await apply(started.connection, Topics.load(), replication=1)
         yield started

@@ -37,9 +37,6 @@ from dispatchai.engine.broker import free_port
 from dispatchai.engine.child import Child
 from dispatchai.records.codec import decode_fields
 
-SETTLE_S: Final = 3.0
-"""After the ramp, before the measured time begins."""
-
 RAMP_CALLS_PER_S: Final = 400.0
 """How fast the first calls come."""
 
@@ -197,7 +194,7 @@ async def probe(kafka: Broker, seen: Seen, progress: Progress) -> None:
 async def measure(kafka: Broker, live: int, seconds: float, *, whole: bool = False, count: int = 1) -> Measured:
     """One run: `live` calls for `seconds` at `count` workers. Raises TimeoutError where a worker does not start."""
     seen = Seen()
-    plan = Plan(live, max(RAMP_LEAST_S, live / RAMP_CALLS_PER_S), SETTLE_S + seconds, events=whole)
+    plan = Plan(live, max(RAMP_LEAST_S, live / RAMP_CALLS_PER_S), kafka.settle_s + seconds, events=whole)
     async with AsyncExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="dispatchai-bench-signals-")))
         progress = await running.enter_async_context(follow(kafka.connection, "signals", seen.add))
@@ -208,7 +205,7 @@ async def measure(kafka: Broker, live: int, seconds: float, *, whole: bool = Fal
         sending = await running.enter_async_context(load(plan, environment(folder, {}, kafka.connection)))
         pids = {f"{WORKER} {number}": child.pid for number, child in enumerate(children, start=1)}
         pids |= {LOAD: sending.pid, BROKER: kafka.pid}
-        await asyncio.sleep(await sending.began_at() + plan.ramp_s + SETTLE_S - time.time())
+        await asyncio.sleep(await sending.began_at() + plan.ramp_s + kafka.settle_s - time.time())
         before, since = _used(pids), time.time()
         await asyncio.sleep(seconds)
         after, until = _used(pids), time.time()
@@ -277,9 +274,9 @@ def text(runs: Sequence[Sequence[str]], arguments: argparse.Namespace, kafka: Br
     options = f"{' --apache' if arguments.apache else ''}{' --whole' if arguments.whole else ''}"
     where = "worker (calls, signals, triage, ranking, console)" if arguments.whole else "signals agent"
     about = (
-        f"`python -m bench.signals{options}`: simulated live calls for {arguments.seconds:g} s after a ramp, coming "
-        f"and ending as fitted to real calls for service (`bench/arrivals.json`), one record for each frame, at one "
-        f"process of the {where}. The time runs from a frame's capture, so it holds the producer's linger of 5 ms, to "
+        f"`python -m bench.signals{options}`: simulated live calls for {arguments.seconds:g} s after a ramp and "
+        f"{kafka.settle_s:g} s in which the broker gets warm, coming and ending as fitted to real calls for service "
+        f"(`bench/arrivals.json`), one record for each frame, at one process of the {where}. The time runs from a frame's capture, so it holds the producer's linger of 5 ms, to "
         f"the record of the signal that the frame caused; `received` adds the way to a consumer. Broker and load "
         f"generator run on the same machine ({machine()})."
     )
