@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dispatchai.engine.app import App
 from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.rows import RowStates
+from dispatchai.engine.rows import ROUNDS, RowStates
 from dispatchai.engine.snapshots import Snapshot
 from tests.engine.test_app import Names, make_app
 
@@ -69,6 +69,22 @@ async def test_a_snapshot_a_second_is_enough_but_for_the_last_round(app: App) ->
     assert states.take() == []
     states.closing = True
     assert len(states.take()) == 1
+
+
+async def test_of_what_is_due_at_once_a_share_is_written_in_each_round(app: App) -> None:
+    states, counts = make(app)
+    rows = states.rows(FRAMES, [str(number).encode() for number in range(1000)])
+    counts.values = dict.fromkeys(range(1000), 1)
+    states.want(rows)
+    rounds = list(iter(states.take, []))
+    assert [len(taken) for taken in rounds] == [1000 // ROUNDS] * ROUNDS
+    assert len({snapshot.key for taken in rounds for snapshot in taken}) == 1000
+    states.want(rows)
+    states.want(rows[900:], at_once=True)
+    assert [snapshot.covered for snapshot in states.take()] == list(range(900, 1000))
+    assert states.take() == []
+    states.closing = True
+    assert len(states.take()) == 900
 
 
 def test_a_state_that_is_gone_leaves_a_tombstone_and_its_row_to_another_key(app: App) -> None:
