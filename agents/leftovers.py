@@ -10,7 +10,7 @@ give up. A process that is started again counts anew.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -62,15 +62,27 @@ class Ages:
         return over
 
 
+GiveUp = Callable[[str, TP, int], Awaitable[None]]
+"""(call id, partition, the next offset that is read of it): give the state of that call up."""
+
+
 class Leftovers:
-    """Writes `dispatchai.expired` for calls that some agent has a state of which counts as left over for `after_s`.
+    """Gives up the states that count as left over for `after_s` seconds, where `topic` of their partition is read."""
 
-    A record, as every timer that fires: whoever else keeps something of the call gives it up as well.
-    """
-
-    def __init__(self, app: App, states: States[Any], counts: Callable[[Any], bool], after_s: float) -> None:
+    def __init__(
+        self,
+        app: App,
+        states: States[Any],
+        topic: str,
+        give_up: GiveUp,
+        *,
+        after_s: float,
+        counts: Callable[[Any], bool] = lambda _: True,
+    ) -> None:
         self._app = app
         self._states = states
+        self._topic = topic
+        self._give_up = give_up
         self._counts = counts
         self._ages = Ages(after_s)
 
@@ -83,24 +95,32 @@ class Leftovers:
     async def look(self, now_s: float) -> None:
         """Look through the states at `now_s`, in seconds of any steady clock."""
         for call_id in await self._ages.over(self._states, now_s, self._counts):
-            partition = self._states.partition_of(call_id)
-            if partition is None or self._app.watch.next_offset(TP(TOPIC, partition)) is None:
-                continue  # elsewhere by now
-            log.warning("state_left_over", call_id=call_id)
-            now = now_micros()
-            expired = own_event(
-                EventType.EXPIRED,
-                timer_id(call_id, EventType.EXPIRED),
-                occurred_at=now,
-                received_at=now,
-                call_control_id="",
-                payload=None,
-            )
-            await self._app.emitter.send(TOPIC, call_id.encode(), encode(expired), partition=partition)
+            if (partition := self._states.partition_of(call_id)) is None:
+                continue
+            tp = TP(self._topic, partition)
+            if (next_offset := self._app.watch.next_offset(tp)) is not None:  # else the partition is elsewhere by now
+                log.warning("state_left_over", call_id=call_id)
+                await self._give_up(call_id, tp, next_offset)
 
 
 def make(app: App, states: States[Any], *, counts: Callable[[Any], bool], after_s: float) -> Leftovers:
-    """Look after `states`: those that `counts` says are of no known call are given up after `after_s` seconds."""
-    made = Leftovers(app, states, counts, after_s)
+    """Look after `states`: of those that `counts` says are of no known call `dispatchai.expired` is written.
+
+    A record, as every timer that fires: whoever else keeps something of the call gives it up as well.
+    """
+
+    async def expire(call_id: str, tp: TP, next_offset: int) -> None:
+        now = now_micros()
+        expired = own_event(
+            EventType.EXPIRED,
+            timer_id(call_id, EventType.EXPIRED),
+            occurred_at=now,
+            received_at=now,
+            call_control_id="",
+            payload=None,
+        )
+        await app.emitter.send(TOPIC, call_id.encode(), encode(expired), partition=tp.partition)
+
+    made = Leftovers(app, states, TOPIC, expire, after_s=after_s, counts=counts)
     app.background(made.run)
     return made

@@ -6,11 +6,10 @@ first frame that no final utterance covers, so that a crash loses no word and re
 
 A stream whose gateway was killed has no END. It must not hold its partition's offsets until the call expires, so it is
 ended once the call's deadline was read from `call-events` and SILENT_S of the partition's audio from after the deadline
-were read with no frame of the call in them. The audio of a partition is read in its order: an END that is in the log is
-read before that, however late this agent is, and which streams are ended follows from the recorded times and not
-from how the topics interleaved. A call that still speaks, beyond `CALL_LONGEST_S`, is heard on. The deadline's offset
-is held until its streams have ended. Where no audio follows, nothing waits behind the offset that is held, and the
-call is given up when it expires.
+were read with no frame of the call in them, or for SILENT_S there was none to read. The audio of a partition is read in
+its order: an END that is in the log is read before that, however late this agent is, and which streams are ended does
+not follow from how the topics interleaved. A call that still speaks, beyond `CALL_LONGEST_S`, is heard on. The
+deadline's offset is held until its streams have ended.
 
 A frame that is read after its call expired makes a state that no event gives up. So no state is kept for longer than
 the longest call and what follows it take together, by the clock of this process (`agents.leftovers`).
@@ -29,7 +28,7 @@ import numpy as np
 import structlog
 from faust.types import TP
 
-from agents.leftovers import LOOK_EVERY_S, Ages
+from agents.leftovers import Leftovers
 from dispatchai.clock import now_micros
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
@@ -151,7 +150,8 @@ class SpeechAgent:
         """By partition: calls whose deadline passed, until it is known that no audio of them is unread."""
         self._audio: dict[int, _Span] = {}
         """What was read of each partition's audio since it was assigned."""
-        self._ages = Ages(longest_s)
+        self.leftovers = Leftovers(app, states, FRAMES, self._give_up, after_s=longest_s)
+        """States that are older than any call."""
         self._started = asyncio.Event()
 
     async def run(self) -> None:
@@ -173,22 +173,6 @@ class SpeechAgent:
         while True:
             self._recognizer.report(REPORTS_A_ROUND)
             await asyncio.sleep(REPORT_EVERY_S)
-
-    async def keep_clearing(self) -> None:
-        """Give up states that are older than any call, until cancelled."""
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            await self.clear(asyncio.get_running_loop().time())
-
-    async def clear(self, now_s: float) -> None:
-        """Give up the states that are older at `now_s`, in seconds of any steady clock, than any call."""
-        for call_id in await self._ages.over(self.states, now_s):
-            if (partition := self.states.partition_of(call_id)) is None:
-                continue
-            tp = TP(FRAMES, partition)
-            if (next_offset := self._app.watch.next_offset(tp)) is not None:  # else the partition is elsewhere by now
-                log.warning("state_left_over", call_id=call_id)
-                self._give_up(call_id, tp, next_offset)
 
     @property
     def recognizer(self) -> Recognizer:
@@ -288,7 +272,7 @@ class SpeechAgent:
                     case EventType.DEADLINE:
                         self._wait_for_end(key.decode(), _Deadline(batch.tp, record, event.received_at // 1000, now_s))
                     case EventType.EXPIRED:
-                        self._give_up(key.decode(), batch.tp, record.offset)
+                        await self._give_up(key.decode(), batch.tp, record.offset)
 
     def _wait_for_end(self, call_id: str, deadline: _Deadline) -> None:
         """Remember that `deadline` passed, unless an earlier one is remembered."""
@@ -330,7 +314,7 @@ class SpeechAgent:
         if span is not None and max(span.first_ms, deadline.at_ms) <= span.last_ms - SILENT_S * 1000:
             return True
         waited_s = asyncio.get_running_loop().time() - deadline.seen_s
-        return min(waited_s, self._app.watch.idle_s(TP(FRAMES, partition))) >= SILENT_S
+        return waited_s >= SILENT_S and self._app.watch.idle_s(TP(FRAMES, partition)) >= SILENT_S
 
     async def _end_streams(self, call_id: str, tp: TP, deadline: _Deadline) -> None:
         """End what is open of a call of which no audio is unread, unless it still speaks."""
@@ -408,7 +392,7 @@ class SpeechAgent:
         else:
             self._app.coverage.advance(call.tp, (NAME, "frames", call_id), call.held_from)
 
-    def _give_up(self, call_id: str, tp: TP, offset: int) -> None:
+    async def _give_up(self, call_id: str, tp: TP, offset: int) -> None:
         """Forget a call, as the record of `tp` at `offset` says, or what was read of `tp` before it."""
         self._streams.forget(call_id)
         if (call := self._calls.get(call_id)) is not None:
@@ -447,7 +431,7 @@ def make(app: App, partitions: int, settings: Settings) -> SpeechAgent:
     agent.run_batches(app, NAME, SOURCES, made.process)
     app.background(made.run)
     app.background(made.keep_reporting)
-    app.background(made.keep_clearing)
+    app.background(made.leftovers.run)
     app.background(made.keep_ending)
     app.on_forget.append(made.forget)
     app.on_close.append(recognizer.close)

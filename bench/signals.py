@@ -277,9 +277,9 @@ def text(runs: Sequence[Sequence[str]], arguments: argparse.Namespace, kafka: Br
         f"`python -m bench.signals{options}`: simulated live calls for {arguments.seconds:g} s after a ramp and "
         f"{kafka.settle_s:g} s in which the broker gets warm, coming and ending as fitted to real calls for service "
         f"(`bench/arrivals.json`), one record for each frame, at one process of the {where}. The time runs from a "
-        f"frame's capture, so it holds the producer's linger of 5 ms, to "
-        f"the record of the signal that the frame caused; `received` adds the way to a consumer. Broker and load "
-        f"generator run on the same machine ({machine()})."
+        f"frame's capture, so it holds the producer's linger of 5 ms, to the record of the signal that the frame "
+        f"caused; `received` adds the way to a consumer. Broker and load generator run on the same machine "
+        f"({machine()})."
     )
     title = f"## Live calls at the {'whole worker' if arguments.whole else 'signals agent'}, {kafka.name}"
     return "\n".join([title, "", about, "", table(HEADER, runs)])

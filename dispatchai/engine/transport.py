@@ -221,7 +221,7 @@ class Consumer(driver.Consumer):
     async def highwaters(self, *partitions: TP) -> Mapping[TP, int]:
         """The end offsets of `partitions`, up to which Faust recovers its tables."""
         ends = await super().highwaters(*partitions)
-        return await ends_by_reading(self.app.connection, ends) if self.app.connection.embedded else ends
+        return await true_ends(self.app.connection, ends)
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Mapping[TP, list[Any]]:  # noqa: ASYNC109
         self._note_read()
@@ -335,12 +335,14 @@ def named(partitions: Iterable[TP]) -> list[str]:
     return [f"{tp.topic}/{tp.partition}" for tp in sorted(partitions)]
 
 
-async def ends_by_reading(connection: KafkaConnection, ends: Mapping[TP, int]) -> dict[TP, int]:
-    """The true end offsets of a broker whose `ends` can lie below what was written, as the embedded one's do.
+async def true_ends(connection: KafkaConnection, ends: Mapping[TP, int]) -> dict[TP, int]:
+    """The end offsets of a broker that told `ends`: those of the embedded one can lie below what was written.
 
     A fetch from there shows what is behind. Without this a table would be recovered too old.
     """
-    true_ends = dict(ends)
+    found = dict(ends)
+    if not connection.embedded:
+        return found
     async with aiokafka.AIOKafkaConsumer(
         **connection.client_options(), enable_auto_commit=False, fetch_max_wait_ms=FETCH_MAX_WAIT_MS
     ) as reader:
@@ -349,8 +351,8 @@ async def ends_by_reading(connection: KafkaConnection, ends: Mapping[TP, int]) -
             reader.seek(tp, end)
         while fetched := await reader.getmany(timeout_ms=END_READ_MS):
             for tp, records in fetched.items():
-                true_ends[TP(tp.topic, tp.partition)] = records[-1].offset + 1
-    return true_ends
+                found[TP(tp.topic, tp.partition)] = records[-1].offset + 1
+    return found
 
 
 class Producer(driver.Producer):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from dispatchai.records import AudioFrame, FrameKind, Micros, Track, encode
-from dispatchai.records.codec import HEADER_LENGTH
+from dispatchai.records import AudioFrame, FrameKind, Micros, Track
+from dispatchai.records.codec import header_of
 
 _KINDS: Final = tuple(FrameKind)
 _TRACKS: Final = tuple(Track)
@@ -29,8 +29,7 @@ class FrameEncoder:
     __slots__ = ("_format", "_heads", "_high", "_high_encoded", "_length", "_middle")
 
     def __init__(self, stream_id: str, encoding: str, sample_rate: int) -> None:
-        example = AudioFrame(stream_id, FrameKind.FRAME, Track.INBOUND, 0, 0, encoding, sample_rate, b"", None)
-        start = encode(example)[:HEADER_LENGTH] + _string(stream_id) + _long(_KINDS.index(FrameKind.FRAME))
+        start = header_of(AudioFrame.__name__) + _string(stream_id) + _long(_KINDS.index(FrameKind.FRAME))
         self._heads = {track: start + _long(number) for number, track in enumerate(_TRACKS)}
         self._format = _string(encoding) + _long(sample_rate)
         self._length = 0

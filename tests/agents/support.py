@@ -20,7 +20,7 @@ from dispatchai.engine.broker import free_port
 from dispatchai.engine.deadletters import DEAD_LETTERS
 from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.topics import Topics
-from dispatchai.engine.transport import ends_by_reading
+from dispatchai.engine.transport import true_ends
 from dispatchai.records import decode, encode
 
 PARTITIONS = Topics.load().partitions
@@ -79,8 +79,7 @@ async def new_group(
             group_id=group.app_id, enable_auto_commit=False, **broker.client_options()
         ) as consumer:
             consumer.assign(partitions)
-            ends = await consumer.end_offsets(partitions)
-            await consumer.commit(await ends_by_reading(broker, ends) if broker.embedded else ends)
+            await consumer.commit(await true_ends(broker, await consumer.end_offsets(partitions)))
     return group
 
 

@@ -266,10 +266,10 @@ async def test_a_state_that_is_older_than_any_call_is_given_up(
         places = await produce(broker, FRAMES, left, call_of(3)[:-1])
         await until(lambda: has_read(app, places[-1]))
         assert made.states.get(left) is not None
-        await made.clear(0.0)
-        await made.clear(longest_s - 1)
+        await made.leftovers.look(0.0)
+        await made.leftovers.look(longest_s - 1)
         assert made.states.get(left) is not None
-        await made.clear(longest_s)
+        await made.leftovers.look(longest_s)
         assert made.states.get(left) is None
         await until(lambda: left not in made.states.table.data)
     assert await committed(group, places[-1]) > places[-1].offset

@@ -28,7 +28,7 @@ from dispatchai.audio.g711 import decode
 from dispatchai.engine.broker import EmbeddedBroker
 from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.topics import Topics, apply
-from dispatchai.engine.transport import ends_by_reading
+from dispatchai.engine.transport import true_ends
 from dispatchai.records import CallPacket
 from dispatchai.speech.engines import RECORDINGS
 from dispatchai.speech.scripted import digest, load_script, voiced_runs
@@ -282,7 +282,7 @@ async def owed(connection: KafkaConnection, group: str, topics: Sequence[str]) -
         behind: dict[str, int] = defaultdict(int)
         for topic in topics:
             places = [TP(topic, number) for number in range(Topics.load().partitions)]
-            ends = await ends_by_reading(connection, await consumer.end_offsets(places))
+            ends = await true_ends(connection, await consumer.end_offsets(places))
             for place, end in ends.items():
                 behind[topic] += end - (await consumer.committed(aiokafka.TopicPartition(*place)) or 0)
         return {topic: count for topic, count in behind.items() if count}
@@ -304,15 +304,16 @@ async def until_quiet(http: aiohttp.ClientSession, urls: Sequence[str]) -> None:
         while True:
             scrapes = [await scrape(http, url) for url in urls]
             lag = sum(value(each, "dispatchai_partition_lag_records") for each in scrapes)
-            sent = [value(each, "dispatchai_records_sent_total", topic=topic) for each in scrapes for topic in OUTPUTS]
+            sent = [
+                value(each, "dispatchai_records_sent_total", topic=topic)
+                for each in scrapes
+                for topic in READ_BY_WORKER
+            ]
             if lag == 0 and sent == before:
                 return
             before = sent
             await asyncio.sleep(1.0)
 
-
-OUTPUTS = ("call-events", "signals", "transcripts", "assessments")
-"""What processes write and others, or they themselves, read."""
 
 READ_BY_WORKER = ("call-events", "audio-frames", "signals", "transcripts", "assessments", "dispatch-actions")
 
