@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
@@ -22,7 +22,8 @@ from dispatchai.audio.voices import Heard, Voices, hear
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.transport import Batch, Fetch
-from dispatchai.records import AudioFrame, CallEvent, SignalState, decode_as, encode, encode_fields
+from dispatchai.records import AudioFrame, CallEvent, Signal, SignalState, decode_as, encode
+from dispatchai.records.columns import encode_columns
 from dispatchai.records.frames import decode_frame, decode_frames
 from dispatchai.telephony.callflow.events import EventType
 
@@ -63,10 +64,12 @@ class SignalStates:
 
     def save(self, rows: Sequence[int]) -> list[bytes | None]:
         """The states in `rows` as snapshots; None where there is none."""
-        live = [row for row in rows if self.voices.is_set(row)]
-        saved: dict[int, bytes] = {row: encode(self._others[row]) for row in rows if row in self._others}
-        for row, fields in zip(live, self.voices.fields(live), strict=True):
-            saved[row] = encode_fields(SignalState.__name__, fields)
+        usual = [row for row in rows if self.voices.is_set(row) and self.voices.has_one_stream(row)]
+        made = encode_columns(SignalState.__name__, self.voices.states(usual), len(usual))
+        saved: dict[int, bytes] = dict(zip(usual, made, strict=True))
+        for row in rows:
+            if row not in saved and (state := self._state(row)) is not None:
+                saved[row] = encode(state)
         return [saved.get(row) for row in rows]
 
     def clear(self, row: int) -> None:
@@ -124,26 +127,28 @@ class SignalsAgent:
                 )
             return
         records = [record for batch in fetch.batches for record in batch.records]
-        keys = [record.key or b"" for record in records]
+        keys = [record.key for record in records]
         columns = decode_frames([record.value or b"" for record in records])
         heard = hear(columns)
         rows = self.states.rows.find(keys)
         usual = heard.usual & self.states.voices.go_on(rows, columns)
         if not usual.all():
             # One record that needs care takes the others of its call with it: they must stay in their order.
-            others = {keys[index] for index in np.flatnonzero(~usual)}
-            usual &= np.fromiter((key not in others for key in keys), np.bool_, len(keys))
-            await self._hear_one_by_one(fetch, others)
+            usual &= ~np.isin(rows, rows[~usual])
+            await self._hear_one_by_one(fetch, ~usual)
         await self._hear_together(fetch, rows, heard, usual)
         self._latency.observe_many(np.maximum(0.0, time.time() - columns.captured_at[usual] / 1e6))
 
-    async def _hear_one_by_one(self, fetch: Fetch, keys: Collection[bytes]) -> None:
-        """Apply the records of the calls `keys`."""
+    async def _hear_one_by_one(self, fetch: Fetch, chosen: npt.NDArray[np.bool_]) -> None:
+        """Apply the `chosen` records of a fetch call by call; with one of a call all of its records are chosen."""
+        start = 0
         for batch in fetch.batches:
-            chosen = tuple(record for record in batch.records if (record.key or b"") in keys)
-            if chosen:
+            end = start + len(batch.records)
+            records = tuple(batch.records[index] for index in np.flatnonzero(chosen[start:end]))
+            start = end
+            if records:
                 await agent.apply(
-                    self._app, self.states, Batch(batch.tp, chosen), decode=decode_frame, step=hear_frames
+                    self._app, self.states, Batch(batch.tp, records), decode=decode_frame, step=hear_frames
                 )
 
     async def _hear_together(
@@ -156,8 +161,9 @@ class SignalsAgent:
         of_frames = rows[heard.record]
         step = self.states.voices.step(of_frames, heard)
         outputs: dict[int, list[tuple[bytes, bytes]]] = defaultdict(list)
-        for row, signal in step.signals:
-            outputs[states.partition(row)].append((states.key(row), encode(signal)))
+        signals = encode_columns(Signal.__name__, step.signals, len(step.signalled))
+        for row, signal in zip(step.signalled.tolist(), signals, strict=True):
+            outputs[states.partition(row)].append((states.key(row), signal))
         # Outputs before the states: a snapshot of them covers what was sent by then.
         await self._app.emitter.ready()
         for partition, made in outputs.items():
@@ -169,7 +175,7 @@ class SignalsAgent:
             here = slice(cuts[number], cuts[number + 1])
             within = heard.record[here] - (ends[number] - len(batch.records))
             states.applied(batch.tp, of_frames[here], batch.offsets()[within])
-        states.want(np.array([row for row, _ in step.signals], np.int64))
+        states.want(step.signalled)
 
 
 def make(app: App, partitions: int) -> SignalStates:

@@ -1,16 +1,16 @@
 """The voices of many calls at once: what `signals.step` does to a frame, done to a frame of each call in one go.
 
 `Voices` holds the stream of each call that is being heard, one row for each call, in columns. It applies the frames of
-live streams, in their order, and gives back the signals they make. Everything else that happens to a call (a stream
-begins or ends, a frame that cannot be decoded, one of an earlier stream) is left to `signals.step`, which says what is
-right: `state` gives a row back as it wants it, `set` takes it again. A test holds the two to the same bits, whatever
-the order and the batches. Pure: no clock, no I/O.
+live streams, in their order, and gives back the signals that they make, as columns too. Everything else that happens to
+a call (a stream begins or ends, a frame that cannot be decoded, one of an earlier stream) is left to `signals.step`,
+which says what is right: `state` gives a row back as it wants it, `set` takes it again. A test holds the two to the
+same bits, whatever the order and the batches. Pure: no clock, no I/O.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +19,8 @@ import numpy.typing as npt
 from dispatchai.audio.g711 import samples_in
 from dispatchai.audio.loudness import ALPHA, DECAY, GAIN, VOICED_RMS, rms_of_rows
 from dispatchai.audio.signals import SIGNAL_EVERY_MS, TRANSITION_APART_MS
-from dispatchai.records import Signal, SignalKind, SignalState, StreamSignal
+from dispatchai.records import SignalKind, SignalState, StreamSignal
+from dispatchai.records.columns import Column, OneItem, Same, Text
 from dispatchai.records.frames import STREAM_BYTES, FrameColumns, stream_key
 
 Ints = npt.NDArray[np.int64]
@@ -54,6 +55,21 @@ _CALL_FIELDS: Final[Fields] = (
 )
 """Columns of a call: the figures of SignalState."""
 
+_SIGNAL_FIGURES: Final = (
+    "next_sequence",
+    "captured_at",
+    "audio_ms",
+    "voiced_ms",
+    "voiced",
+    "rms",
+    "distress",
+    "distress_max",
+    "distress_sum",
+    "voiced_frames",
+    "missing_frames",
+)
+"""The columns that a signal is made of."""
+
 
 @dataclass(frozen=True, slots=True)
 class Heard:
@@ -87,10 +103,14 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What frames made: the row and the signal of each frame that made one, of a call in their order; and how the
-    calls in `rows`, shape (c,), are then."""
+    """What frames made: a signal of some, and how the calls in `rows`, shape (c,), are then.
 
-    signals: list[tuple[int, Signal]]
+    `signals` has the fields of m signals, as `encode_columns` takes them, those of a call in their order, and
+    `signalled`, shape (m,), the row of each one's call.
+    """
+
+    signalled: Ints
+    signals: dict[str, Column]
     rows: Ints
     columns: dict[str, npt.NDArray[Any]]
 
@@ -152,24 +172,23 @@ class Voices:
 
     def state(self, row: int) -> SignalState:
         """The state of the call in `row`, which was `set`."""
-        (fields,) = self.fields([row])
-        current = StreamSignal(**fields["streams"][-1])
-        return SignalState(**(fields | {"streams": (*self._earlier[row], current)}))
+        current = StreamSignal(stream_id=self._stream_id[row], ended=False, **self._values(_STREAM_FIELDS, row))
+        return SignalState(streams=(*self._earlier[row], current), **self._values(_CALL_FIELDS, row))
 
-    def fields(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """The fields of the states of the calls in `rows`, each of which was `set`, as `encode_fields` takes them."""
-        of_stream = self._values(_STREAM_FIELDS, rows)
-        of_call = self._values(_CALL_FIELDS, rows)
-        for row, stream, call in zip(rows, of_stream, of_call, strict=True):
-            stream["stream_id"] = self._stream_id[row]
-            stream["ended"] = False
-            call["streams"] = [*map(asdict, self._earlier[row]), stream]
-        return of_call
+    def _values(self, fields: Fields, row: int) -> dict[str, Any]:
+        return {name: self._columns[name][row].item() for name, _ in fields}
 
-    def _values(self, fields: Fields, rows: Sequence[int]) -> list[dict[str, Any]]:
-        names = [name for name, _ in fields]
-        columns = [self._columns[name][rows].tolist() for name in names]
-        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+    def has_one_stream(self, row: int) -> bool:
+        """Whether the call in `row`, which was `set`, has no stream but that which is being heard."""
+        return not self._earlier[row]
+
+    def states(self, rows: Sequence[int]) -> dict[str, Column]:
+        """The states of the calls in `rows`, each of which has one stream: their fields as `encode_columns` takes
+        them."""
+        stream: dict[str, Column] = {name: self._columns[name][rows] for name, _ in _STREAM_FIELDS}
+        stream |= {"stream_id": Text(self._stream[rows]), "ended": Same(value=False)}
+        call: dict[str, Column] = {name: self._columns[name][rows] for name, _ in _CALL_FIELDS}
+        return call | {"streams": OneItem(stream)}
 
     def clear(self, row: int) -> None:
         """Forget the call in `row`."""
@@ -186,7 +205,9 @@ class Voices:
         """Which frames of `columns` belong to the stream of the call in their row, shape (n,). -1 is no row."""
         known = (rows >= 0) & (rows < self._size)
         at = np.where(known, rows, 0)
-        same: Mask = known & self._live[at] & (self._stream[at] == columns.stream).all(axis=1)
+        # Eight bytes of the stream's id at a time.
+        ours, theirs = self._stream.view(np.uint64)[at], columns.stream.view(np.uint64)
+        same: Mask = known & self._live[at] & (ours == theirs).all(axis=1)
         return same
 
     def step(self, rows: Ints, heard: Heard) -> Step:
@@ -194,25 +215,33 @@ class Voices:
 
         Each frame must go on with the stream of its call. Changes nothing; `keep` does.
         """
-        signals: list[tuple[int, Signal]] = []
         order = np.argsort(rows, kind="stable")
         calls, first, counts = np.unique(rows[order], return_index=True, return_counts=True)
         taken = {name: column[calls] for name, column in self._columns.items()}
+        signalled = [calls[:0]]
+        figures = {name: [taken[name][:0]] for name in _SIGNAL_FIGURES}
         for turn in range(int(counts.max(initial=0))):
             # The next frame of each call that has one left.
             here = np.flatnonzero(counts > turn)
-            signals += self._turn(calls, taken, here, order[first[here] + turn], heard)
-        return Step(signals, calls, taken)
+            made = self._turn(taken, here, order[first[here] + turn], heard)
+            if len(made):
+                signalled.append(calls[made])
+                for name, parts in figures.items():
+                    parts.append(taken[name][made])
+        of_signals = np.concatenate(signalled)
+        signals = self._signals(of_signals, {name: np.concatenate(parts) for name, parts in figures.items()})
+        return Step(of_signals, signals, calls, taken)
 
     def keep(self, step: Step) -> None:
         """Let the calls be as `step` made them. Nothing may have been done to them in between."""
         for name, column in step.columns.items():
             self._columns[name][step.rows] = column
 
-    def _turn(
-        self, calls: Ints, taken: dict[str, npt.NDArray[Any]], here: Ints, frames: Ints, heard: Heard
-    ) -> list[tuple[int, Signal]]:
-        """Apply one frame to each of the calls `here`. The formulas are those of `signals` and `loudness`."""
+    def _turn(self, taken: dict[str, npt.NDArray[Any]], here: Ints, frames: Ints, heard: Heard) -> Ints:
+        """Apply one frame to each of the calls `here`. Returns those of them that make a signal of it.
+
+        The formulas are those of `signals` and `loudness`.
+        """
         sequence = heard.sequence[frames]
         new = sequence >= taken["next_sequence"][here]
         if not new.all():
@@ -243,36 +272,28 @@ class Voices:
         taken["voiced_ms"][loud] += duration_ms[voiced]
         taken["voiced_frames"][loud] += 1
         taken["distress_sum"][loud] += distress[voiced]
-        signalled = here[signals]
+        signalled: Ints = here[signals]
         taken["signalled_at_samples"][signalled] = position[signals]
         taken["signalled_voiced"][signalled] = voiced[signals]
-        if not len(signalled):
-            return []
-        names = list(taken)
-        columns = [column[signalled].tolist() for column in taken.values()]
-        return [
-            (row, self._signal(row, dict(zip(names, values, strict=True)), number))
-            for row, number, *values in zip(
-                calls[signalled].tolist(), sequence[signals].tolist(), *columns, strict=True
-            )
-        ]
+        return signalled
 
-    def _signal(self, row: int, values: dict[str, Any], sequence: int) -> Signal:
-        frames = values["voiced_frames"]
-        return Signal(
-            stream_id=self._stream_id[row],
-            sequence=sequence,
-            captured_at=values["captured_at"],
-            kind=SignalKind.UPDATE,
-            audio_ms=round(values["audio_ms"]),
-            voiced_ms=round(values["voiced_ms"]),
-            voiced=values["voiced"],
-            rms=values["rms"],
-            loudness_distress=values["distress"],
-            loudness_distress_max=values["distress_max"],
-            loudness_distress_mean=values["distress_sum"] / frames if frames else 0.0,
-            missing_frames=values["missing_frames"],
-        )
+    def _signals(self, rows: Ints, values: dict[str, npt.NDArray[Any]]) -> dict[str, Column]:
+        """The signals of the calls in `rows`, shape (m,), whose figures `values` has."""
+        return {
+            "stream_id": Text(self._stream[rows]),
+            # The last frame that was applied is the one before the next.
+            "sequence": values["next_sequence"] - 1,
+            "captured_at": values["captured_at"],
+            "kind": Same(SignalKind.UPDATE),
+            "audio_ms": np.rint(values["audio_ms"]).astype(np.int64),
+            "voiced_ms": np.rint(values["voiced_ms"]).astype(np.int64),
+            "voiced": values["voiced"],
+            "rms": values["rms"],
+            "loudness_distress": values["distress"],
+            "loudness_distress_max": values["distress_max"],
+            "loudness_distress_mean": values["distress_sum"] / np.maximum(1, values["voiced_frames"]),
+            "missing_frames": values["missing_frames"],
+        }
 
     def _grow(self, size: int) -> None:
         """Make room for `size` rows."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
@@ -57,7 +58,8 @@ class RowStates(SnapshotWriter):
     def __init__(self, app: App, name: str, rows: Rows, *, partitions: int) -> None:
         super().__init__(app, name, partitions)
         self._rows = rows
-        self._row_of: dict[bytes, int] = {}
+        self._row_of: dict[bytes | None, int] = {}
+        """By key. None is no record's that has a row, but may be asked for."""
         self._keys: list[bytes] = []
         self._free: list[int] = []
         self._partition = np.zeros(_ROWS_AT_FIRST, np.int64)
@@ -85,10 +87,10 @@ class RowStates(SnapshotWriter):
         value: bytes | None = self.table.data.get(key)
         return value
 
-    def find(self, keys: Sequence[bytes]) -> Ints:
+    def find(self, keys: Sequence[bytes | None]) -> Ints:
         """The row of each of `keys`, shape (k,); -1 for one that has none."""
-        get = self._row_of.get
-        return np.fromiter((get(key, -1) for key in keys), np.int64, len(keys))
+        row_of: Callable[[bytes | None, int], int] = self._row_of.get
+        return np.fromiter(map(row_of, keys, repeat(-1)), np.int64, len(keys))
 
     def rows(self, tp: TP, keys: Sequence[bytes]) -> Ints:
         """As `find`; a key that has no row gets one, with what the table holds of it."""

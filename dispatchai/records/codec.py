@@ -92,6 +92,11 @@ def header_of(name: str) -> bytes:
     return _current(name).header
 
 
+def parsed_schema(name: str) -> Any:
+    """The current schema of the record `name` as fastavro has it: names of types in full, times as plain longs."""
+    return _current(name).parsed
+
+
 @cache
 def _by_header() -> dict[bytes, _Schema]:
     """Every schema that this version can read, current and past, by the header its records begin with."""

@@ -107,13 +107,12 @@ def decode_frames(values: Sequence[bytes]) -> FrameColumns:
         captured_at=np.zeros(count, np.int64),
         runs=(),
     )
-    by_length: dict[int, list[int]] = {}
-    for row, value in enumerate(values):
-        by_length.setdefault(len(value), []).append(row)
+    lengths = np.fromiter(map(len, values), np.int64, count)
     runs: list[PayloadRun] = []
-    for length, rows in by_length.items():
-        matrix = np.frombuffer(b"".join([values[row] for row in rows]), np.uint8).reshape(len(rows), length)
-        left = np.array(rows, np.int64)
+    for length in np.unique(lengths).tolist():
+        left = np.flatnonzero(lengths == length)
+        joined = b"".join(map(values.__getitem__, left.tolist()))
+        matrix = np.frombuffer(joined, np.uint8).reshape(len(left), length)
         for _ in range(LAYOUTS_MAX):
             layout = _layout_of(values[left[0]])
             same = _read(matrix, left, layout, columns, runs) if layout is not None else np.zeros(len(left), np.bool_)

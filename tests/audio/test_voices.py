@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from dispatchai.audio import signals
 from dispatchai.audio.g711 import encode_mulaw
 from dispatchai.audio.voices import Voices, hear
-from dispatchai.records import AudioFrame, FrameKind, Signal, SignalState, Track, encode
+from dispatchai.records import AudioFrame, FrameKind, Signal, SignalState, Track, decode_as, encode
+from dispatchai.records.columns import encode_columns
 from dispatchai.records.frames import decode_frames
 
 TONE = encode_mulaw((np.sin(np.arange(160) / 4) * 12_000).astype(np.int16))
@@ -40,7 +41,8 @@ class Together:
         heard = heard.only(usual[heard.record])
         step = self.voices.step(calls[heard.record], heard)
         self.voices.keep(step)
-        self.made += step.signals
+        made = encode_columns("Signal", step.signals, len(step.signalled))
+        self.made += zip(step.signalled.tolist(), (decode_as(Signal, one) for one in made), strict=True)
         self.heard_at_once += len(heard.record)
         for call in dict.fromkeys(calls[~usual].tolist()):
             one = signals.step(self.state(call), [frame for number, frame in batch if number == call])
@@ -106,6 +108,9 @@ def test_calls_heard_together_come_out_as_each_alone(
     together = Together()
     for start, end in itertools.pairwise(cuts):
         together.take(mixed[start:end])
+    stored = [row for row in range(len(calls)) if together.voices.is_set(row) and together.voices.has_one_stream(row)]
+    snapshots = encode_columns("SignalState", together.voices.states(stored), len(stored))
+    assert snapshots == [encode(together.voices.state(row)) for row in stored]
     for number, frames in enumerate(calls):
         alone = signals.step(None, frames)
         assert together.state(number) == alone.state
