@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import aiokafka
 import numpy as np
 import numpy.typing as npt
 import structlog
-from aiokafka.consumer.fetcher import FetchResult
+from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
+from aiokafka.errors import CorruptRecordException
+from aiokafka.record.memory_records import MemoryRecords
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
@@ -116,17 +119,41 @@ def whole(tp: TP, record: Record, value: Any = None) -> aiokafka.ConsumerRecord:
 
 
 class _Fetched(dict[Any, Any]):
-    """What aiokafka's fetcher has fetched, by partition. The records in it are handed over as they were parsed: making
-    ConsumerRecords of them costs 2 µs each, three times what parsing costs, and most of them are never looked at."""
+    """What aiokafka's fetcher has fetched, by partition. It is handed over in whole batches and as it was parsed:
+    aiokafka goes through it record by record and makes a ConsumerRecord of each, at 3 µs; parsing costs 0.4."""
 
     def __setitem__(self, tp: Any, result: Any) -> None:
         if isinstance(result, FetchResult):
-            result._partition_records._consumer_record = _as_it_is
+            result.getall = partial(_all_of, result)
         super().__setitem__(tp, result)
 
 
-def _as_it_is(_: Any, record: Record) -> Record:
-    return record
+def _all_of(result: FetchResult, max_records: int | None = None) -> list[Record]:
+    """All records of `result`, as its `getall` gives them without `max_records`, but not made anew.
+
+    Raises CorruptRecordException at a batch whose checksum is wrong, after what came before it was had; it is fetched
+    again then.
+    """
+    if not result.check_assignment(result._topic_partition) or not result.has_more():
+        return []
+    source: PartitionRecords = result._partition_records
+    taken: list[Record] = []
+    while source._records.has_next():
+        batch = source._records.next_batch()
+        if not batch.validate_crc():
+            source._records = MemoryRecords(b"")
+            if not taken:
+                raise CorruptRecordException(f"a wrong checksum in {result._topic_partition}")
+            break
+        if not batch.is_control_batch:
+            records = list(batch)
+            if records and records[0].offset < source.next_fetch_offset:  # a batch is fetched whole
+                records = [record for record in records if record.offset >= source.next_fetch_offset]
+            taken += records
+        source.next_fetch_offset = batch.next_offset
+    result._update_position()
+    result._partition_records = None
+    return taken
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):
