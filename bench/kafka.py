@@ -5,10 +5,8 @@ Decides Apache Kafka's properties, which are its defaults but for what one node 
 
 from __future__ import annotations
 
-import base64
 import os
 import tempfile
-import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,7 +18,7 @@ from dispatchai.engine.broker import BrokerNotReadyError, EmbeddedBroker, free_p
 from dispatchai.engine.child import Child
 from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.topics import Topics, apply
-from tests.conftest import KAFKA_LIBS, fetch_kafka, find_java
+from tests.conftest import KAFKA_LIBS, fetch_kafka, find_java, new_cluster_id
 
 START_S: Final = 120.0
 
@@ -74,7 +72,7 @@ async def apache_kafka(folder: Path, environment: Mapping[str, str]) -> AsyncIte
     text = PROPERTIES.format(port=port, controller_port=controller_port, log_dir=folder / "log")
     properties.write_text(text, encoding="utf-8")
     command = [java, HEAP, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{KAFKA_LIBS}/*"]
-    cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    cluster_id = new_cluster_id()
     output: deque[str] = deque(maxlen=40)
     formatting = [*command, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties)]
     async with Child(formatting, on_line=output.append) as child:

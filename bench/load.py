@@ -23,7 +23,7 @@ from uuid import uuid4
 from bench.arrivals import Arrivals
 from bench.frames import FRAME_S, Call, zigzag
 from bench.lanes import Lanes
-from dispatchai.engine import collector
+from dispatchai.engine import memory
 from dispatchai.engine.app import use_uvloop
 from dispatchai.engine.child import Child
 from dispatchai.engine.kafka import KafkaConnection
@@ -227,7 +227,7 @@ async def _send(plan: Plan, connection: KafkaConnection) -> Sent:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with Lanes(connection, "audio-frames") as frames, Lanes(connection, "call-events") as events:
         sending = Load(plan, frames, events)
-        collector.settle()
+        memory.settle()
         before = time.process_time()
         print(time.time(), flush=True)
         seconds = await sending.run(stop)

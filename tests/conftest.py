@@ -170,7 +170,7 @@ class Brokers:
         # Short-lived on two cores: the fast compiler only, the collector without threads of its own.
         command = [java, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto"]
         command += ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{KAFKA_LIBS}/*"]
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        cluster_id = new_cluster_id()
         output: deque[str] = deque(maxlen=40)
         formatting = Child(
             [
@@ -305,6 +305,13 @@ def find_java() -> str:
         found = said.partition("\n")[0] or "an unknown version"
         raise KafkaUnavailableError(f"needs Java {KAFKA_OLDEST_JAVA} or later, found {found}")
     return java
+
+
+def new_cluster_id() -> str:
+    """An id as Kafka's tools take it: one that begins with a dash they take for an option."""
+    while (made := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+        pass
+    return made
 
 
 def fetch_kafka() -> None:

@@ -18,7 +18,7 @@ import structlog
 import uvloop
 from faust.types import TP
 
-from dispatchai.engine import collector
+from dispatchai.engine import memory
 from dispatchai.engine.coverage import Coverage
 from dispatchai.engine.emit import AssignmentOverError, Emitter
 from dispatchai.engine.guards import Guard, guards
@@ -132,7 +132,7 @@ class App(faust.App):
     async def on_started_init_extra_tasks(self) -> None:
         """Start what runs beside the agents. Called by Faust when its services are up."""
         await super().on_started_init_extra_tasks()
-        collector.settle()
+        memory.settle()
         self._pulse.start()
         self._background.append(self._look_after)
         for snapshots in self._snapshots:

@@ -16,7 +16,7 @@ from aiohttp import web
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
-from dispatchai.engine import collector
+from dispatchai.engine import memory
 from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.metrics import PATH as METRICS_PATH
 from dispatchai.engine.metrics import ProcessMetrics
@@ -149,7 +149,7 @@ async def serve(
         app = create_app(config, producer)
         runner = app_runner(app)
         await runner.setup()
-        collector.settle()
+        memory.settle()
         pulse = Pulse(app[_PROCESS].loop_delay, settings.stuck_after_s)
         pulse.start()
         try:

@@ -5,8 +5,6 @@ Decides its properties: Kafka's defaults, but for what one node needs.
 
 from __future__ import annotations
 
-import base64
-import uuid
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from bench.kafka import PROPERTIES
 from dispatchai.engine.broker import free_port, wait_until_ready
 from dispatchai.engine.child import Child
 from dispatchai.engine.kafka import KafkaConnection
-from tests.conftest import KAFKA_LIBS, fetch_kafka, find_java
+from tests.conftest import KAFKA_LIBS, fetch_kafka, find_java, new_cluster_id
 
 START_S: Final = 120.0
 
@@ -48,7 +46,7 @@ class Kafka:
         # Short lives on two cores: the fast compiler only, the collector without threads of its own.
         command = (java, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto", "-Xmx512m")
         command += ("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{KAFKA_LIBS}/*")
-        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        cluster_id = new_cluster_id()
         output: deque[str] = deque(maxlen=40)
         # With "=", because an id may begin with a dash.
         formatting = ("kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "-c", str(properties))
