@@ -31,7 +31,7 @@ dev: install
 	$(VENV)/bin/dispatchai dev
 
 test: install-dev
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
 test-crash: install-dev
 	$(VENV)/bin/python -m tests.crash --seeds $(SEED) --broker $(BROKER)

@@ -18,7 +18,7 @@ from dispatchai.engine.broker import BrokerNotReadyError, EmbeddedBroker, free_p
 from dispatchai.engine.child import Child
 from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.topics import Topics, apply
-from tests.conftest import KAFKA_LIBS, fetch_kafka, find_java, new_cluster_id
+from tests.conftest import KAFKA_LIBS, cluster_id_option, fetch_kafka, find_java
 
 START_S: Final = 120.0
 
@@ -72,9 +72,8 @@ async def apache_kafka(folder: Path, environment: Mapping[str, str]) -> AsyncIte
     text = PROPERTIES.format(port=port, controller_port=controller_port, log_dir=folder / "log")
     properties.write_text(text, encoding="utf-8")
     command = [java, HEAP, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{KAFKA_LIBS}/*"]
-    cluster_id = new_cluster_id()
     output: deque[str] = deque(maxlen=40)
-    formatting = [*command, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties)]
+    formatting = [*command, "kafka.tools.StorageTool", "format", cluster_id_option(), "-c", str(properties)]
     async with Child(formatting, on_line=output.append) as child:
         if await child.wait() != 0:
             raise RuntimeError("\n".join(["Kafka's log folder could not be formatted:", *output]))

@@ -62,15 +62,14 @@ MAVEN_TIMEOUT_S = 300
 hypothesis.settings.register_profile("project", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("project")
 
-_left_out = pytest.StashKey[dict[str, str]]()
+_LEFT_OUT = " left out: "
 
 
-def leave_out(config: pytest.Config, what: str, reason: str, required_by: str) -> NoReturn:
+def leave_out(what: str, reason: str, required_by: str) -> NoReturn:
     """Skip a test for want of `what`, and say so in the summary. In CI, or with `required_by` set to 1, fail it."""
     if os.environ.get("CI") or os.environ.get(required_by) == "1":
         pytest.fail(f"{what} is required here: {reason}", pytrace=False)
-    config.stash.setdefault(_left_out, {})[what] = reason
-    pytest.skip(f"{what} left out: {reason}")
+    pytest.skip(f"{what}{_LEFT_OUT}{reason}")
 
 
 def pytest_configure() -> None:
@@ -80,10 +79,11 @@ def pytest_configure() -> None:
     Settings.model_config["env_file"] = None
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Say in the summary what could not be tested on this machine."""
-    for what, reason in config.stash.get(_left_out, {}).items():
-        terminalreporter.write_line(f"{what} left out: {reason}", yellow=True)
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say in the summary what could not be tested on this machine. Tests may have run in other processes than this."""
+    reasons = {report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])}
+    for reason in sorted(reason for reason in reasons if _LEFT_OUT in reason):
+        terminalreporter.write_line(reason.removeprefix("Skipped: "), yellow=True)
 
 
 class Background:
@@ -170,13 +170,11 @@ class Brokers:
         # Short-lived on two cores: the fast compiler only, the collector without threads of its own.
         command = [java, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto"]
         command += ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{KAFKA_LIBS}/*"]
-        cluster_id = new_cluster_id()
         output: deque[str] = deque(maxlen=40)
         formatting = Child(
             [
                 *(*command, "kafka.tools.StorageTool", "format"),
-                # With "=", because an id may begin with a dash.
-                *(f"--cluster-id={cluster_id}", "-c", properties, "--add-scram", login),
+                *(cluster_id_option(), "-c", properties, "--add-scram", login),
             ],
             on_line=output.append,
         )
@@ -307,11 +305,9 @@ def find_java() -> str:
     return java
 
 
-def new_cluster_id() -> str:
-    """An id as Kafka's tools take it: one that begins with a dash they take for an option."""
-    while (made := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
-        pass
-    return made
+def cluster_id_option() -> str:
+    """A new cluster's id, for Kafka's storage tool. With "=", because an id may begin with a dash."""
+    return "--cluster-id=" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
 def fetch_kafka() -> None:
@@ -366,17 +362,17 @@ def broker(request: pytest.FixtureRequest, brokers: Brokers) -> KafkaConnection:
         return brokers.connection(request.param)
     except KafkaUnavailableError as error:
         reason = str(error)
-    leave_out(request.config, "Apache Kafka", reason, "DISPATCHAI_REQUIRE_KAFKA")
+    leave_out("Apache Kafka", reason, "DISPATCHAI_REQUIRE_KAFKA")
 
 
 @pytest.fixture
-def secured_kafka(request: pytest.FixtureRequest, brokers: Brokers) -> KafkaConnection:
+def secured_kafka(brokers: Brokers) -> KafkaConnection:
     """Apache Kafka by a listener that asks for a certificate, a name and a password."""
     try:
         return brokers.secured()
     except KafkaUnavailableError as error:
         reason = str(error)
-    leave_out(request.config, "Apache Kafka", reason, "DISPATCHAI_REQUIRE_KAFKA")
+    leave_out("Apache Kafka", reason, "DISPATCHAI_REQUIRE_KAFKA")
 
 
 @pytest.fixture

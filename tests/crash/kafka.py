@@ -14,7 +14,7 @@ from bench.kafka import PROPERTIES
 from dispatchai.engine.broker import free_port, wait_until_ready
 from dispatchai.engine.child import Child
 from dispatchai.engine.kafka import KafkaConnection
-from tests.conftest import KAFKA_LIBS, fetch_kafka, find_java, new_cluster_id
+from tests.conftest import KAFKA_LIBS, cluster_id_option, fetch_kafka, find_java
 
 START_S: Final = 120.0
 
@@ -46,10 +46,8 @@ class Kafka:
         # Short lives on two cores: the fast compiler only, the collector without threads of its own.
         command = (java, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto", "-Xmx512m")
         command += ("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{KAFKA_LIBS}/*")
-        cluster_id = new_cluster_id()
         output: deque[str] = deque(maxlen=40)
-        # With "=", because an id may begin with a dash.
-        formatting = ("kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "-c", str(properties))
+        formatting = ("kafka.tools.StorageTool", "format", cluster_id_option(), "-c", str(properties))
         async with Child([*command, *formatting], on_line=output.append) as child:
             if await child.wait() != 0:
                 raise RuntimeError("\n".join(["Kafka's log folder could not be formatted:", *output]))

@@ -28,14 +28,12 @@ async def test_packets_are_those_of_undisturbed_processing_on_the_embedded_broke
 
 
 @pytest.mark.parametrize("seed", APACHE_SEEDS)
-async def test_packets_are_those_of_undisturbed_processing_on_apache_kafka(
-    seed: int, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+async def test_packets_are_those_of_undisturbed_processing_on_apache_kafka(seed: int, tmp_path: Path) -> None:
     try:
         find_java()
         fetch_kafka()
     except KafkaUnavailableError as error:
-        leave_out(request.config, "Apache Kafka", str(error), "DISPATCHAI_REQUIRE_KAFKA")
+        leave_out("Apache Kafka", str(error), "DISPATCHAI_REQUIRE_KAFKA")
     outcome = await run(Options(seed, frozenset(Group), True, tmp_path, CALLS))
     assert [str(problem) for problem in outcome.verdict.problems] == []
     assert len(outcome.packets) == CALLS

@@ -176,28 +176,26 @@ def test_a_consumer_with_the_schemas_alone_reads_all_topics_of_a_call(recorded: 
         assert origin in [(record["partition"], record["offset"]) for record in told["call-events"]]
 
 
-def kcat(request: pytest.FixtureRequest, *arguments: str) -> str:
+def kcat(*arguments: str) -> str:
     """What kcat prints."""
     program = shutil.which("kcat")
     if program is None:
-        leave_out(request.config, "kcat", "kcat is not installed", "DISPATCHAI_REQUIRE_KCAT")
+        leave_out("kcat", "kcat is not installed", "DISPATCHAI_REQUIRE_KCAT")
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=True, timeout=KCAT_TIMEOUT_S)
     return done.stdout
 
 
 # librdkafka and the embedded broker do not agree on ApiVersions: kcat cannot talk to it.
 @pytest.mark.parametrize("broker", ["apache-kafka"], indirect=True)
-def test_kcat_lists_the_topics_and_shows_keys_and_tombstones(
-    recorded: Recorded, request: pytest.FixtureRequest
-) -> None:
+def test_kcat_lists_the_topics_and_shows_keys_and_tombstones(recorded: Recorded) -> None:
     servers = ("-b", recorded.broker.bootstrap_servers)
     topics = Topics.load()
-    listed = json.loads(kcat(request, *servers, "-L", "-J"))
+    listed = json.loads(kcat(*servers, "-L", "-J"))
     partitions = {topic["topic"]: len(topic["partitions"]) for topic in listed["topics"]}
     assert {name: partitions.get(name) for name in topics.topics} == dict.fromkeys(topics.topics, topics.partitions)
 
     # %k the key, %S the length of the value, -1 for a tombstone.
-    shown = kcat(request, *servers, "-C", "-t", ranking.LIVE_TOPIC, "-o", "beginning", "-e", "-q", "-f", r"%k %S\n")
+    shown = kcat(*servers, "-C", "-t", ranking.LIVE_TOPIC, "-o", "beginning", "-e", "-q", "-f", r"%k %S\n")
     lengths = [int(line.split()[1]) for line in shown.splitlines() if line.split()[0] == recorded.call_id]
     assert lengths[-1] == -1
     assert all(length > 0 for length in lengths[:-1])
