@@ -28,7 +28,7 @@ from dispatchai.doctor import Check
 from dispatchai.engine.broker import free_port
 from dispatchai.engine.child import Child
 from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics
+from dispatchai.engine.topics import Policy, Topics
 from dispatchai.settings import Settings
 from dispatchai.telephony import signatures, tokens
 from dispatchai.telephony.gateway import MEDIA_PATH, WEBHOOK_PATH
@@ -310,6 +310,8 @@ def test_the_rights_in_kafka_cover_every_topic(tmp_path: Path) -> None:
     for name in names:
         assert any("Write" in granted[user].get(name, ()) for user in processes), f"nobody may write {name}"
     assert "Read" not in {right for operations in granted["gateway"].values() for right in operations}
+    kept = {name for name, topic in declared.topics.items() if topic.policy is not Policy.COMPACT}
+    assert {name for name, operations in granted["retry"].items() if {"Read", "Write"} <= operations} == kept
     for table in declared.tables.values():
         prefix = f"dispatchai-{table.app}-"
         assert table.changelog.name.startswith(prefix)

@@ -4,8 +4,8 @@
 #   KAFKA_ACLS="/opt/kafka/bin/kafka-acls.sh --bootstrap-server kafka-1:9093 --command-config admin.properties" \
 #     deploy/kafka/acls.sh
 #
-# Users: dispatchai-gateway, -worker, -speech, -topics (`dispatchai topics apply`, once at each upgrade) and -review
-# (reads everything, writes nothing). What exists already is left as it is.
+# Users: dispatchai-gateway, -worker, -speech, -topics (`dispatchai topics apply`, once at each upgrade), -review (reads
+# everything, writes nothing) and -retry (`dispatchai dead-letters`). What exists already is left as it is.
 set -euo pipefail
 
 : "${KAFKA_ACLS:?the kafka-acls.sh command with its connection options}"
@@ -19,7 +19,8 @@ allow() { # allow USER OPERATION[,OPERATION] RESOURCE-OPTION NAME [MORE OPTIONS]
 reads() { for topic in "${@:2}"; do allow "$1" Read,Describe --topic "$topic"; done; }
 writes() { for topic in "${@:2}"; do allow "$1" Write,Describe --topic "$topic"; done; }
 
-topics=(call-events audio-frames signals transcripts assessments live-calls dispatch-queue dispatch-actions dead-letters)
+recorded=(call-events audio-frames signals transcripts assessments dispatch-actions)
+topics=("${recorded[@]}" live-calls dispatch-queue dead-letters)
 
 writes gateway call-events audio-frames dead-letters
 
@@ -29,6 +30,10 @@ writes worker call-events signals assessments live-calls dispatch-queue dispatch
 
 reads speech audio-frames call-events
 writes speech transcripts dead-letters
+
+# A letter is sent again to the topic that it came from; compacted ones are not written twice.
+reads retry "${recorded[@]}" dead-letters
+writes retry "${recorded[@]}" dead-letters
 
 for app in worker speech; do
   allow "$app" Read,Write,Describe --topic "dispatchai-$app-" --resource-pattern-type prefixed  # changelogs
