@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import repeat
 
 import numpy as np
 
 from bench.rivals import loop
 from dispatchai.audio import signals
 from dispatchai.audio.voices import Voices, hear
-from dispatchai.records import AudioFrame, SignalState, decode_as, encode, encode_fields
+from dispatchai.records import AudioFrame, Signal, SignalState, decode_as, encode
+from dispatchai.records.columns import encode_columns
 from dispatchai.records.frames import decode_frames
 
 
@@ -28,20 +30,20 @@ class Bare:
         keys = [record.key for record in records]
         columns = decode_frames([record.value for record in records])
         heard = hear(columns)
-        rows = np.array([self._rows.get(key, -1) for key in keys], np.int64)
+        rows = np.fromiter(map(self._rows.get, keys, repeat(-1)), np.int64, len(keys))
         usual = heard.usual & self._voices.go_on(rows, columns)
         if not usual.all():
-            others = {keys[index] for index in np.flatnonzero(~usual)}
-            usual &= np.array([key not in others for key in keys])
-            for key in others:
+            usual &= ~np.isin(rows, rows[~usual])
+            for key in {keys[index] for index in np.flatnonzero(~usual)}:
                 self._one(key, [decode_as(AudioFrame, record.value) for record in records if record.key == key], made)
             heard = heard.only(usual[heard.record])
         step = self._voices.step(rows[heard.record], heard)
         self._voices.keep(step)
-        made.signals += [(self._keys[row], encode(signal)) for row, signal in step.signals]
-        signalled = list(dict.fromkeys(row for row, _ in step.signals))
-        for row, fields in zip(signalled, self._voices.fields(signalled), strict=True):
-            made.snapshots[self._keys[row]] = encode_fields(SignalState.__name__, fields)
+        values = encode_columns(Signal.__name__, step.signals, len(step.signalled))
+        made.signals += zip((self._keys[row] for row in step.signalled), values, strict=True)
+        signalled = np.unique(step.signalled).tolist()
+        snapshots = encode_columns(SignalState.__name__, self._voices.states(signalled), len(signalled))
+        made.snapshots.update(zip((self._keys[row] for row in signalled), snapshots, strict=True))
         return made
 
     def _one(self, key: bytes, frames: list[AudioFrame], made: loop.Made) -> None:

@@ -228,7 +228,7 @@ async def test_a_poison_record_is_buried_and_stops_nothing(
     await produce(broker, names.source, [("call", b"not a number"), (None, b"5"), ("bad", b"13"), ("call", b"7")])
 
     def ours(records: list[aiokafka.ConsumerRecord]) -> list[aiokafka.ConsumerRecord]:
-        return [item for item in records if dict(item.headers)["origin.topic"] == names.source.encode()]
+        return [item for item in records if dict(item.headers).get("origin.topic") == names.source.encode()]
 
     async with running(app):
         buried = ours(await read(broker, DEAD_LETTERS, lambda records: len(ours(records)) >= 3))
