@@ -96,18 +96,18 @@ class Stages:
     signals_s: list[float] = field(default_factory=list)
     """From the capture of a signal's frame until the signal was written."""
 
-    def on_event(self, record: Any, _: float) -> None:
+    def on_event(self, record: Any, _received_at: float) -> None:
         """A record of `call-events`."""
         _, event = decode_fields(record.value)
         if event["type"] == EventType.INITIATED:
             self.received.setdefault(record.key.decode(), event["received_at"] / 1_000_000)
 
-    def on_live(self, record: Any, _: float) -> None:
+    def on_live(self, record: Any, _received_at: float) -> None:
         """A record of `live-calls`."""
         if record.value is not None:
             self.live.setdefault(record.key.decode(), record.timestamp / 1000)
 
-    def on_signal(self, record: Any, _: float) -> None:
+    def on_signal(self, record: Any, _received_at: float) -> None:
         """A record of `signals`."""
         _, signal = decode_fields(record.value)
         if signal["kind"] == "UPDATE":

@@ -89,7 +89,7 @@ def past(live: int, seconds: int, now: float) -> Iterator[tuple[int, str]]:
 def _snapshot(call_id: str) -> bytes:
     """A state as the agent writes it. What it says does not matter: nobody goes on with these calls."""
     stream = StreamSignal(f"stream-{call_id}", 6000, True, 0.1, 0.1, False, 0.1, int(time.time() * 1e6), 1, 1, False)
-    return encode(SignalState((stream,), 120_000.0, 60_000.0, 3000, 100.0, 1.0, 0, 0, 6000))
+    return encode(SignalState((stream,), 120_000.0, 60_000.0, 3000, 100.0, 1.0, 0, 6000))
 
 
 async def write_past(kafka: Broker, live: int, seconds: int) -> int:
@@ -181,7 +181,7 @@ def _measured(seen: Seen, killed_at: float, written: int, length: int, problems:
 
 
 async def _measure(arguments: argparse.Namespace) -> str:
-    rows = []
+    rows: list[list[str]] = []
     for past_s in (0, round(arguments.past_minutes * 60)):
         if past_s == 0 and rows:
             break

@@ -289,7 +289,7 @@ def prepare_quix() -> None:
     venv.create(_QUIX_ENVIRONMENT, with_pip=True)
     # The same numpy and codec as the others: they are not what is compared.
     same = [f"{name}=={version(name)}" for name in ("numpy", "fastavro")]
-    install = [_QUIX_PYTHON, "-m", "pip", "install", "-q", "-r", _QUIX_REQUIREMENTS, *same]
+    install = [str(_QUIX_PYTHON), "-m", "pip", "install", "-q", "-r", str(_QUIX_REQUIREMENTS), *same]
     subprocess.run(install, check=True)  # noqa: S603 - nothing in it comes from outside
 
 
