@@ -204,7 +204,7 @@ class App(faust.App):
         """The tables are recovered and records flow. Called by Faust."""
         super().on_rebalance_end()
         for snapshots in self._snapshots:
-            snapshots.table.recovered()
+            snapshots.recovered()
         self.consumer.open_positions()
         self.lease.resumed()
         log.debug("recovered", generation=self.lease.generation)

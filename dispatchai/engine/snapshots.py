@@ -6,7 +6,8 @@ the snapshot was sent (Faust flushes the producer before it commits, so what was
 
 Each snapshot carries the epoch of its writer, a number that every new owner of a partition makes higher. A process
 that was expelled and does not know it yet may write an old state over a newer one; on recovery the snapshot of the
-highest epoch counts, and of one epoch the last. What a state is and when it is due is left to `state` and `rows`.
+highest epoch counts, and of one epoch the last. It is then written again, because compaction would keep the old one,
+which is the last in the log. What a state is and when it is due is left to `state` and `rows`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -54,6 +55,8 @@ class SnapshotTable(faust.Table):
         """Epoch of the snapshot that counts, of each key that was recovered, by partition."""
         self._highest: dict[int, int] = {}
         """Highest epoch seen in each partition's changelog."""
+        self._overwritten: dict[int, set[str]] = {}
+        """Keys of which the changelog's last record is not the one that counts, by partition."""
 
     def _serializer_from_type(self, typ: object) -> str:
         """Keys and values are bytes as they are; Faust would read and write a str key as JSON."""
@@ -61,6 +64,7 @@ class SnapshotTable(faust.Table):
 
     def put(self, key: str, value: bytes | None, partition: int) -> None:
         """Set or (None) delete the local copy. The changelog is the caller's to write."""
+        self._overwritten.get(partition, set()).discard(key)
         store = self.data
         if value is None:
             store.data.pop(key, None)
@@ -74,19 +78,21 @@ class SnapshotTable(faust.Table):
         epochs = self._epochs.setdefault(partition, {})
         highest = self._highest.get(partition, 0)
         compared = Guard.EPOCHS in self.app.guards
-        stale = 0
+        stale: set[str] = set()
         for record in records:
             key = record.key.decode()
             epoch = epoch_of(record.headers)
             if compared and epoch < epochs.get(key, 0):
-                stale += 1
+                stale.add(key)
                 continue
+            stale.discard(key)
             epochs[key] = epoch
             highest = max(highest, epoch)
             self.put(key, record.value, partition)
         self._highest[partition] = highest
         if stale:
-            log.warning("stale_snapshots", table=self.name, partition=partition, snapshots=stale)
+            self._overwritten.setdefault(partition, set()).update(stale)
+            log.warning("snapshots_overwritten", table=self.name, partition=partition, keys=len(stale))
 
     def apply_changelog_batch(self, batch: Iterable[EventT]) -> None:
         """Nothing: `load` has taken the records as they were fetched. Called by Faust."""
@@ -95,6 +101,7 @@ class SnapshotTable(faust.Table):
         """Forget a partition that is recovered from the beginning of its changelog."""
         self._epochs.pop(partition, None)
         self._highest.pop(partition, None)
+        self._overwritten.pop(partition, None)
         partition_of = self.data._key_partition
         for key in [key for key, number in partition_of.items() if number == partition]:
             self.put(key, None, partition)
@@ -106,6 +113,11 @@ class SnapshotTable(faust.Table):
         a week. The highest epoch seen rises too, but an owner that wrote nothing left none. So it is the higher one.
         """
         return max(self.app.lease.generation, self._highest.get(partition, 0) + 1)
+
+    @property
+    def overwritten(self) -> dict[int, list[str]]:
+        """Keys of which the changelog's last record is not the one that counts, by partition."""
+        return {partition: sorted(keys) for partition, keys in self._overwritten.items() if keys}
 
     def recovered(self) -> None:
         """All of the changelogs was loaded: the epochs of keys that were deleted are not needed any more."""
@@ -166,6 +178,12 @@ class SnapshotWriter(ABC):
         """Drop what is in memory: partitions were assigned anew, the table holds what counts."""
         self._generation += 1
 
+    def recovered(self) -> None:
+        """The table was recovered: what was overwritten in its changelog is to be written again."""
+        self.table.recovered()
+        if self.table.overwritten:
+            self.wake.set()
+
     async def run_sweeps(self) -> None:
         """Sweep now and then, until cancelled."""
         while True:
@@ -201,23 +219,28 @@ class SnapshotWriter(ABC):
     async def write_wanted(self) -> None:
         """One round: take what is wanted, wait for the outputs, write. Raises AssignmentOverError."""
         generation = self._generation
+        for partition, keys in self.table.overwritten.items():
+            await self._send(partition, [(key, self.table.data.get(key)) for key in keys], generation)
         by_partition: dict[int, list[Snapshot]] = defaultdict(list)
         for snapshot in self.take():
             by_partition[snapshot.partition].append(snapshot)
         await self.app.emitter.delivered()
         for partition, snapshots in by_partition.items():
-            if generation != self._generation:
-                raise AssignmentOverError
-            await self.app.emitter.send_batch(
-                self.table.changelog_topic.get_topic_name(),
-                partition,
-                ((snapshot.key.encode(), snapshot.value) for snapshot in snapshots),
-                timestamp_ms=time.time_ns() // 1_000_000,
-                headers=[(EPOCH, str(self.table.epoch(partition)).encode())],
-            )
-            self.app.metrics.snapshots(
-                self.name, len(snapshots), sum(len(snapshot.value) for snapshot in snapshots if snapshot.value)
-            )
+            await self._send(partition, [(snapshot.key, snapshot.value) for snapshot in snapshots], generation)
             for snapshot in snapshots:
-                self.table.put(snapshot.key, snapshot.value, partition)
                 self.written(snapshot)
+
+    async def _send(self, partition: int, values: Sequence[tuple[str, bytes | None]], generation: int) -> None:
+        """Write `values` by key to the changelog's `partition`. Raises AssignmentOverError."""
+        if generation != self._generation:
+            raise AssignmentOverError
+        await self.app.emitter.send_batch(
+            self.table.changelog_topic.get_topic_name(),
+            partition,
+            ((key.encode(), value) for key, value in values),
+            timestamp_ms=time.time_ns() // 1_000_000,
+            headers=[(EPOCH, str(self.table.epoch(partition)).encode())],
+        )
+        self.app.metrics.snapshots(self.name, len(values), sum(len(value) for _, value in values if value))
+        for key, value in values:
+            self.table.put(key, value, partition)

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dispatchai.engine import agent
 from dispatchai.engine.guards import VARIABLE
 from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.snapshots import EPOCH, SnapshotTable, epoch_of
-from tests.engine.test_app import Names, make_app, make_states
+from tests.engine.test_app import Names, append, make_app, make_states, make_topics, read, running
 
 
 def snapshot(offset: int, key: str, value: bytes | None, epoch: int | None) -> aiokafka.ConsumerRecord:
@@ -73,3 +74,33 @@ def test_headers_of_others_are_no_epoch(headers: list[tuple[str, bytes]]) -> Non
 def test_a_broken_epoch_is_none() -> None:
     assert epoch_of([(EPOCH, b"x")]) == 0
     assert epoch_of([(EPOCH, b"12")]) == 12
+
+
+async def test_what_is_overwritten_is_known_until_it_is_written_again(table: SnapshotTable) -> None:
+    table.load(0, [snapshot(0, "call", b"2", 5), snapshot(1, "call", b"1", 4), snapshot(2, "over", None, 5)])
+    table.load(0, [snapshot(3, "over", b"1", 4), snapshot(4, "other", b"1", 4), snapshot(5, "other", b"2", 5)])
+    table.load(1, [snapshot(0, "elsewhere", b"2", 5), snapshot(1, "elsewhere", b"1", 4)])
+    assert table.overwritten == {0: ["call", "over"], 1: ["elsewhere"]}
+    table.put("call", b"2", 0)
+    table.load(0, [snapshot(6, "over", None, 6)])
+    table.drop(1)
+    assert table.overwritten == {}
+
+
+async def test_after_a_recovery_the_changelog_ends_with_what_counts(broker: KafkaConnection, tmp_path: Path) -> None:
+    names = await make_topics(broker)
+    app = make_app(broker, names, tmp_path)
+    states = make_states(app)
+    agent.run(app, states, {names.source: int}, step=append)
+    changelog = states.table.changelog_topic.get_topic_name()
+    async with aiokafka.AIOKafkaProducer(**broker.producer_options()) as producer:
+        written = [("call", b"1,2", 5), ("call", b"1", 4), ("over", b"1", 4), ("over", None, 5), ("over", b"1", 4)]
+        for key, value, epoch in written:
+            headers = [(EPOCH, str(epoch).encode())]
+            await producer.send_and_wait(changelog, value, key=key.encode(), partition=0, headers=headers)
+    async with running(app):
+        found = await read(broker, changelog, lambda found: len(found) == len(written) + 2)
+    for key, counts in ((b"call", b"1,2"), (b"over", None)):
+        *_, last = [record for record in found if record.key == key]
+        assert last.value == counts
+        assert epoch_of(last.headers) == 6
