@@ -7,6 +7,7 @@ of a changelog goes to its table at once, and Faust's recovery sees the last rec
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +40,9 @@ FETCH_MIN_BYTES = 131_072
 
 HELD_POLL_S = 0.05
 """How often the producer looks whether it may send again."""
+
+TOPICS_LOOK_S = 1.0
+"""How often topics that Kafka did not name are asked for again."""
 
 END_READ_MS = 500
 """What the embedded broker has not shown of a partition's end after this is not there: a fetch takes it 20 ms."""
@@ -182,6 +186,25 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             return alive
 
         coordinator._do_heartbeat = beat_and_renew
+        self._finding_topics = asyncio.create_task(self._find_topics())
+
+    async def on_thread_stop(self) -> None:
+        """Called by Faust when the consumer stops, in its thread."""
+        self._finding_topics.cancel()
+        await super().on_thread_stop()
+
+    async def _find_topics(self) -> None:
+        """Ask again for topics that are not known, until cancelled.
+
+        A broker that has just started names none, and a leader of the group that asked it then assigns nothing to
+        anybody. aiokafka lets the group join anew when it learns better, but looks again after five minutes only.
+        """
+        consumer = self._ensure_consumer()
+        while True:
+            await asyncio.sleep(TOPICS_LOOK_S)
+            known = consumer._client.cluster.partitions_for_topic
+            if any(known(topic) is None for topic in consumer.subscription()):
+                await consumer._client.force_metadata_update()
 
 
 class Consumer(driver.Consumer):

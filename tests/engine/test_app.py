@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import aiokafka
+import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
@@ -35,9 +36,13 @@ class Names:
     sink: str
 
 
-async def make_topics(broker: KafkaConnection) -> Names:
+def new_names() -> Names:
     mark = uuid4().hex[:8]
-    names = Names(f"test-{mark}", f"source-{mark}", f"sink-{mark}")
+    return Names(f"test-{mark}", f"source-{mark}", f"sink-{mark}")
+
+
+async def make_topics(broker: KafkaConnection, names: Names | None = None) -> Names:
+    names = names or new_names()
     admin = AIOKafkaAdminClient(**broker.client_options())
     await admin.start()
     try:
@@ -136,6 +141,22 @@ def append(key: str, numbers: list[int] | None, new: Sequence[int]) -> agent.Ste
     """Numbers already there are skipped, as frames are by their sequence."""
     after = [*(numbers or []), *(number for number in new if number not in (numbers or []))]
     return agent.Stepped(after)
+
+
+@pytest.mark.parametrize("broker", ["apache-kafka"], indirect=True)  # the embedded one makes what it is asked for
+async def test_topics_that_the_broker_does_not_know_at_first_are_read_as_soon_as_it_does(
+    broker: KafkaConnection, tmp_path: Path
+) -> None:
+    names = new_names()
+    app = make_app(broker, names, tmp_path)
+    states = make_states(app)
+    agent.run(app, states, {names.source: int}, step=append)
+    async with running(app):
+        await until(lambda: app.lease.open)
+        assert not app.consumer.assignment()
+        await make_topics(broker, names)
+        await produce(broker, names.source, [("call", b"1")])
+        await until(lambda: states.get("call") == [1])
 
 
 async def test_every_record_is_handed_over_once_and_in_order_of_its_key(
