@@ -44,7 +44,7 @@ from dispatchai.records import (
 from dispatchai.settings import Settings
 from dispatchai.telephony.callflow.config import CallFlowConfig
 from dispatchai.telephony.callflow.events import EventType
-from dispatchai.telephony.callflow.fold import COMMANDS_MAX, NO_AUDIO, fold, takes_commands
+from dispatchai.telephony.callflow.fold import COMMANDS_MAX, NO_AUDIO, STOP_GRACE_S, fold, takes_commands
 from dispatchai.telephony.callflow.step import (
     Refusal,
     act,
@@ -55,7 +55,7 @@ from dispatchai.telephony.callflow.step import (
     step,
     with_token,
 )
-from dispatchai.telephony.callflow.timers import RETRY_LONGEST_S, STOP_GRACE_S, due_timers, next_timer_at
+from dispatchai.telephony.callflow.timers import RETRY_LONGEST_S, due_timers, next_timer_at
 from dispatchai.telephony.client import RetryPolicy, TelnyxClient
 from dispatchai.telephony.commands import (
     TRANSFER_LEG_STATE,
@@ -523,6 +523,17 @@ def test_a_stream_that_stops_is_started_again_only_if_the_call_goes_on() -> None
     assert call.tick(seen + 60) == (), "it was recorded"
     call.take(event("streaming.started", 22))
     assert call.now.degraded is None
+
+
+@pytest.mark.parametrize(("hung_up_s", "degraded"), [(0.001, None), (STOP_GRACE_S, None), (5.0, NO_AUDIO)])
+def test_a_hangup_that_is_told_late_tells_why_the_stream_stopped(hung_up_s: float, degraded: str | None) -> None:
+    (lost,) = due_timers(fold(active().now, STOPPED), CALL, T0 + 30 * S, CONFIG)
+    stopped_s = (STOPPED.occurred_at - T0) / S
+    hangup = event("call.hangup", stopped_s + hung_up_s)
+    for order in itertools.permutations([STOPPED, hangup, lost]):
+        call = active()
+        call.take(*order)
+        assert call.now.degraded == degraded
 
 
 def test_the_stop_of_an_ended_call_starts_nothing() -> None:

@@ -44,6 +44,9 @@ STRAY_AFTER_S: Final = 900.0
 """A hangup that is received so long after it happened, of a call of which nothing else is known, ends no call: it is
 delivered once more to a program that has given the call up. Carriers retry for some minutes."""
 
+STOP_GRACE_S: Final = 1.0
+"""How long a stopped stream is taken for a call's end, whose hangup is reported some milliseconds after it."""
+
 INT_MAX: Final = 2**31 - 1
 """What a round's number in a record can be."""
 
@@ -170,10 +173,13 @@ def takes_commands(state: CallState) -> bool:
 def audio_comes_in(state: CallState) -> bool | None:
     """Whether the caller's audio is streamed, as far as the carrier said; None where it said nothing yet.
 
-    A stream that stopped counts as streamed until it is known that the call went on without it.
+    A stream that stopped counts as streamed until it is known that the call went on without it; it did not if the
+    hangup, which may be told late, was when the stream stopped.
     """
     if state.stream is None:
         return None
+    if state.stream is StreamStatus.LOST and _stopped_with_the_call(state):
+        return True
     if state.stream in (StreamStatus.STARTED, StreamStatus.STOPPED):
         return True
     latest = latest_command(state, StreamingStart.action)
@@ -183,6 +189,13 @@ def audio_comes_in(state: CallState) -> bool | None:
         and state.stream_seen_at is not None
         and latest.at >= state.stream_seen_at
     )
+
+
+def _stopped_with_the_call(state: CallState) -> bool:
+    """Whether the hangup is of the moment in which the stream stopped, by the carrier's clock."""
+    if state.ended_at is None or state.stream_at is None:
+        return False
+    return state.ended_at - state.stream_at <= micros(STOP_GRACE_S)
 
 
 # ---- the stream --------------------------------------------------------------------------------------------------

@@ -13,10 +13,7 @@ from typing import Any, Final
 from dispatchai.records.values import CallEvent, CallState, Micros, StreamStatus
 from dispatchai.telephony.callflow.config import CallFlowConfig
 from dispatchai.telephony.callflow.events import EventType, derived_id, micros, own_event
-from dispatchai.telephony.callflow.fold import audio_comes_in, is_wanted, takes_commands
-
-STOP_GRACE_S: Final = 1.0
-"""How long a stopped stream is taken for a call's end, whose hangup is reported some milliseconds after it."""
+from dispatchai.telephony.callflow.fold import STOP_GRACE_S, audio_comes_in, is_wanted, takes_commands
 
 RESTART_WINDOW_S: Final = 60.0
 """A stream is started again at once, unless it failed within this time already: then what it goes to needs a while,
