@@ -21,7 +21,7 @@ from bench.report import machine, table, write_section
 from dispatchai.engine.app import use_uvloop
 from dispatchai.records import CallPacket
 from tests.crash.run import Options, Outcome, run
-from tests.crash.schedule import LINES, UNDISTURBED, Group, Kind
+from tests.crash.schedule import LINES, PROCESSES, UNDISTURBED, Group, Kind
 from tests.crash.verdict import Problem
 
 PAGE: Final = Path(__file__).parent.parent.parent / "docs" / "guarantees.md"
@@ -40,10 +40,14 @@ def seeds(text: str) -> list[int]:
     return numbers
 
 
+NOT_EMBEDDED: Final = frozenset({Group.BROKER, Group.NETWORK})
+"""The embedded broker keeps everything in memory, and has one listener."""
+
+
 def groups(text: str, broker: str) -> frozenset[Group]:
-    """``all`` or names of groups. The embedded broker keeps everything in memory: it is never hit."""
+    """``all`` processes, without those that the embedded broker cannot have; or names of groups."""
     if text == "all":
-        return frozenset(Group) - ({Group.BROKER} if broker == "embedded" else frozenset())
+        return PROCESSES - (NOT_EMBEDDED if broker == "embedded" else frozenset())
     return frozenset(Group(name.strip()) for name in text.split(","))
 
 
@@ -51,8 +55,8 @@ async def main(given: argparse.Namespace) -> int:
     """Run the seeds. Returns the exit code."""
     victims = groups(given.victims, given.broker)
     apache = given.broker == "apache"
-    if not apache and Group.BROKER in victims:
-        raise SystemExit("the embedded broker keeps everything in memory: leave it out of --victims")
+    if not apache and victims & NOT_EMBEDDED:
+        raise SystemExit(f"of the embedded broker leave out of --victims: {', '.join(sorted(NOT_EMBEDDED))}")
     outcomes: list[Outcome] = []
     undisturbed: dict[int, dict[str, CallPacket]] = {}
     for seed in given.seeds:
@@ -143,7 +147,7 @@ def arguments() -> argparse.ArgumentParser:
         "--victims",
         default="all",
         metavar="GROUP,...",
-        help=f"of {', '.join(Group)} (default all; the embedded broker is never hit)",
+        help=f"of {', '.join(Group)} (default all processes; the embedded broker and its network are never hit)",
     )
     parser.add_argument("--calls", type=int, default=12, help="calls of a run (default %(default)s)")
     parser.add_argument(

@@ -15,6 +15,7 @@ from dispatchai.engine.broker import free_port, wait_until_ready
 from dispatchai.engine.child import Child
 from dispatchai.engine.kafka import KafkaConnection
 from tests.conftest import KAFKA_LIBS, cluster_id_option, fetch_kafka, find_java
+from tests.crash.network import Line
 
 START_S: Final = 120.0
 
@@ -22,9 +23,12 @@ HURRIED: Final = """\
 offsets.topic.num.partitions=4
 broker.session.timeout.ms=2000
 broker.heartbeat.interval.ms=500
+listeners=PLAINTEXT://127.0.0.1:{port},LINE://127.0.0.1:{behind_line},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},LINE://127.0.0.1:{line}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,LINE:PLAINTEXT,CONTROLLER:PLAINTEXT
 """
 """A killed node reads all of its logs when it starts again: fifty of them empty ones would cost seconds. And its
-controller lets it in only when the session of its former life is over."""
+controller lets it in only when the session of its former life is over. Who comes by the line stays on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +37,24 @@ class Kafka:
 
     command: tuple[str, ...]
     connection: KafkaConnection
+    line: Line
+    """Another way to it, which can be cut."""
 
     @classmethod
     async def prepare(cls, folder: Path) -> Self:
         """A node with its files in `folder`, formatted and not running. Raises RuntimeError, KafkaUnavailableError."""
         java = find_java()
         fetch_kafka()
+        line = Line(free_port(), free_port())
         port, controller_port = free_port(), free_port()
         properties = folder / "server.properties"
-        text = PROPERTIES.format(port=port, controller_port=controller_port, log_dir=folder / "kafka") + HURRIED
+        text = (PROPERTIES + HURRIED).format(
+            port=port,
+            controller_port=controller_port,
+            log_dir=folder / "kafka",
+            line=line.port,
+            behind_line=line.target,
+        )
         properties.write_text(text, encoding="utf-8")
         # Short lives on two cores: the fast compiler only, the collector without threads of its own.
         command = (java, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto", "-Xmx512m")
@@ -51,7 +64,7 @@ class Kafka:
         async with Child([*command, *formatting], on_line=output.append) as child:
             if await child.wait() != 0:
                 raise RuntimeError("\n".join(["Kafka's log folder could not be formatted:", *output]))
-        return cls((*command, "kafka.Kafka", str(properties)), KafkaConnection(f"127.0.0.1:{port}"))
+        return cls((*command, "kafka.Kafka", str(properties)), KafkaConnection(f"127.0.0.1:{port}"), line)
 
     async def ready(self) -> None:
         """Return when the node answers. Raises BrokerNotReadyError."""

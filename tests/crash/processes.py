@@ -26,7 +26,8 @@ from dispatchai.engine.topics import Topics, apply
 from dispatchai.settings import Settings
 from dispatchai.telephony.carrier import SimulatedAccount
 from tests.crash.kafka import Kafka
-from tests.crash.schedule import WORKERS, Victim
+from tests.crash.network import Line
+from tests.crash.schedule import ON_THE_LINE, WORKERS, Victim
 
 RESTART_PAUSE_S: Final = 1.0
 """After which a process that ended by itself is started again, as `dispatchai up` does."""
@@ -161,6 +162,7 @@ class System:
         processes: Mapping[Victim, Process],
         account: SimulatedAccount,
         *,
+        line: Line | None,
         gateway_url: str,
         carrier_port: int,
         ready_urls: Mapping[Victim, str],
@@ -168,6 +170,7 @@ class System:
         self.connection = connection
         self.processes = processes
         self.account = account
+        self.line = line
         self.gateway_url = gateway_url
         self.carrier_port = carrier_port
         self._ready_urls = ready_urls
@@ -210,18 +213,25 @@ async def _says_ready(http: aiohttp.ClientSession, url: str) -> bool:
 
 
 @asynccontextmanager
-async def system(folder: Path, *, apache: bool, unsafe: str | None) -> AsyncIterator[System]:
-    """A system that is ready, its logs in `folder`, which is there. Raises RuntimeError or TimeoutError without one."""
+async def system(folder: Path, *, apache: bool, network: bool, unsafe: str | None) -> AsyncIterator[System]:
+    """A system that is ready, its logs in `folder`, which is there; with `network` that of one worker can be cut.
+
+    Raises RuntimeError or TimeoutError without one.
+    """
     account = SimulatedAccount.load_or_create(folder / "state")
     mark = {MARK: uuid4().hex}
     async with contextlib.AsyncExitStack() as stack:
         processes: dict[Victim, Process] = {}
+        line: Line | None = None
         if apache:
             kafka = await Kafka.prepare(folder)
             broker = Process("broker", kafka.command, {**os.environ, **mark}, folder / "broker.log")
             processes[Victim.BROKER] = await stack.enter_async_context(broker)
             await kafka.ready()
             connection = kafka.connection
+            if network:
+                line = kafka.line
+                await stack.enter_async_context(line.open())
         else:
             connection = (await stack.enter_async_context(EmbeddedBroker())).connection
         await apply(connection, Topics.load(), replication=1)
@@ -249,6 +259,8 @@ async def system(folder: Path, *, apache: bool, unsafe: str | None) -> AsyncIter
                 "CONSOLE_PORT" if victim in WORKERS else "SPEECH_PORT": str(port),
                 "STATE_DIR": str(state),
             }
+            if line is not None and victim is ON_THE_LINE:
+                environment["KAFKA_BOOTSTRAP_SERVERS"] = f"127.0.0.1:{line.port}"
             command = "worker" if victim in WORKERS else str(victim)
             argv = [sys.executable, "-m", "dispatchai", command]
             process = processes[victim] = Process(victim, argv, environment, folder / f"{victim}.log")
@@ -260,6 +272,7 @@ async def system(folder: Path, *, apache: bool, unsafe: str | None) -> AsyncIter
             connection,
             processes,
             account,
+            line=line,
             gateway_url=f"http://127.0.0.1:{gateway_port}",
             carrier_port=carrier_port,
             ready_urls=ready_urls,

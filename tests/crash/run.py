@@ -104,7 +104,8 @@ async def run(options: Options, undisturbed: Mapping[str, CallPacket] | None = N
     outcome = Outcome(options.seed, strikes, Verdict())
     options.folder.mkdir(parents=True, exist_ok=True)
     (options.folder / "schedule.txt").write_text("".join(f"{strike}\n" for strike in strikes), encoding="utf-8")
-    async with system(options.folder, apache=options.apache, unsafe=options.unsafe) as running:
+    network = Group.NETWORK in options.groups
+    async with system(options.folder, apache=options.apache, network=network, unsafe=options.unsafe) as running:
         reports, first_call_at = await _call_and_strike(running, planned, strikes, options.folder)
         quiet = time.monotonic()
         await wait_until_ready(running.connection, READY_S)  # the broker may have been the last to be killed
@@ -172,6 +173,10 @@ def _lossy_from(strikes: Sequence[Strike], first_call_at: float) -> list[float]:
 
 
 async def _strike(running: System, strike: Strike) -> None:
+    if strike.kind is Kind.CUT:
+        if running.line is not None:
+            await running.line.cut(strike.lasts_s)
+        return
     process = running.processes[strike.victim]
     match strike.kind:
         case Kind.KILL:

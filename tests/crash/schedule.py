@@ -5,7 +5,7 @@ Decides how often, how long and whom it hits. How a process is killed is left to
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
@@ -35,6 +35,9 @@ LONG_FREEZES: Final = 0.3
 STRIKES: Final = (7, 10)
 """Fewest and most kills and freezes of a run."""
 
+CUTS: Final = (1, 2)
+"""Fewest and most times that the network is cut in a run."""
+
 BROKER_STRIKES_MAX: Final = 2
 GATEWAY_STRIKES_MAX: Final = 2
 """Each costs all calls some seconds, and a stream is started again five times at most."""
@@ -61,6 +64,8 @@ class Victim(StrEnum):
     """Not there at the start; it joins."""
     SPEECH = "speech"
     BROKER = "broker"
+    LINE = "line"
+    """No process: the network between one of the workers and Kafka."""
 
 
 class Group(StrEnum):
@@ -70,6 +75,7 @@ class Group(StrEnum):
     WORKERS = "workers"
     SPEECH = "speech"
     BROKER = "broker"
+    NETWORK = "network"
 
 
 MEMBERS: Final[Mapping[Group, tuple[Victim, ...]]] = {
@@ -77,7 +83,15 @@ MEMBERS: Final[Mapping[Group, tuple[Victim, ...]]] = {
     Group.WORKERS: (Victim.WORKER_1, Victim.WORKER_2),
     Group.SPEECH: (Victim.SPEECH,),
     Group.BROKER: (Victim.BROKER,),
+    Group.NETWORK: (Victim.LINE,),
 }
+
+PROCESSES: Final = frozenset(Group) - {Group.NETWORK}
+"""What may be killed and frozen. The network is hit only where it is named: docs/guarantees.md says what the protocol
+does not close."""
+
+ON_THE_LINE: Final = Victim.WORKER_2
+"""Whose network is cut."""
 
 WORKERS: Final = frozenset({Victim.WORKER_1, Victim.WORKER_2, Victim.WORKER_3})
 WITH_SESSION: Final = WORKERS | {Victim.SPEECH}
@@ -95,6 +109,8 @@ class Kind(StrEnum):
     """It is started for the first time."""
     LEAVE = "leave"
     """SIGTERM; it does not come back."""
+    CUT = "cut"
+    """Nothing gets through for `lasts_s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +175,22 @@ def calls(seed: int, count: int) -> tuple[PlannedCall, ...]:
     )
 
 
-def schedule(seed: int, groups: Collection[Group], until_s: float) -> tuple[Strike, ...]:
+def _cuts(seed: int, until_s: float, gone_from: float) -> list[Strike]:
+    """When the network of one worker is cut, which leaves at `gone_from`. Its dice are its own: with the network or
+    without it the others are hit in the same way."""
+    dice = Random(f"network:{seed}")
+    count = dice.randint(*CUTS)
+    cuts: list[Strike] = []
+    for slot in range(count):
+        at_s = FIRST_STRIKE_S + (until_s - FIRST_STRIKE_S) * (slot + dice.random() / 2) / count
+        lasts_s = dice.uniform(*dice.choice((FREEZE_S, LONG_FREEZE_S)))
+        whole_from = cuts[-1].ends_s + REST_S if cuts else 0.0
+        if whole_from <= at_s and at_s + lasts_s + REST_S < gone_from:
+            cuts.append(Strike(round(at_s, 2), Victim.LINE, Kind.CUT, round(lasts_s, 2)))
+    return cuts
+
+
+def schedule(seed: int, groups: Set[Group], until_s: float) -> tuple[Strike, ...]:
     """What happens within `until_s` to the processes of `groups`, in order of time. Nothing where `seed` is 0.
 
     A process is hit again only after it had some time to run; two may be down at once.
@@ -174,7 +205,9 @@ def schedule(seed: int, groups: Collection[Group], until_s: float) -> tuple[Stri
         leaver = dice.choice(sorted(WORKERS))
         gone_from[leaver] = dice.uniform(until_s * LEAVES_FROM, until_s)
         strikes.append(Strike(gone_from[leaver], leaver, Kind.LEAVE))
-    targets = [victim for group in sorted(groups) for victim in MEMBERS[group]]
+    if Group.NETWORK in groups:
+        strikes += _cuts(seed, until_s, gone_from.get(ON_THE_LINE, float("inf")))
+    targets = [victim for group in sorted(groups - {Group.NETWORK}) for victim in MEMBERS[group]]
     left = {Victim.BROKER: BROKER_STRIKES_MAX, Victim.GATEWAY: GATEWAY_STRIKES_MAX}
     runs_from: dict[Victim, float] = {}
     count = dice.randint(*STRIKES)
