@@ -137,6 +137,8 @@ class Emitter:
             self._check(generation)
             batch.close()
             sent.append(await producer.send_batch(batch, topic, partition=partition))
+            # If the next batch is refused nobody waits for this one, and asyncio would complain of its error.
+            sent[-1].add_done_callback(_is_seen)
             self._app.metrics.sent(topic, batch.record_count())
 
         for key, value in records:
@@ -190,3 +192,9 @@ class Emitter:
         pending = list(self._pending)
         if pending:
             await asyncio.wait(pending)
+
+
+def _is_seen(sent: asyncio.Future[Any]) -> None:
+    """Look at how `sent` ended."""
+    if not sent.cancelled():
+        sent.exception()
