@@ -220,6 +220,8 @@ class Consumer(driver.Consumer):
         self._positions = Positions()
         self._sought: dict[TP, int] | None = None
         """Where partitions were sought, until agents may have their records."""
+        self._begun: dict[TP, int] = {}
+        """Where partitions were sought last."""
         self._sought_again: dict[TP, int] = {}
         self._handed: list[Fetch] = []
         """What the last fetch brought."""
@@ -257,6 +259,7 @@ class Consumer(driver.Consumer):
             await self._thread.seek_wait(begun)
         # What was read is what lies before: a batch of one record at the sought offset is not read before it is.
         self._read_offset.update({tp: offset - 1 for tp, offset in self._sought.items()})
+        self._begun = self._sought
         log.debug("positions_sought", offsets=_by_name(self._sought))
         self.app.watch.begin(self._sought)
         if not self.app.rebalancing:
@@ -344,13 +347,17 @@ class Consumer(driver.Consumer):
         """The offset to commit: behind what every agent has processed, but not beyond what is owed. Called by Faust.
 
         Faust's own acknowledgements are not asked: they know neither of what is owed nor of assignments, and one that
-        comes late would commit what was never processed here.
+        comes late would commit what was never processed here. None where nothing was done since the partition was
+        sought: its former owner's last commit may come after this one asked for it, and must not be undone.
         """
         self._acked[tp].clear()
         self._acked_index[tp].clear()
         processed = self.app.watch.next_offset(tp)
         floor = self.app.coverage.floor(tp) if Guard.COVERAGE in self.app.guards else None
-        return processed if processed is None or floor is None else min(processed, floor)
+        if processed is None:
+            return None
+        offset = processed if floor is None else min(processed, floor)
+        return offset if offset > self._begun.get(tp, 0) else None
 
     async def _commit_tps(self, tps: Iterable[TP], start_new_transaction: bool) -> bool:
         self._commits_of = self.app.lease.generation

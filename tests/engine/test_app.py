@@ -318,3 +318,20 @@ async def test_a_deleted_state_leaves_a_tombstone(broker: KafkaConnection, tmp_p
         )
     assert [item.value for item in changelog] == [b"1", None]
     assert states.get("call") is None
+
+
+async def test_a_position_that_was_only_sought_is_not_committed(broker: KafkaConnection, tmp_path: Path) -> None:
+    """A commit of the former owner may come later than the question for it, and must not be undone."""
+    names = await make_topics(broker)
+    await produce(broker, names.source, [("call", b"1"), ("call", b"2")])
+    for number in (3, 4):
+        app = make_app(broker, names, tmp_path / str(number))
+        states = make_states(app)
+        agent.run(app, states, {names.source: int}, step=append)
+        async with running(app):
+            await until(app.is_processing)
+            if number == 4:
+                assert {app.consumer._new_offset(tp) for tp in app.watch.partitions()} == {None}
+            await produce(broker, names.source, [("call", str(number).encode())])
+            await until(lambda states=states, number=number: states.get("call") == list(range(1, number + 1)))
+        assert await committed(broker, names) == number
