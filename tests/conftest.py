@@ -12,6 +12,7 @@ import datetime
 import fcntl
 import hashlib
 import ipaddress
+import logging
 import os
 import re
 import shutil
@@ -341,6 +342,15 @@ def fetch_kafka() -> None:
             lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             raise KafkaUnavailableError(f"mvn could not fetch Apache Kafka: {lines[0] if lines else 'no reason given'}")
         stamp.write_text(wanted)
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """A command that a test runs in this process sets its log level: for the next test it is what it was."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
