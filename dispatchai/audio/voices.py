@@ -21,7 +21,7 @@ from dispatchai.audio.loudness import ALPHA, DECAY, GAIN, VOICED_RMS, rms_of_row
 from dispatchai.audio.signals import SIGNAL_EVERY_MS, TRANSITION_APART_MS
 from dispatchai.records import SignalKind, SignalState, StreamSignal
 from dispatchai.records.columns import Column, OneItem, Same, Text
-from dispatchai.records.frames import STREAM_BYTES, FrameColumns, stream_key
+from dispatchai.records.frames import STREAM_BYTES, FrameColumns, stream_key, stream_name
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -148,7 +148,6 @@ class Voices:
         self._stream = np.zeros((0, STREAM_BYTES), np.uint8)
         self._live = np.zeros(0, np.bool_)
         self._earlier: dict[int, tuple[StreamSignal, ...]] = {}
-        self._stream_id: dict[int, str] = {}
         self._grow(_ROWS_AT_FIRST)
 
     def set(self, row: int, state: SignalState) -> bool:
@@ -167,12 +166,12 @@ class Voices:
         self._stream[row] = key
         self._live[row] = True
         self._earlier[row] = state.streams[:-1]
-        self._stream_id[row] = current.stream_id
         return True
 
     def state(self, row: int) -> SignalState:
         """The state of the call in `row`, which was `set`."""
-        current = StreamSignal(stream_id=self._stream_id[row], ended=False, **self._values(_STREAM_FIELDS, row))
+        stream_id = stream_name(self._stream[row])
+        current = StreamSignal(stream_id=stream_id, ended=False, **self._values(_STREAM_FIELDS, row))
         return SignalState(streams=(*self._earlier[row], current), **self._values(_CALL_FIELDS, row))
 
     def _values(self, fields: Fields, row: int) -> dict[str, Any]:
@@ -195,7 +194,6 @@ class Voices:
         if row < self._size:
             self._live[row] = False
             self._earlier.pop(row, None)
-            self._stream_id.pop(row, None)
 
     def is_set(self, row: int) -> bool:
         """Whether there is a call in `row`."""

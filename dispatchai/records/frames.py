@@ -96,6 +96,11 @@ def stream_key(stream_id: str) -> Bytes | None:
     return np.frombuffer(name.ljust(STREAM_BYTES, b"\0"), np.uint8)
 
 
+def stream_name(key: Bytes) -> str:
+    """The stream id of which `stream_key` made `key`."""
+    return key.tobytes().rstrip(b"\0").decode()
+
+
 def decode_frames(values: Sequence[bytes]) -> FrameColumns:
     """The audio frames among the record values `values`. Never raises: what cannot be read is not plain."""
     count = len(values)
