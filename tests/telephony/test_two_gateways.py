@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import cycle
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from dispatchai.speech.engines import RECORDINGS
 from dispatchai.telephony.carrier import Faults, SimulatedAccount, SimulatedCarrier, StreamEnd, Timing, load
 from dispatchai.telephony.run_info import RunInfo
 from tests.e2e.system import System, read_until
+from tests.relay import relay
 
 PATIENCE_S = 60.0
 """For a machine that does other things too: nothing is timed here."""
@@ -28,24 +29,12 @@ async def balancer(*ports: int) -> AsyncIterator[tuple[int, list[int]]]:
     """Hands each connection to the next of `ports`. Gives its own port, and a list of where connections went."""
     turns, went = cycle(ports), list[int]()
 
-    async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            while data := await source.read(65_536):
-                target.write(data)
-                await target.drain()
-        target.close()
+    def next_port() -> int:
+        went.append(next(turns))
+        return went[-1]
 
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        port = next(turns)
-        went.append(port)
-        back, onward = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(pump(reader, onward), pump(back, writer))
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1], went
-    finally:
-        server.close()
+    async with relay(next_port) as port:
+        yield port, went
 
 
 @asynccontextmanager
