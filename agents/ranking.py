@@ -49,6 +49,8 @@ def make(app: App) -> None:
     """Make the agent."""
     throttle: Throttle[tuple[TP, Record, Assessment]] = Throttle(LIVE_APART_S)
     app.on_forget.append(throttle.forget)
+    for topic in (LIVE_TOPIC, QUEUE_TOPIC):
+        app.latest.add(topic)
     to_live, to_packet = app.metrics.journey("webhook_to_live"), app.metrics.journey("hangup_to_packet")
 
     async def write(
@@ -65,7 +67,7 @@ def make(app: App) -> None:
         except Exception as error:  # noqa: BLE001 - an agent never raises: what failed goes to the dead letters
             await bury(app.emitter, whole(tp, record), reader=NAME, error=error)
             return
-        await app.emitter.send(topic, call_id.encode(), value, partition=tp.partition)
+        await app.latest.send(topic, call_id.encode(), value, partition=tp.partition)
 
     async def write_live(call_id: str, tp: TP, record: Record, assessment: Assessment) -> None:
         await write(LIVE_TOPIC, live_call, call_id, tp, record, assessment)
@@ -75,7 +77,7 @@ def make(app: App) -> None:
     async def remove_live(call_id: str, tp: TP) -> None:
         throttle.drop(call_id)
         app.coverage.release(tp, (NAME, call_id))
-        await app.emitter.send(LIVE_TOPIC, call_id.encode(), None, partition=tp.partition)
+        await app.latest.send(LIVE_TOPIC, call_id.encode(), None, partition=tp.partition)
 
     async def process(batch: Batch) -> None:
         # Packets first: a batch is long when the worker is behind, and live entries will be overtaken by others anyway.

@@ -23,6 +23,7 @@ from dispatchai.engine.coverage import Coverage
 from dispatchai.engine.emit import AssignmentOverError, Emitter
 from dispatchai.engine.guards import Guard, guards
 from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.engine.latest import Latest
 from dispatchai.engine.lease import Lease
 from dispatchai.engine.logs import FAUST_LOG
 from dispatchai.engine.metrics import EngineMetrics
@@ -79,6 +80,7 @@ class App(faust.App):
         """Whether records of this assignment were dropped: no commit may cover them."""
         self.coverage = Coverage()
         self.emitter = Emitter(self)
+        self.latest = Latest(self)
         self.failed = asyncio.Event()
         self.on_forget: list[Callable[[], None]] = []
         """Called when partitions are assigned anew, for what else was kept of their records."""
@@ -134,7 +136,7 @@ class App(faust.App):
         await super().on_started_init_extra_tasks()
         memory.settle()
         self._pulse.start()
-        self._background.append(self._look_after)
+        self._background += [self._look_after, self.latest.run]
         for snapshots in self._snapshots:
             self._background += [snapshots.run, snapshots.run_sweeps]
         for run in self._background:
@@ -221,6 +223,11 @@ class App(faust.App):
             "kafka": lambda: self.watch.kafka_reachable,
             "running": lambda: not self.failed.is_set(),
         }
+
+    @property
+    def changelogs(self) -> dict[str, SnapshotWriter]:
+        """Who writes each changelog, by its topic."""
+        return {snapshots.table.changelog_topic.get_topic_name(): snapshots for snapshots in self._snapshots}
 
     def states_kept(self) -> dict[str, int]:
         """Of how many keys each agent has stored a state."""

@@ -173,6 +173,11 @@ class EngineMetrics(ProcessMetrics):
         self._changelog_bytes = Counter(
             "dispatchai_changelog_bytes", "Bytes of the values of these snapshots.", ["table"], registry=registry
         )
+        self.written_again = Counter(
+            "dispatchai_records_written_again",
+            "Records of compacted topics that a former owner's late request had overwritten.",
+            registry=registry,
+        )
         self.rebalances = Counter(
             "dispatchai_rebalances", "Times that partitions were assigned anew.", registry=registry
         )

@@ -7,7 +7,8 @@ the snapshot was sent (Faust flushes the producer before it commits, so what was
 Each snapshot carries the epoch of its writer, a number that every new owner of a partition makes higher. A process
 that was expelled and does not know it yet may write an old state over a newer one; on recovery the snapshot of the
 highest epoch counts, and of one epoch the last. It is then written again, because compaction would keep the old one,
-which is the last in the log. What a state is and when it is due is left to `state` and `rows`.
+which is the last in the log; so it is when an old one comes later (`latest`). What a state is and when it is due is
+left to `state` and `rows`.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ class SnapshotTable(faust.Table):
         """Highest epoch seen in each partition's changelog."""
         self._overwritten: dict[int, set[str]] = {}
         """Keys of which the changelog's last record is not the one that counts, by partition."""
+        self._loaded: dict[int, int] = {}
+        """Up to which offset each partition's changelog was read."""
 
     def _serializer_from_type(self, typ: object) -> str:
         """Keys and values are bytes as they are; Faust would read and write a str key as JSON."""
@@ -80,6 +83,7 @@ class SnapshotTable(faust.Table):
         compared = Guard.EPOCHS in self.app.guards
         stale: set[str] = set()
         for record in records:
+            self._loaded[partition] = record.offset + 1
             key = record.key.decode()
             epoch = epoch_of(record.headers)
             if compared and epoch < epochs.get(key, 0):
@@ -91,8 +95,24 @@ class SnapshotTable(faust.Table):
             self.put(key, record.value, partition)
         self._highest[partition] = highest
         if stale:
-            self._overwritten.setdefault(partition, set()).update(stale)
-            log.warning("snapshots_overwritten", table=self.name, partition=partition, keys=len(stale))
+            self._overwrite(partition, stale)
+
+    def follow(self, partition: int, records: Iterable[aiokafka.ConsumerRecord]) -> bool:
+        """Look at `records` behind those that were loaded. Returns whether one is an earlier owner's: this process
+        wrote all that is of its own epoch, and what counts is here."""
+        epoch = self.epoch(partition)
+        stale = {record.key.decode() for record in records if epoch_of(record.headers) < epoch}
+        if stale:
+            self._overwrite(partition, stale)
+        return bool(stale)
+
+    def _overwrite(self, partition: int, keys: set[str]) -> None:
+        self._overwritten.setdefault(partition, set()).update(keys)
+        log.warning("snapshots_overwritten", table=self.name, partition=partition, keys=len(keys))
+
+    def loaded(self, partition: int) -> int:
+        """The offset behind the last record of the changelog's `partition` that was loaded; 0 where none was."""
+        return self._loaded.get(partition, 0)
 
     def apply_changelog_batch(self, batch: Iterable[EventT]) -> None:
         """Nothing: `load` has taken the records as they were fetched. Called by Faust."""
@@ -102,6 +122,7 @@ class SnapshotTable(faust.Table):
         self._epochs.pop(partition, None)
         self._highest.pop(partition, None)
         self._overwritten.pop(partition, None)
+        self._loaded.pop(partition, None)
         partition_of = self.data._key_partition
         for key in [key for key, number in partition_of.items() if number == partition]:
             self.put(key, None, partition)
@@ -184,6 +205,11 @@ class SnapshotWriter(ABC):
         if self.table.overwritten:
             self.wake.set()
 
+    def follow(self, partition: int, records: Iterable[aiokafka.ConsumerRecord]) -> None:
+        """Write again what `records` of the changelog, which came after its recovery, have overwritten."""
+        if self.table.follow(partition, records):
+            self.wake.set()
+
     async def run_sweeps(self) -> None:
         """Sweep now and then, until cancelled."""
         while True:
@@ -221,6 +247,7 @@ class SnapshotWriter(ABC):
         generation = self._generation
         for partition, keys in self.table.overwritten.items():
             await self._send(partition, [(key, self.table.data.get(key)) for key in keys], generation)
+            self.app.metrics.written_again.inc(len(keys))
         by_partition: dict[int, list[Snapshot]] = defaultdict(list)
         for snapshot in self.take():
             by_partition[snapshot.partition].append(snapshot)

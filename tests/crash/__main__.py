@@ -21,7 +21,7 @@ from bench.report import machine, table, write_section
 from dispatchai.engine.app import use_uvloop
 from dispatchai.records import CallPacket
 from tests.crash.run import Options, Outcome, run
-from tests.crash.schedule import LINES, PROCESSES, UNDISTURBED, Group, Kind
+from tests.crash.schedule import LINES, UNDISTURBED, Group, Kind
 from tests.crash.verdict import Problem
 
 PAGE: Final = Path(__file__).parent.parent.parent / "docs" / "guarantees.md"
@@ -45,9 +45,9 @@ NOT_EMBEDDED: Final = frozenset({Group.BROKER, Group.NETWORK})
 
 
 def groups(text: str, broker: str) -> frozenset[Group]:
-    """``all`` processes, without those that the embedded broker cannot have; or names of groups."""
+    """``all``, without what the embedded broker cannot have; or names of groups."""
     if text == "all":
-        return PROCESSES - (NOT_EMBEDDED if broker == "embedded" else frozenset())
+        return frozenset(Group) - (NOT_EMBEDDED if broker == "embedded" else frozenset())
     return frozenset(Group(name.strip()) for name in text.split(","))
 
 
@@ -147,7 +147,7 @@ def arguments() -> argparse.ArgumentParser:
         "--victims",
         default="all",
         metavar="GROUP,...",
-        help=f"of {', '.join(Group)} (default all processes; the embedded broker and its network are never hit)",
+        help=f"of {', '.join(Group)} (default all; the embedded broker and its network are never hit)",
     )
     parser.add_argument("--calls", type=int, default=12, help="calls of a run (default %(default)s)")
     parser.add_argument(

@@ -86,10 +86,6 @@ MEMBERS: Final[Mapping[Group, tuple[Victim, ...]]] = {
     Group.NETWORK: (Victim.LINE,),
 }
 
-PROCESSES: Final = frozenset(Group) - {Group.NETWORK}
-"""What may be killed and frozen. The network is hit only where it is named: docs/guarantees.md says what the protocol
-does not close."""
-
 ON_THE_LINE: Final = Victim.WORKER_2
 """Whose network is cut."""
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import KafkaUnavailableError, fetch_kafka, find_java, leave_out
+from tests.crash.__main__ import groups
 from tests.crash.run import Options, run
-from tests.crash.schedule import PROCESSES, Group
 
 APACHE_SEEDS = (1, 2)
 EMBEDDED_SEEDS = (3,)
@@ -22,7 +22,7 @@ CALLS = 6
 
 @pytest.mark.parametrize("seed", EMBEDDED_SEEDS)
 async def test_packets_are_those_of_undisturbed_processing_on_the_embedded_broker(seed: int, tmp_path: Path) -> None:
-    outcome = await run(Options(seed, PROCESSES - {Group.BROKER}, False, tmp_path, CALLS))
+    outcome = await run(Options(seed, groups("all", "embedded"), False, tmp_path, CALLS))
     assert [str(problem) for problem in outcome.verdict.problems] == []
     assert len(outcome.packets) == CALLS
 
@@ -34,6 +34,6 @@ async def test_packets_are_those_of_undisturbed_processing_on_apache_kafka(seed:
         fetch_kafka()
     except KafkaUnavailableError as error:
         leave_out("Apache Kafka", str(error), "DISPATCHAI_REQUIRE_KAFKA")
-    outcome = await run(Options(seed, PROCESSES, True, tmp_path, CALLS))
+    outcome = await run(Options(seed, groups("all", "apache"), True, tmp_path, CALLS))
     assert [str(problem) for problem in outcome.verdict.problems] == []
     assert len(outcome.packets) == CALLS

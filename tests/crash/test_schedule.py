@@ -9,7 +9,6 @@ from tests.crash.schedule import (
     LINES,
     LONG_FREEZE_S,
     MEMBERS,
-    PROCESSES,
     REST_S,
     WITH_SESSION,
     WORKERS,
@@ -84,6 +83,6 @@ def test_half_of_the_callers_lose_frames_on_the_line_and_the_others_lose_none() 
 
 def test_the_command_line_names_seeds_and_groups() -> None:
     assert seeds("1-3,7") == [1, 2, 3, 7]
-    assert groups("all", "apache") == PROCESSES
-    assert groups("all", "embedded") == PROCESSES - {Group.BROKER}
+    assert groups("all", "apache") == frozenset(Group)
+    assert groups("all", "embedded") == frozenset(Group) - {Group.BROKER, Group.NETWORK}
     assert groups("workers, speech", "apache") == {Group.WORKERS, Group.SPEECH}

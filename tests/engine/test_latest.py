@@ -1,0 +1,155 @@
+"""What a former owner's late request overwrites in a compacted topic is written again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from unittest.mock import patch
+
+import aiokafka
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatchai.engine import agent
+from dispatchai.engine.app import App
+from dispatchai.engine.guards import VARIABLE
+from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.engine.latest import Standing, standings
+from dispatchai.engine.lease import Lease
+from dispatchai.engine.snapshots import EPOCH, epoch_of
+from tests.engine.test_app import Names, append, make_app, make_states, make_topics, produce, read, running, until
+
+Written = tuple[str, bytes | None, int]
+"""Key, value, epoch."""
+
+
+def record(offset: int, written: Written) -> aiokafka.ConsumerRecord:
+    key, value, epoch = written
+    headers = ((EPOCH, str(epoch).encode()),)
+    return aiokafka.ConsumerRecord("queue", 0, offset, 0, 0, key.encode(), value, None, 0, 0, headers)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.none() | st.binary(max_size=2), st.integers(0, 3)), max_size=12),
+    st.integers(0, 12),
+)
+def test_of_each_key_the_highest_epoch_counts_and_of_one_epoch_the_last(written: list[Written], cut: int) -> None:
+    records = [record(offset, one) for offset, one in enumerate(written)]
+    known: dict[bytes, Standing] = {}
+    for part in (records[:cut], records[cut:]):
+        standings(part, {b"a", b"b"}, known)
+    assert known.keys() == {one.key for one in records} - {b"c"}
+    for key, standing in known.items():
+        of_key = [one for one in written if one[0].encode() == key]
+        highest = max(epoch for _, _, epoch in of_key)
+        assert standing.epoch == highest
+        assert standing.value == [value for _, value, epoch in of_key if epoch == highest][-1]
+        assert standing.overwritten == (of_key[-1][2] < highest)
+
+
+async def append_records(broker: KafkaConnection, topic: str, written: Sequence[Written]) -> None:
+    """As another owner of partition 0 would write them."""
+    async with aiokafka.AIOKafkaProducer(**broker.producer_options()) as producer:
+        for key, value, epoch in written:
+            headers = [(EPOCH, str(epoch).encode())]
+            await producer.send_and_wait(topic, value, key=key.encode(), partition=0, headers=headers)
+
+
+class LaterLease(Lease):
+    """As if the group had had ten generations before this test."""
+
+    def assigned(self, generation: int, at: float) -> None:
+        super().assigned(generation + 10, at)
+
+    def renewed(self, generation: int, at: float) -> None:
+        super().renewed(generation + 10, at)
+
+
+async def make(broker: KafkaConnection, folder: Path) -> tuple[App, Names, str]:
+    """An application whose `sink` is compacted, and its changelog."""
+    names = await make_topics(broker)
+    app = make_app(broker, names, folder)
+    app.lease = LaterLease(app.lease.length_s)
+    states = make_states(app)
+    agent.run(app, states, {names.source: int}, step=append)
+    app.latest.add(names.sink)
+    return app, names, states.table.changelog_topic.get_topic_name()
+
+
+def ends(**expected: bytes | None) -> Callable[[list[aiokafka.ConsumerRecord]], bool]:
+    """Whether the last record of each key has the value that is expected."""
+
+    def ended(found: list[aiokafka.ConsumerRecord]) -> bool:
+        last = {one.key.decode(): one.value for one in found}
+        return all(key in last and last[key] == value for key, value in expected.items())
+
+    return ended
+
+
+async def test_an_output_that_an_earlier_owner_overwrites_is_written_again(
+    broker: KafkaConnection, tmp_path: Path
+) -> None:
+    app, names, _ = await make(broker, tmp_path)
+    # Overwritten before this owner came, when nobody followed.
+    before: list[Written] = [("before", b"new", 0), ("gone", b"live", -1), ("gone", None, 0), ("early", b"kept", -1)]
+    await append_records(broker, names.sink, [(key, value, 3 + epoch) for key, value, epoch in before])
+    await append_records(broker, names.sink, [("before", b"old", 1), ("gone", b"old", 1)])
+    async with running(app):
+        await until(lambda: app.lease.open)
+        await read(broker, names.sink, ends(before=b"new", gone=None, early=b"kept"))
+        for key, value in (("call", b"1"), ("over", b"live"), ("over", None), ("other", b"1")):
+            await app.latest.send(names.sink, key.encode(), value, partition=0)
+        await app.emitter.delivered()
+        await append_records(broker, names.sink, [("call", b"old", 6), ("over", b"old", 1), ("late", b"only", 6)])
+        await app.latest.send(names.sink, b"other", b"2", partition=0)
+        found = await read(broker, names.sink, ends(call=b"1", over=None, late=b"only", other=b"2"))
+    written_again = [(one.key, one.value) for one in found if epoch_of(one.headers) >= 10]
+    assert sorted(written_again[:2], key=str) == [(b"before", b"new"), (b"gone", None)]
+    assert sorted(written_again[-2:], key=str) == [(b"call", b"1"), (b"over", None)]
+    assert len(written_again) == 9
+    assert app.metrics.written_again._value.get() == 4
+
+
+async def test_what_is_written_while_it_is_looked_up_is_not_overwritten_by_what_was_there(
+    broker: KafkaConnection, tmp_path: Path
+) -> None:
+    app, names, _ = await make(broker, tmp_path)
+    async with running(app):
+        await until(lambda: app.lease.open)
+        await app.latest.send(names.sink, b"call", b"0", partition=0)
+        for number in range(1, 6):
+            late = asyncio.create_task(append_records(broker, names.sink, [("call", b"old", 6)] * 3))
+            while not late.done():
+                await app.latest.send(names.sink, b"call", f"{number}".encode(), partition=0)
+                await asyncio.sleep(0.005)
+        found = await read(broker, names.sink, ends(call=b"5"))
+    own = [int(one.value) for one in found if epoch_of(one.headers) >= 10]
+    assert own == sorted(own)
+
+
+async def test_a_snapshot_that_an_earlier_owner_overwrites_is_written_again(
+    broker: KafkaConnection, tmp_path: Path
+) -> None:
+    app, names, changelog = await make(broker, tmp_path)
+    await append_records(broker, changelog, [("gone", b"1", 5), ("gone", None, 6)])
+    async with running(app):
+        await until(lambda: app.lease.open)
+        await produce(broker, names.source, [("call", b"1")])
+        found = await read(broker, changelog, lambda found: any(one.key == b"call" for one in found))
+        (partition,) = {one.partition for one in found if one.key == b"call"}
+        await append_records(broker, changelog, [("gone", b"old", 5)])
+        await read(broker, changelog, lambda found: len([one for one in found if one.key == b"gone"]) == 4)
+        found = await read(broker, changelog, ends(gone=None))
+        if partition == 0:
+            await append_records(broker, changelog, [("call", b"old", 0)])
+            await read(broker, changelog, lambda found: len([one for one in found if one.key == b"call"]) >= 3)
+            await read(broker, changelog, ends(call=b"1"))
+    assert epoch_of([one for one in found if one.key == b"gone"][-1].headers) >= 10
+
+
+async def test_without_the_guard_what_is_overwritten_stays_so(broker: KafkaConnection, tmp_path: Path) -> None:
+    with patch.dict("os.environ", {VARIABLE: "no-epochs"}):
+        app, _names, _ = await make(broker, tmp_path)
+    followed = asyncio.create_task(app.latest.run())
+    await asyncio.wait_for(followed, 1.0)
