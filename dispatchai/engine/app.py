@@ -229,6 +229,10 @@ class App(faust.App):
         """Who writes each changelog, by its topic."""
         return {snapshots.table.changelog_topic.get_topic_name(): snapshots for snapshots in self._snapshots}
 
+    def epoch(self, partition: int) -> int:
+        """The epoch of what this process writes to `partition` of a compacted topic: no owner before it had a higher."""
+        return max((snapshots.table.epoch(partition) for snapshots in self._snapshots), default=self.lease.generation)
+
     def states_kept(self) -> dict[str, int]:
         """Of how many keys each agent has stored a state."""
         return {snapshots.name: len(snapshots.table.data) for snapshots in self._snapshots}

@@ -109,7 +109,7 @@ class Latest:
             await self._send(topic, key, value, partition)
 
     async def _send(self, topic: str, key: bytes, value: bytes | None, partition: int) -> None:
-        headers = [(EPOCH, str(self._app.lease.generation).encode())]
+        headers = [(EPOCH, str(self._app.epoch(partition)).encode())]
         await self._app.emitter.send(topic, key, value, partition=partition, headers=headers)
 
     async def run(self) -> None:
@@ -182,9 +182,9 @@ class Latest:
             if (snapshots := changelogs.get(tp.topic)) is not None:
                 snapshots.follow(tp.partition, records)
                 continue
-            found = _Suspects()
+            found, own = _Suspects(), self._app.epoch(tp.partition)
             for record in records:
-                if epoch_of(record.headers) < self._app.lease.generation:
+                if epoch_of(record.headers) < own:
                     found.keys.add(record.key)
                     found.since_ms = min(found.since_ms, record.timestamp)
             if found.keys:
