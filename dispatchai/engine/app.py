@@ -230,7 +230,7 @@ class App(faust.App):
         return {snapshots.table.changelog_topic.get_topic_name(): snapshots for snapshots in self._snapshots}
 
     def epoch(self, partition: int) -> int:
-        """The epoch of what this process writes to `partition` of a compacted topic: no owner before it had a higher."""
+        """The epoch of what this process writes to `partition` of compacted topics: no owner before had a higher."""
         return max((snapshots.table.epoch(partition) for snapshots in self._snapshots), default=self.lease.generation)
 
     def states_kept(self) -> dict[str, int]:
