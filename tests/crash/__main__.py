@@ -1,6 +1,6 @@
-"""Run seeds of the crash test, one after the other.
+"""Run seeds of the crash test, one after the other or some at once.
 
-    python -m tests.crash --seeds 1-50 --broker apache [--victims workers,speech,broker] [--write]
+    python -m tests.crash --seeds 1-50 --broker apache [--victims workers,speech,broker] [--at-once 2] [--write]
 
 Ends with 1 if a seed failed; its folder holds the logs of all processes, the schedule and what differed.
 """
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import multiprocessing
 import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -57,30 +59,40 @@ async def main(given: argparse.Namespace) -> int:
     apache = given.broker == "apache"
     if not apache and victims & NOT_EMBEDDED:
         raise SystemExit(f"of the embedded broker leave out of --victims: {', '.join(sorted(NOT_EMBEDDED))}")
-    outcomes: list[Outcome] = []
-    undisturbed: dict[int, dict[str, CallPacket]] = {}
-    for seed in given.seeds:
-        reference = None
-        if Group.GATEWAY not in victims and seed != UNDISTURBED:
-            if seed % LINES not in undisturbed:
-                undisturbed[seed % LINES] = await _undisturbed(seed % LINES, given, apache=apache)
-            reference = undisturbed[seed % LINES]
+    references: dict[int, dict[str, CallPacket]] = {}
+    if Group.GATEWAY not in victims:
+        for number in sorted({seed % LINES for seed in given.seeds if seed != UNDISTURBED}):
+            references[number] = await _undisturbed(number, given, apache=apache)
+    loop = asyncio.get_running_loop()
+
+    async def run_one(seed: int) -> Outcome:
         folder = given.trace / f"{given.broker}-seed-{seed}"
-        shutil.rmtree(folder, ignore_errors=True)
         options = Options(seed, victims, apache, folder, given.calls, given.unsafe)
-        outcome = await run(options, reference)
-        outcomes.append(outcome)
+        reference = references.get(seed % LINES) if seed != UNDISTURBED else None
+        outcome = await loop.run_in_executor(pool, run_alone, options, reference)
         print(line(outcome), flush=True)
         if not outcome.verdict.good:
             print("\n".join(f"    {text}" for text in summary(outcome.verdict.problems)))
             print(f"    trace in {folder}", flush=True)
         elif not given.keep:
             shutil.rmtree(folder)
+        return outcome
+
+    # Each in a process of its own: what one computes must not hold up the carrier of another.
+    with ProcessPoolExecutor(given.at_once, multiprocessing.get_context("spawn")) as pool:
+        outcomes = await asyncio.gather(*map(run_one, given.seeds))
     text = section(outcomes, given)
     print(f"\n{text}")
     if given.write:
         write_section(f"crash {given.broker} {given.victims}", text, PAGE)
     return 0 if all(outcome.verdict.good for outcome in outcomes) else 1
+
+
+def run_alone(options: Options, reference: Mapping[str, CallPacket] | None) -> Outcome:
+    """One seed in this process, with a new folder."""
+    use_uvloop()
+    shutil.rmtree(options.folder, ignore_errors=True)
+    return asyncio.run(run(options, reference))
 
 
 async def _undisturbed(line_number: int, given: argparse.Namespace, *, apache: bool) -> dict[str, CallPacket]:
@@ -150,6 +162,7 @@ def arguments() -> argparse.ArgumentParser:
         help=f"of {', '.join(Group)} (default all; the embedded broker and its network are never hit)",
     )
     parser.add_argument("--calls", type=int, default=12, help="calls of a run (default %(default)s)")
+    parser.add_argument("--at-once", type=int, default=1, metavar="N", help="runs at the same time (default 1)")
     parser.add_argument(
         "--unsafe", choices=["stock-commits", "no-position-guard"], help="take a rule out of the engine"
     )
