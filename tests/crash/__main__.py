@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -22,7 +22,7 @@ from typing import Final
 from bench.report import machine, table, write_section
 from dispatchai.engine.app import use_uvloop
 from dispatchai.records import CallPacket
-from tests.crash.run import Options, Outcome, run
+from tests.crash.run import Options, Outcome, run, run_alone
 from tests.crash.schedule import LINES, UNDISTURBED, Group, Kind
 from tests.crash.verdict import Problem
 
@@ -86,13 +86,6 @@ async def main(given: argparse.Namespace) -> int:
     if given.write:
         write_section(f"crash {given.broker} {given.victims}", text, PAGE)
     return 0 if all(outcome.verdict.good for outcome in outcomes) else 1
-
-
-def run_alone(options: Options, reference: Mapping[str, CallPacket] | None) -> Outcome:
-    """One seed in this process, with a new folder."""
-    use_uvloop()
-    shutil.rmtree(options.folder, ignore_errors=True)
-    return asyncio.run(run(options, reference))
 
 
 async def _undisturbed(line_number: int, given: argparse.Namespace, *, apache: bool) -> dict[str, CallPacket]:

@@ -7,6 +7,7 @@ what happened.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import orjson
 
 from bench.calls import CALLED_NUMBER, CALLERS
 from dispatchai.app import SPEECH, WORKER
+from dispatchai.engine.app import use_uvloop
 from dispatchai.engine.broker import wait_until_ready
 from dispatchai.engine.topics import Topics
 from dispatchai.records import AudioFrame, CallEvent, CallPacket
@@ -124,6 +126,13 @@ async def run(options: Options, undisturbed: Mapping[str, CallPacket] | None = N
     outcome.seconds = time.monotonic() - began
     _leave_trace(options.folder, outcome, reports, wanted)
     return outcome
+
+
+def run_alone(options: Options, reference: Mapping[str, CallPacket] | None) -> Outcome:
+    """One seed in this process, with a new folder."""
+    use_uvloop()
+    shutil.rmtree(options.folder, ignore_errors=True)
+    return asyncio.run(run(options, reference))
 
 
 async def _call_and_strike(
