@@ -48,7 +48,8 @@ class Expected:
     signals: tuple[Signal, ...]
     signal_state: SignalState | None
     utterances: tuple[Utterance, ...]
-    speech_state: SpeechState
+    speech_state: SpeechState | None
+    """None where no frame is recorded: nothing was to be heard."""
     triage_state: TriageState | None
     packet: CallPacket | None
     """None where nothing made the call final."""
@@ -83,7 +84,7 @@ async def expected(call_id: str, events: Sequence[CallEvent], frames: Sequence[A
         signals=made,
         signal_state=None if stepped is None else stepped.state,
         utterances=utterances,
-        speech_state=speech_state,
+        speech_state=speech_state if frames else None,
         triage_state=triaged.state,
         packet=packet(call_id, finals[-1]) if finals else None,
     )
