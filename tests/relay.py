@@ -23,7 +23,7 @@ async def relay(target: Callable[[], int], *, port: int = 0, whole: asyncio.Even
 
     async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         try:
-            with suppress(OSError):
+            with suppress(OSError, RuntimeError):  # uvloop says the latter of a connection that is closed
                 while data := await source.read(CHUNK_BYTES):
                     await gate.wait()
                     sink.write(data)
