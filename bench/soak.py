@@ -33,6 +33,9 @@ from dispatchai.telephony.carrier import CallerAudio, SimulatedAccount, Simulate
 EXPIRY_S: Final = 60.0
 """After a call its state is kept for so long; by default an hour, which would be all of a soak."""
 
+FINISHED_MAX: Final = 100
+"""Finished calls that the page keeps: full in the warm-up. By default they are thousands, which takes hours to fill."""
+
 LONGEST_S: Final = 600.0
 """Longer calls are cut: their audio is held in memory here."""
 
@@ -126,6 +129,7 @@ async def measure(arguments: argparse.Namespace) -> tuple[list[Period], list[str
             **processes.kafka_variables(kafka.connection),
             "SPEECH_ENGINE": "scripted",
             "CALL_EXPIRY_S": str(EXPIRY_S),
+            "CONSOLE_FINISHED_MAX": str(FINISHED_MAX),
         }
         run = await running.enter_async_context(processes.run(folder, variables))
         for topic, on in (
@@ -201,7 +205,8 @@ async def _measure(arguments: argparse.Namespace) -> str:
     about = (
         f"`python -m bench.soak {options}`: about {arguments.calls} calls at any time through gateway, Kafka, worker "
         f"and speech (scripted recogniser), coming and ending as fitted to real calls for service; states are given up "
-        f"{EXPIRY_S:g} s after their call. Memory is the median of a period, growth from minute {warm_minutes:g} on. "
+        f"{EXPIRY_S:g} s after their call, and the page keeps {FINISHED_MAX} finished ones, so that both are full "
+        f"before memory counts. Memory is the median of a period, growth from minute {warm_minutes:g} on. "
         f"The embedded broker keeps all records in memory. Calls that failed: {len(failures)}. Broker ({kafka}) and "
         f"carrier run on the same machine ({machine()})."
     )

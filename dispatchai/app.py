@@ -73,7 +73,7 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
     ranking.make(app)
     app.on_close.append(client.close)
 
-    feed = Feed(connection)
+    feed = Feed(connection, max_finals=settings.console_finished_max)
     app.background(feed.start)
     app.on_close.append(feed.stop)
     mount(app.web.web_app, feed, checks=app.checks)

@@ -154,6 +154,9 @@ class Settings(BaseSettings):
     console_hosts: str = Field(
         "", description="host names, comma separated, besides this machine's own that dispatchers reach the page under"
     )
+    console_finished_max: int = Field(
+        5_000, ge=1, description="finished calls that the page and REST keep, the newest; older ones are in the topic"
+    )
     speech_port: int = Field(6067, ge=0, le=65_535, description="port of the speech process's health page")
     simulated_carrier_port: int = Field(
         6068,

@@ -335,9 +335,8 @@ async def run_app(app: App) -> int:
     finally:
         for task in ends:
             task.cancel()
-        starting.cancel()
-        await asyncio.gather(starting, *ends, return_exceptions=True)
-        await _stop(app)
+        await asyncio.gather(*ends, return_exceptions=True)
+        await _stop(app, starting)
     return 1 if app.failed.is_set() else 0
 
 
@@ -346,14 +345,21 @@ async def _start(app: App) -> None:
     await app.start()
 
 
-async def _stop(app: App) -> None:
-    """Stop `app`, or the process."""
-    done, _ = await asyncio.wait([asyncio.ensure_future(app.stop())], timeout=STOP_S)
+async def _stop(app: App, starting: asyncio.Task[None]) -> None:
+    """Stop `app`, though it may be `starting` still, or the process."""
+    done, _ = await asyncio.wait([asyncio.ensure_future(_end(app, starting))], timeout=STOP_S)
     for stop in done:
         stop.result()
     if not done:
         log.error("stop_cut_off", after_s=STOP_S)
         os._exit(1)
+
+
+async def _end(app: App, starting: asyncio.Task[None]) -> None:
+    starting.cancel()
+    # A start that waits for Kafka's answer is told of it then only.
+    await asyncio.gather(starting, return_exceptions=True)
+    await app.stop()
 
 
 def use_uvloop() -> None:

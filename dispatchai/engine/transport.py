@@ -24,6 +24,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from dispatchai.engine.emit import AssignmentOverError
+from dispatchai.engine.ghosts import Ghosts
 from dispatchai.engine.guards import Guard
 from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.logs import FAUST_LOG
@@ -186,6 +187,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             return alive
 
         coordinator._do_heartbeat = beat_and_renew
+        if self.app.connection.embedded:
+            Ghosts(coordinator)
         self._finding_topics = asyncio.create_task(self._find_topics())
 
     async def on_thread_stop(self) -> None:
