@@ -43,6 +43,9 @@ LATE_S: Final = FRAME_S
 
 MICROS: Final = 1_000_000
 
+BEGINNING: Final = (EventType.INITIATED, EventType.ANSWERED, EventType.STREAMING_STARTED)
+"""The events of a call until its caller is heard."""
+
 _CALLER, _CALLED = "+15550100001", "+15550100911"
 
 
@@ -130,7 +133,7 @@ class Load:
         self._live += 1
         self.peak_live = max(self.peak_live, self._live)
         if self._plan.events:
-            for kind in (EventType.INITIATED, EventType.ANSWERED, EventType.STREAMING_STARTED):
+            for kind in BEGINNING:
                 self._event(call.call_id, kind, now)
         self._frames.append(live.partition, key, call.start(int(now * MICROS)), int(now * 1000))
 
@@ -164,19 +167,24 @@ class Load:
             self._event(call_id, EventType.EXPIRED, now)
 
     def _event(self, call_id: str, kind: EventType, now: float) -> None:
-        at, key = int(now * MICROS), call_id.encode()
-        event = CallEvent(
-            event_id=f"{call_id}-{kind}",
-            type=kind,
-            occurred_at=at,
-            received_at=at,
-            call_control_id=f"v3:{call_id}",
-            from_number=_CALLER,
-            to_number=_CALLED,
-            attempt=1,
-            payload=json.dumps({"data": {"payload": {"call_control_id": f"v3:{call_id}"}}}).encode(),
-        )
-        self._events.append(self._events.partition(key), key, encode(event), int(now * 1000))
+        put_event(self._events, call_id, kind, now)
+
+
+def put_event(events: Lanes, call_id: str, kind: EventType, now: float) -> None:
+    """Write an event of a call to the topic of `events`, as the gateway does for its webhook."""
+    at, key, leg = int(now * MICROS), call_id.encode(), f"v3:{call_id}"
+    event = CallEvent(
+        event_id=f"{call_id}-{kind}",
+        type=kind,
+        occurred_at=at,
+        received_at=at,
+        call_control_id=leg,
+        from_number=_CALLER,
+        to_number=_CALLED,
+        attempt=1,
+        payload=json.dumps({"data": {"payload": {"call_control_id": leg}}}).encode(),
+    )
+    events.append(events.partition(key), key, encode(event), int(now * 1000))
 
 
 @dataclass(slots=True)

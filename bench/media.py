@@ -11,6 +11,7 @@ import asyncio
 import base64
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,7 +26,7 @@ from bench.report import machine, table
 from dispatchai.telephony import tokens
 
 FRAME_S: Final = 0.02
-_PAYLOAD: Final = base64.b64encode(bytes(range(160))).decode()
+_PAYLOAD: Final = bytes(range(160))
 _CONNECT_AT_ONCE: Final = 50
 _SLICES: Final = 20
 """The sockets send in so many groups, 1 ms apart."""
@@ -80,8 +81,22 @@ def _frame(text: str) -> bytes:
     return struct.pack("!BBI", 0x81, 0x80 | len(payload), 0) + payload
 
 
+def call_of(number: int) -> tuple[str, str]:
+    """Id and leg of the call on the socket `number`."""
+    return f"bench-{number}", f"v3:bench-{number}"
+
+
+async def connect(port: int, sockets: int) -> list[asyncio.Transport]:
+    """That many media sockets at the gateway's `port`, each with its stream begun."""
+    streams: list[asyncio.Transport] = []
+    for first in range(0, sockets, _CONNECT_AT_ONCE):
+        numbers = range(first, min(first + _CONNECT_AT_ONCE, sockets))
+        streams += await asyncio.gather(*(_connect(port, number) for number in numbers))
+    return streams
+
+
 async def _connect(port: int, number: int) -> asyncio.Transport:
-    call_id, leg = f"bench-{number}", f"v3:bench-{number}"
+    call_id, leg = call_of(number)
     token = tokens.issue(STREAM_SECRET.encode(), tokens.Subject(leg, call_id), int(time.time()) + 3600)
     transport, carrier = await asyncio.get_running_loop().create_connection(_Carrier, "127.0.0.1", port)
     handshake = (
@@ -104,27 +119,49 @@ async def _connect(port: int, number: int) -> asyncio.Transport:
     return transport
 
 
-async def _send(sockets: list[asyncio.Transport], seconds: float) -> tuple[int, int]:
-    """Send to all sockets in turn, each once in FRAME_S. Returns the messages, and how many of them were late."""
-    loop = asyncio.get_running_loop()
-    begun = loop.time()
-    behind = 0
-    rounds = int(seconds / FRAME_S)
-    slice_size = max(1, len(sockets) // _SLICES)
-    for chunk in range(1, rounds + 1):
+@dataclass(slots=True)
+class Sending:
+    """Frames to all sockets in turn, each once in FRAME_S, which say `payloads` over and over."""
+
+    sockets: Sequence[asyncio.Transport]
+    payloads: Sequence[bytes] = (_PAYLOAD,)
+    begun: float = 0.0
+    """By the clock of the event loop."""
+    messages: int = 0
+    behind: int = 0
+    """How many of the messages were more than one frame late."""
+
+    def due(self, number: int, chunk: int) -> float:
+        """When the socket `number` is to send `chunk`, from 1, by the clock of the event loop."""
+        size = self._slice_size
+        return self.begun + FRAME_S * (chunk - 1 + number // size * size / len(self.sockets))
+
+    @property
+    def _slice_size(self) -> int:
+        return max(1, len(self.sockets) // _SLICES)
+
+    async def run(self, seconds: float) -> None:
+        """Send for `seconds`."""
+        self.begun = asyncio.get_running_loop().time()
+        encoded = [base64.b64encode(payload).decode() for payload in self.payloads]
+        for chunk in range(1, int(seconds / FRAME_S) + 1):
+            await self._send(chunk, encoded[(chunk - 1) % len(encoded)])
+
+    async def _send(self, chunk: int, payload: str) -> None:
+        loop = asyncio.get_running_loop()
         frame = _frame(
             f'{{"event":"media","sequence_number":"{chunk + 1}","stream_id":"32DE0DEA-53A1-4BD4-8A96-3C4E0A5B8B1E",'
-            f'"media":{{"track":"inbound","chunk":"{chunk}","timestamp":"{20 * chunk}","payload":"{_PAYLOAD}"}}}}'
+            f'"media":{{"track":"inbound","chunk":"{chunk}","timestamp":"{20 * chunk}","payload":"{payload}"}}}}'
         )
-        for start in range(0, len(sockets), slice_size):
-            wait = begun + FRAME_S * (chunk - 1 + start / len(sockets)) - loop.time()
+        for start in range(0, len(self.sockets), self._slice_size):
+            wait = self.due(start, chunk) - loop.time()
             await asyncio.sleep(max(wait, 0))
-            part = sockets[start : start + slice_size]
+            part = self.sockets[start : start + self._slice_size]
             if wait < -FRAME_S:
-                behind += len(part)
+                self.behind += len(part)
+            self.messages += len(part)
             for socket in part:
                 socket.write(frame)
-    return rounds * len(sockets), behind
 
 
 async def _counts(http: aiohttp.ClientSession) -> dict[str, int]:
@@ -135,24 +172,22 @@ async def _counts(http: aiohttp.ClientSession) -> dict[str, int]:
 
 async def measure(running: Running, sockets: int, seconds: float) -> Result:
     """Run `sockets` streams for `seconds` against a gateway."""
-    streams: list[asyncio.Transport] = []
-    for first in range(0, sockets, _CONNECT_AT_ONCE):
-        numbers = range(first, min(first + _CONNECT_AT_ONCE, sockets))
-        streams += await asyncio.gather(*(_connect(running.port, number) for number in numbers))
+    streams = await connect(running.port, sockets)
+    sending = Sending(streams)
     before, begun = running.used(), time.monotonic()
-    messages, behind = await _send(streams, seconds)
+    await sending.run(seconds)
     async with aiohttp.ClientSession(f"http://127.0.0.1:{running.port}") as http:
         # The health page does not tell when it changes. Each question is answered after what was sent before it was
         # read; then Kafka has to acknowledge.
         async for _ in rounds(FRAME_S):
             counts = await _counts(http)
-            if counts["frames"] == messages and not counts["records_waiting"]:
+            if counts["frames"] == sending.messages and not counts["records_waiting"]:
                 break
     after, took = running.used(), time.monotonic() - begun
     cpu_s, resident = after.cpu_s - before.cpu_s, after.memory_bytes / 2**20
     for stream in streams:
         stream.abort()
-    return Result(sockets, messages, behind, took, cpu_s, resident, counts)
+    return Result(sockets, sending.messages, sending.behind, took, cpu_s, resident, counts)
 
 
 def _text(results: list[Result], kafka: str) -> str:

@@ -1,9 +1,10 @@
 """Live calls at the worker, one record for each frame of 20 ms: `python -m bench.signals --apache [--write]`.
 
 The load comes from a process of its own; the worker is a real process, of the signals agent alone or (`--whole`) as
-`dispatchai worker` runs it. A signal is made in the step that updates its call's state, so what is measured is the
-time from a frame's capture to the record of the signal that it caused: a sample of one in forty frames. Every frame
-is accounted for at the end.
+`dispatchai worker` runs it. Two times are measured. Of every frame, how long it lay in Kafka until its call's state was
+updated: Apache Kafka stamps the frames as it gets them here, and the worker of the signals agent keeps when it was done
+with them. And from a frame's capture to the record of the signal that it caused, which is made in the step that updates
+the state: a sample of one in forty frames. Every frame is accounted for at the end.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 from aiohttp import web
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
+from agents.signals import FRAMES
 from bench import command
 from bench.follow import Progress, follow
 from bench.frames import Call, zigzag
@@ -32,9 +37,11 @@ from bench.lanes import Lanes
 from bench.load import Plan, Sent, load
 from bench.processes import Used, environment, rounds, used_by
 from bench.report import machine, quantile, table
+from bench.worker import UPDATED
 from dispatchai.app import WORKER as WORKER_GROUP
 from dispatchai.engine.broker import free_port
 from dispatchai.engine.child import Child
+from dispatchai.engine.topics import Topics
 from dispatchai.records.codec import decode_fields
 
 RAMP_CALLS_PER_S: Final = 400.0
@@ -52,6 +59,8 @@ PROBES: Final = 60
 """Short calls that show that every partition is processed; so many hit each of eight with near certainty."""
 
 POLL_S: Final = 0.2
+
+PARTS: Final = (0.5, 0.95, 0.99)
 
 FRAME_MS: Final = 20
 
@@ -99,6 +108,8 @@ class Measured:
     live: int
     workers: int
     frames_per_s: float
+    updated_s: Sequence[float]
+    """Frame in Kafka -> state updated, by `PARTS`. Empty where Kafka or the worker do not tell."""
     made_s: Sequence[float]
     received_s: Sequence[float]
     cores: Mapping[str, float]
@@ -141,6 +152,32 @@ async def _carrier() -> AsyncIterator[int]:
         await runner.cleanup()
 
 
+async def stamp_frames(kafka: Broker) -> None:
+    """Have Kafka give each frame the time at which it got it; the embedded broker cannot."""
+    (frames,) = [spec for spec in Topics.load().every_topic() if spec.name == FRAMES]
+    admin = AIOKafkaAdminClient(**kafka.connection.client_options())
+    await admin.start()
+    try:
+        stamped = {**frames.configs, "message.timestamp.type": "LogAppendTime"}
+        for response in await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, FRAMES, stamped)]):
+            for code, message, *_ in response.resources:
+                if code:
+                    raise RuntimeError(f"{FRAMES}: its configuration cannot be changed: {message}")
+    finally:
+        await admin.close()
+
+
+def updated_s(folder: Path, since: float, until: float) -> list[float]:
+    """Of the frames whose states were updated between the two, by what workers left in `folder`: the quantiles `PARTS`
+    of frame in Kafka -> state updated."""
+    kept = [np.load(path) for path in folder.glob("*.npy")]
+    updated, stamped_ms, frames = np.concatenate([np.empty((3, 0)), *kept], axis=1)
+    within = (since <= updated) & (updated < until)
+    delays = np.repeat(updated - stamped_ms / 1000, np.where(within, frames, 0).astype(np.int64))
+    quantiles: npt.NDArray[np.float64] = np.quantile(delays, PARTS, method="inverted_cdf")
+    return quantiles.tolist()
+
+
 @asynccontextmanager
 async def workers(kafka: Broker, count: int, *, whole: bool, folder: Path) -> AsyncIterator[list[Child]]:
     """`count` workers, started; not all need to have joined their group yet."""
@@ -152,6 +189,7 @@ async def workers(kafka: Broker, count: int, *, whole: bool, folder: Path) -> As
         argv = ["dispatchai", "worker"] if whole else ["bench.worker"]
         children = []
         for number in range(count):
+            variables[UPDATED] = str(folder / f"{number}.npy")
             settings = environment(folder / str(number), variables, kafka.connection)
             children.append(await running.enter_async_context(Child([sys.executable, "-m", *argv], env=settings)))
         yield children
@@ -191,12 +229,26 @@ async def probe(kafka: Broker, seen: Seen, progress: Progress) -> None:
         del seen.ended[call_id]
 
 
+async def probe_worker(kafka: Broker) -> None:
+    """Return when the worker processes calls of every partition. Raises TimeoutError."""
+    seen = Seen()
+    async with follow(kafka.connection, "signals", seen.add) as progress:
+        await probe(kafka, seen, progress)
+
+
 async def measure(kafka: Broker, live: int, seconds: float, *, whole: bool = False, count: int = 1) -> Measured:
     """One run: `live` calls for `seconds` at `count` workers. Raises TimeoutError where a worker does not start."""
+    with tempfile.TemporaryDirectory(prefix="dispatchai-bench-signals-") as name:
+        return await _measure_in(Path(name), kafka, live, seconds, whole=whole, count=count)
+
+
+async def _measure_in(folder: Path, kafka: Broker, live: int, seconds: float, *, whole: bool, count: int) -> Measured:
     seen = Seen()
     plan = Plan(live, max(RAMP_LEAST_S, live / RAMP_CALLS_PER_S), kafka.settle_s + seconds, events=whole)
+    stamped = kafka.log_dir is not None and not whole
     async with AsyncExitStack() as running:
-        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="dispatchai-bench-signals-")))
+        if stamped:
+            await stamp_frames(kafka)
         progress = await running.enter_async_context(follow(kafka.connection, "signals", seen.add))
         children = await running.enter_async_context(workers(kafka, count, whole=whole, folder=folder))
         if count > 1:
@@ -223,6 +275,7 @@ async def measure(kafka: Broker, live: int, seconds: float, *, whole: bool = Fal
         live=live,
         workers=count,
         frames_per_s=sent.frames / sent.seconds,
+        updated_s=updated_s(folder, since, until) if stamped else (),
         made_s=made_s,
         received_s=received_s,
         cores={name: (after[name].cpu_s - before[name].cpu_s) / (until - since) for name in pids},
@@ -238,11 +291,11 @@ def _used(pids: Mapping[str, int]) -> dict[str, Used]:
 
 def row(measured: Measured) -> list[str]:
     """A line of the table."""
-    made = (f"{quantile(measured.made_s, part) * 1000:.0f}" for part in (0.5, 0.95, 0.99))
+    made = [quantile(measured.made_s, part) for part in PARTS]
     return [
         f"{measured.live:,}",
         f"{measured.frames_per_s:,.0f}",
-        " / ".join(made),
+        *(" / ".join(f"{delay * 1000:.0f}" for delay in delays) or "n/a" for delays in (measured.updated_s, made)),
         f"{quantile(measured.received_s, 0.99) * 1000:.0f}",
         f"{measured.worker_cores:.2f}",
         f"{measured.worker_memory_bytes / 1e6:.0f}",
@@ -254,8 +307,9 @@ def row(measured: Measured) -> list[str]:
 
 
 HEADER: Final = (
-    *("live calls", "frames/s", "frame → signal made, p50 / p95 / p99 ms", "received, p99 ms", "worker, cores"),
-    *("worker, MB", "broker, cores", "load, cores", "load at most late", "frames"),
+    *("live calls", "frames/s", "frame in Kafka → state updated, p50 / p95 / p99 ms"),
+    *("capture → signal made, p50 / p95 / p99 ms", "received, p99 ms", "worker, cores", "worker, MB"),
+    *("broker, cores", "load, cores", "load at most late", "frames"),
 )
 
 
@@ -276,9 +330,9 @@ def text(runs: Sequence[Sequence[str]], arguments: argparse.Namespace, kafka: Br
     about = (
         f"`python -m bench.signals{options}`: simulated live calls for {arguments.seconds:g} s after a ramp and "
         f"{kafka.settle_s:g} s in which the broker gets warm, coming and ending as fitted to real calls for service "
-        f"(`bench/arrivals.json`), one record for each frame, at one process of the {where}. The time runs from a "
-        f"frame's capture, so it holds the producer's linger of 5 ms, to the record of the signal that the frame "
-        f"caused; `received` adds the way to a consumer. Broker and load generator run on the same machine "
+        f"(`bench/arrivals.json`), one record for each frame, at one process of the {where}. The second time runs "
+        f"from a frame's capture, so it holds the producer's linger of 5 ms, to the record of the signal that the "
+        f"frame caused; `received` adds the way to a consumer. Broker and load generator run on the same machine "
         f"({machine()})."
     )
     title = f"## Live calls at the {'whole worker' if arguments.whole else 'signals agent'}, {kafka.name}"

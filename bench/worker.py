@@ -1,5 +1,6 @@
 """A worker of the signals agent alone, in a process of its own: `python -m bench.worker`, with the program's settings
-in its environment. APP_ID names its consumer group; by default it is the program's own worker's.
+in its environment. BENCH_APP_ID names its consumer group; by default it is the program's own worker's. BENCH_UPDATED
+names a file for `Updates`, which is written at the end.
 """
 
 from __future__ import annotations
@@ -8,17 +9,53 @@ import asyncio
 import os
 import sys
 import tempfile
+import time
+from array import array
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from itertools import repeat
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from agents import signals
 from dispatchai.app import WORKER
+from dispatchai.engine import agent
 from dispatchai.engine.app import create_app, run_app, use_uvloop
 from dispatchai.engine.topics import Topics
+from dispatchai.engine.transport import Fetch
 from dispatchai.logs import configure
 from dispatchai.settings import Settings
 
 APP_ID: Final = "BENCH_APP_ID"
+UPDATED: Final = "BENCH_UPDATED"
+
+
+class Updates:
+    """How long each frame lay in Kafka until its call's state was updated, where Kafka stamps records as it gets them.
+
+    Kept by fetch and partition, for the records of a batch of Kafka's have one time.
+    """
+
+    def __init__(self, process: Callable[[Fetch], Awaitable[None]]) -> None:
+        self._process = process
+        self._kept = [array("d"), array("d"), array("d")]
+
+    async def process(self, fetch: Fetch) -> None:
+        """Process it, and note when that was done."""
+        await self._process(fetch)
+        now = time.time()
+        if fetch.batches[0].tp.topic == signals.FRAMES:
+            for batch in fetch.batches:
+                stamps = Counter(record.timestamp for record in batch.records)
+                for kept, values in zip(self._kept, (repeat(now, len(stamps)), stamps, stamps.values()), strict=True):
+                    kept.extend(values)
+
+    def save(self, path: Path) -> None:
+        """Write an array of shape (3, n): when states were updated, in seconds since the epoch; the milliseconds at
+        which Kafka had got their frames; how many."""
+        np.save(path, np.array(self._kept))
 
 
 async def _run() -> int:
@@ -34,8 +71,16 @@ async def _run() -> int:
             web_port=settings.console_port,
             data_dir=Path(folder),
         )
-        signals.make(app, partitions)
-        return await run_app(app)
+        path = os.environ.get(UPDATED)
+        if path is None:
+            signals.make(app, partitions)
+            return await run_app(app)
+        updates = Updates(signals.SignalsAgent(app, partitions).process)
+        agent.run_fetches(app, signals.NAME, (signals.FRAMES, signals.EVENTS), updates.process)
+        try:
+            return await run_app(app)
+        finally:
+            updates.save(Path(path))
 
 
 if __name__ == "__main__":
