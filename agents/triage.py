@@ -18,7 +18,7 @@ from dispatchai.telephony.callflow.events import EventType
 from dispatchai.telephony.callflow.fold import fold as fold_call
 from dispatchai.triage import folds
 from dispatchai.triage.encoding import encode_assessment
-from dispatchai.triage.rules import Rules
+from dispatchai.triage.rules import Reading, Rules
 
 NAME: Final = "triage"
 TOPIC: Final = "assessments"
@@ -38,6 +38,10 @@ def make(app: App, partitions: int, rules: Rules) -> States[TriageState]:
         NAME, encode=encode, decode=partial(decode_as, TriageState), partitions=partitions
     )
 
+    readings: dict[str, Reading] = {}
+    """Of each live call, what its words were found to say."""
+    app.on_forget.append(readings.clear)
+
     to_live, to_packet = app.metrics.journey("webhook_to_live"), app.metrics.journey("hangup_to_packet")
 
     def fold(call_id: str, state: TriageState | None, inputs: Sequence[Input]) -> agent.Stepped[TriageState]:
@@ -47,7 +51,9 @@ def make(app: App, partitions: int, rules: Rules) -> States[TriageState]:
                     to_live.begin(call_id, value.received_at)
                 case CallEvent(type=EventType.HANGUP):
                     to_packet.begin(call_id, value.received_at)
-        stepped = folds.step(state, inputs, fold_call=fold_call, rules=rules)
+        stepped = folds.step(state, inputs, fold_call=fold_call, rules=rules, reading=readings.pop(call_id, None))
+        if stepped.reading is not None:
+            readings[call_id] = stepped.reading
         outputs = [agent.Output(TOPIC, encode_assessment(assessment)) for assessment in stepped.assessments]
         return agent.Stepped(stepped.state, outputs, snapshot=stepped.snapshot)
 

@@ -28,7 +28,7 @@ from dispatchai.telephony.callflow.fold import fold as fold_call
 from dispatchai.telephony.carrier import load
 from dispatchai.triage import folds
 from dispatchai.triage.encoding import encode_assessment
-from dispatchai.triage.rules import Rules
+from dispatchai.triage.rules import Reading, Rules
 
 CALLS: Final = (
     ("cardiac_arrest.wav", 1),
@@ -118,10 +118,11 @@ def recorded(name: str, times: int) -> list[Record]:
 def triage_costs(records: Sequence[Record], rules: Rules) -> list[Cost]:
     """What each of `records` costs the triage agent."""
     state: TriageState | None = None
+    reading: Reading | None = None
     costs = []
     for record in records:
         began = time.thread_time()
-        step = folds.step(state, [record], fold_call=fold_call, rules=rules)
+        step = folds.step(state, [record], fold_call=fold_call, rules=rules, reading=reading)
         stepped = time.thread_time()
         for assessment in step.assessments:
             encode_assessment(assessment)
@@ -129,7 +130,7 @@ def triage_costs(records: Sequence[Record], rules: Rules) -> list[Cost]:
         if step.state is not None:
             encode(step.state)
         costs.append(Cost(stepped - began, encoded - stepped, time.thread_time() - encoded, step.snapshot))
-        state = step.state
+        state, reading = step.state, step.reading
     return costs
 
 

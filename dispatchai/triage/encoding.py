@@ -1,4 +1,4 @@
-"""Assessments to Avro, at a part of the cost: a part of the score that stands is turned into plain values once.
+"""Assessments to Avro, which are written with each signal: at a part of what `records.encode` costs.
 
 Decides nothing: the bytes are those of `records.encode`, which a test holds it to.
 """
@@ -6,13 +6,9 @@ Decides nothing: the bytes are those of `records.encode`, which a test holds it 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, Final
 
 from dispatchai.records import Assessment, AudioSummary, Part, encode_fields
-
-_CACHED_PARTS: Final = 16_384
-"""Parts that are kept: a call has about five that stand from one assessment to the next."""
 
 _FIELDS: Final = tuple(Assessment.__slots__)
 _AUDIO: Final = tuple(AudioSummary.__slots__)
@@ -29,7 +25,6 @@ def encode_assessment(assessment: Assessment) -> bytes:
     return encode_fields("Assessment", fields)
 
 
-@lru_cache(maxsize=_CACHED_PARTS)
 def _plain_part(part: Part) -> Mapping[str, Any]:
     return {
         "name": part.name,

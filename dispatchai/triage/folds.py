@@ -30,7 +30,7 @@ from dispatchai.records import (
     UtteranceKind,
 )
 from dispatchai.triage.encoding import encode_assessment
-from dispatchai.triage.rules import Rules, read, weigh
+from dispatchai.triage.rules import Reading, Rules, read, weigh
 
 FoldCall = Callable[[CallState | None, CallEvent], CallState]
 """How a call's life is folded from its events; the same fold that the calls agent uses."""
@@ -71,12 +71,14 @@ NO_AUDIO: Final = AudioSummary(
 class TriageStep:
     """What a run of records made: the state (None when it is given up) and the assessments, in order.
 
-    `snapshot`: the state is worth storing now. Otherwise what it lacks is read again after a crash.
+    `snapshot`: the state is worth storing now. Otherwise what it lacks is read again after a crash. `reading` is worth
+    giving to the call's next step.
     """
 
     state: TriageState | None
     assessments: tuple[Assessment, ...] = ()
     snapshot: bool = True
+    reading: Reading | None = None
 
 
 def step(
@@ -85,8 +87,12 @@ def step(
     *,
     fold_call: FoldCall,
     rules: Rules,
+    reading: Reading | None = None,
 ) -> TriageStep:
-    """Fold `records` of one call, each topic in the order of its offsets, and conclude if anything changed."""
+    """Fold `records` of one call, each topic in the order of its offsets, and conclude if anything changed.
+
+    `reading`, which the step before gave, only makes this one cheaper.
+    """
     state = before or NO_STATE
     for record in records:
         if state.expired:
@@ -103,21 +109,22 @@ def step(
     if state.call is None:
         return TriageStep(None if state.expired else state)
     is_call, deadline_passed = _is_call(state), state.call.deadline_passed
+    reading = read_call(state, rules, reading)
     finals: tuple[Assessment, ...] = ()
     if is_call and (is_complete(state) or deadline_passed):
-        final = assess(state, rules, AssessmentKind.FINAL)
+        final = assess(state, rules, reading, AssessmentKind.FINAL)
         digest = _digest(final)
         if digest != state.final_digest:
             state = replace(state, final_digest=digest)
             finals = (final,)
     if state.expired:
         # Deadline and expiry can come together: the packet goes before the end.
-        return TriageStep(None, (*finals, assess(state, rules, AssessmentKind.EXPIRED)))
+        return TriageStep(None, (*finals, assess(state, rules, reading, AssessmentKind.EXPIRED)))
     if state.final_digest is not None or deadline_passed or not is_call:
         # After the packet nothing is live: the end of a stream that came late makes a new version.
         return TriageStep(state, finals)
-    live = assess(state, rules, AssessmentKind.LIVE)
-    return TriageStep(state, (live,), snapshot=_is_worth_storing(before, state, records))
+    live = assess(state, rules, reading, AssessmentKind.LIVE)
+    return TriageStep(state, (live,), _is_worth_storing(before, state, records), reading)
 
 
 def version_of(state: TriageState) -> int:
@@ -295,13 +302,17 @@ def summarize_audio(signal: Signal | None) -> AudioSummary:
     )
 
 
-def assess(state: TriageState, rules: Rules, kind: AssessmentKind) -> Assessment:
-    """What is concluded of the call as `state` has it. `state.call` must be known."""
+def read_call(state: TriageState, rules: Rules, before: Reading | None = None) -> Reading:
+    """What the words of the call say. `before` is an earlier reading of it, and only makes this one cheaper."""
+    order = tuple(fold.stream_id for fold in state.signals)
+    return read(state.utterances, rules, order if len(order) > 1 else (), before=before)
+
+
+def assess(state: TriageState, rules: Rules, reading: Reading, kind: AssessmentKind) -> Assessment:
+    """What is concluded of the call as `state` has it and `reading` says. `state.call` must be known."""
     call = state.call
     assert call is not None  # noqa: S101 - said above
     audio = summarize_audio(state.last_signal)
-    order = tuple(fold.stream_id for fold in state.signals)
-    reading = read(state.utterances, rules, stream_order=order if len(order) > 1 else ())
     conclusion = weigh(reading, audio, rules)
     live = kind is AssessmentKind.LIVE
     return Assessment(

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,10 +36,6 @@ UNITS = 10_000
 
 MAX_VOICE_UNITS = 1_000
 """Most that the voice may add: 0.10. Loudness onset is a weak signal and must not decide between levels of danger."""
-
-_CACHED_TEXTS = 32_768
-"""Texts whose findings are kept, about 1 kB each: 300 long calls of 100 utterances at once. All texts of a call are
-asked for with each new one, and to read them all again would cost a hundred times as much."""
 
 _SEAM_WORDS = 8
 """Words on each side of the seam of two utterances that are read together. Above the reach of a negation."""
@@ -124,7 +119,7 @@ class Analysis:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rules:
-    """Compiled rules. Immutable; equal only to itself, so that it can key caches."""
+    """Compiled rules. Immutable; equal only to itself."""
 
     version: str
     levels: tuple[tuple[RiskLevel, int], ...]
@@ -149,15 +144,60 @@ class Rules:
         return _Reader(path or DEFAULT_PATH).rules()
 
     def analyse(self, text: str) -> Analysis:
-        """What `text` says. A pure function of it, cached."""
-        return _analyse(self, text)
+        """What `text` says. A pure function of it."""
+        tokens = tokenize(text)
+        hits: dict[int, Hit] = {}
+        for label, positions in self._hits(tokens):
+            span = (tokens[positions[0]].start, max(tokens[position].end for position in positions))
+            hits.setdefault(label, Hit(label, (span,)))
+        return Analysis(
+            words=len(tokens),
+            hits=tuple(hits.values()),
+            facts=frozenset(label for label, _ in self._facts(tokens)),
+            cues=self._cue_labels(tokens),
+            places=tuple(
+                Place(span.kind, text[tokens[span.first].start : tokens[span.last].end])
+                for span in find_places(tokens, self.places)
+            ),
+        )
 
     def analyse_seam(self, before: str, after: str) -> Analysis:
         """What only the end of `before` and the beginning of `after` say together ("He's not" / "breathing").
 
         Spans of hits count from the beginning of `before` in their first part, of `after` in their second.
         """
-        return _analyse_seam(self, before, after)
+        left = tokenize(before)[-_SEAM_WORDS:]
+        right = tokenize(after)[:_SEAM_WORDS]
+        if not left or not right:
+            return Analysis(0, (), frozenset(), (), ())
+        # A pause has the force of a full stop: no gap and no negation reaches across it, only neighbouring words do.
+        tokens = (*left, Token(right[0].word, right[0].start, right[0].end, Break.SENTENCE), *right[1:])
+        seam = len(left)
+
+        def across(first: int, last: int) -> bool:
+            return first < seam <= last
+
+        hits: dict[int, Hit] = {}
+        for label, positions in self._hits(tokens):
+            if across(positions[0], positions[-1]):
+                spans = ((tokens[positions[0]].start, left[-1].end), (right[0].start, tokens[positions[-1]].end))
+                hits.setdefault(label, Hit(label, spans))
+        return Analysis(
+            words=0,
+            hits=tuple(hits.values()),
+            facts=frozenset(label for label, found in self._facts(tokens) if across(found[0], found[-1])),
+            cues=(),
+            places=tuple(
+                Place(
+                    span.kind,
+                    " ".join(
+                        (before[tokens[span.first].start : left[-1].end], after[right[0].start : tokens[span.last].end])
+                    ),
+                )
+                for span in find_places((*left, *right), self.places)
+                if across(span.first, span.last)
+            ),
+        )
 
     def _hits(self, tokens: Sequence[Token]) -> list[tuple[int, tuple[int, ...]]]:
         return _kept(tokens, self._rule_matcher, self._unless_matcher)
@@ -184,59 +224,6 @@ def _kept(
         if not any(first <= positions[0] and positions[-1] <= last for first, last in idioms.get(label, ()))
         and (not deniable or pattern.names_negation or not is_denied(tokens, positions))
     ]
-
-
-@lru_cache(maxsize=_CACHED_TEXTS)
-def _analyse(rules: Rules, text: str) -> Analysis:
-    tokens = tokenize(text)
-    hits: dict[int, Hit] = {}
-    for label, positions in rules._hits(tokens):
-        span = (tokens[positions[0]].start, max(tokens[position].end for position in positions))
-        hits.setdefault(label, Hit(label, (span,)))
-    return Analysis(
-        words=len(tokens),
-        hits=tuple(hits.values()),
-        facts=frozenset(label for label, _ in rules._facts(tokens)),
-        cues=rules._cue_labels(tokens),
-        places=tuple(
-            Place(span.kind, text[tokens[span.first].start : tokens[span.last].end])
-            for span in find_places(tokens, rules.places)
-        ),
-    )
-
-
-@lru_cache(maxsize=_CACHED_TEXTS)
-def _analyse_seam(rules: Rules, before: str, after: str) -> Analysis:
-    left = tokenize(before)[-_SEAM_WORDS:]
-    right = tokenize(after)[:_SEAM_WORDS]
-    if not left or not right:
-        return Analysis(0, (), frozenset(), (), ())
-    # A pause has the force of a full stop: no gap and no negation reaches across it, only neighbouring words do.
-    tokens = (*left, Token(right[0].word, right[0].start, right[0].end, Break.SENTENCE), *right[1:])
-    seam = len(left)
-
-    def across(first: int, last: int) -> bool:
-        return first < seam <= last
-
-    hits: dict[int, Hit] = {}
-    for label, positions in rules._hits(tokens):
-        if across(positions[0], positions[-1]):
-            spans = ((tokens[positions[0]].start, left[-1].end), (right[0].start, tokens[positions[-1]].end))
-            hits.setdefault(label, Hit(label, spans))
-    return Analysis(
-        words=0,
-        hits=tuple(hits.values()),
-        facts=frozenset(label for label, found in rules._facts(tokens) if across(found[0], found[-1])),
-        cues=(),
-        places=tuple(
-            Place(
-                span.kind,
-                f"{before[tokens[span.first].start : left[-1].end]} {after[right[0].start : tokens[span.last].end]}",
-            )
-            for span in find_places((*left, *right), rules.places)
-            if across(span.first, span.last)
-        ),
-    )
 
 
 # --- Reading the file ------------------------------------------------------------------------------------------------

@@ -7,11 +7,9 @@ for the dispatcher to `explain`, the order of calls to ranking.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
 
 from dispatchai.records.values import (
     AudioSummary,
@@ -57,13 +55,26 @@ class Conclusion:
     summary: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """What a reading is of, and what each piece of it said, so that the next reading of the call need not ask again."""
+
+    utterances: tuple[Utterance, ...]
+    rules: Rules
+    stream_order: tuple[str, ...]
+    analyses: Mapping[str, Analysis]
+    seams: Mapping[tuple[str, str], Analysis]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Reading:
     """What the words of a call say, whatever its voice does: all of a conclusion that costs something.
 
     `final_text` and `partial_text` are what was said for good and what is still being heard, `text` is both in order.
+    `source` is what was read.
     """
 
+    source: Source
     text: str
     final_text: str
     partial_text: str
@@ -106,28 +117,28 @@ def weigh(reading: Reading, audio: AudioSummary, rules: Rules) -> Conclusion:
     )
 
 
-_CACHED_READINGS: Final = 4_096
-"""Calls whose words need not be read again at the next signal of the voice: some 3 kB each."""
-
-_readings: OrderedDict[tuple[int, int, tuple[str, ...]], tuple[Rules, tuple[Utterance, ...], Reading]] = OrderedDict()
-
-
-def read(utterances: tuple[Utterance, ...], rules: Rules, stream_order: tuple[str, ...] = ()) -> Reading:
+def read(
+    utterances: tuple[Utterance, ...],
+    rules: Rules,
+    stream_order: tuple[str, ...] = (),
+    *,
+    before: Reading | None = None,
+) -> Reading:
     """What `utterances` say; those of the streams in `stream_order` in that order, before those of others.
 
-    A function of its arguments. It is remembered for the very tuple, which a call's state keeps from one signal to the
-    next: comparing or hashing all that was said would cost as much as reading it again. Never raises.
+    A function of these three; never raises. `before` is an earlier reading of the same call, which makes it cheaper:
+    what was read is not read again. It stands as it is for the very tuple, which a call's state keeps from one signal
+    to the next: to compare all that was said would cost as much as to read it.
     """
-    key = (id(rules), id(utterances), stream_order)
-    known = _readings.get(key)
-    if known is not None:  # it holds the two objects, so no others can have their ids
-        _readings.move_to_end(key)
-        return known[2]
-    reading = _read(_in_order(utterances, stream_order), rules)
-    _readings[key] = (rules, utterances, reading)
-    if len(_readings) > _CACHED_READINGS:
-        _readings.popitem(last=False)
-    return reading
+    known = None if before is None or before.source.rules is not rules else before.source
+    if (
+        before is not None
+        and known is not None
+        and known.utterances is utterances
+        and known.stream_order == stream_order
+    ):
+        return before
+    return _read(utterances, rules, stream_order, known)
 
 
 def _in_order(utterances: tuple[Utterance, ...], stream_order: tuple[str, ...]) -> tuple[Utterance, ...]:
@@ -135,14 +146,20 @@ def _in_order(utterances: tuple[Utterance, ...], stream_order: tuple[str, ...]) 
     return tuple(sorted(utterances, key=lambda one: place.get(one.stream_id, len(place)))) if place else utterances
 
 
-def _read(utterances: tuple[Utterance, ...], rules: Rules) -> Reading:
-    spoken = [utterance for utterance in utterances if utterance.text]
-    analyses = [rules.analyse(utterance.text) for utterance in spoken]
-    seams = [
-        (before, after, rules.analyse_seam(before.text, after.text))
-        for before, after in pairwise(spoken)
-        if before.stream_id == after.stream_id
-    ]
+def _read(
+    utterances: tuple[Utterance, ...], rules: Rules, stream_order: tuple[str, ...], known: Source | None
+) -> Reading:
+    spoken = [utterance for utterance in _in_order(utterances, stream_order) if utterance.text]
+    said = known.analyses if known is not None else {}
+    said = {text: said.get(text) or rules.analyse(text) for text in dict.fromkeys(one.text for one in spoken)}
+    joined = [pair for pair in pairwise(spoken) if pair[0].stream_id == pair[1].stream_id]
+    across = known.seams if known is not None else {}
+    across = {
+        texts: across.get(texts) or rules.analyse_seam(*texts)
+        for texts in dict.fromkeys((before.text, after.text) for before, after in joined)
+    }
+    analyses = [said[utterance.text] for utterance in spoken]
+    seams = [(before, after, across[before.text, after.text]) for before, after in joined]
     everything = [*analyses, *(seam for _, _, seam in seams)]
 
     evidence = _evidence(spoken, analyses, seams)
@@ -152,6 +169,7 @@ def _read(utterances: tuple[Utterance, ...], rules: Rules) -> Reading:
     place = best_place(everything)
     category, services = _category(found, rules)
     return Reading(
+        source=Source(utterances, rules, stream_order, said, across),
         text=" ".join(one.text for one in spoken),
         final_text=" ".join(one.text for one in spoken if one.kind is UtteranceKind.FINAL),
         partial_text=" ".join(one.text for one in spoken if one.kind is UtteranceKind.PARTIAL),

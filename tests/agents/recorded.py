@@ -17,7 +17,7 @@ from dispatchai.records import (
 )
 from dispatchai.telephony.callflow.events import EventType
 from dispatchai.telephony.callflow.fold import fold
-from dispatchai.triage.folds import NO_STATE, assess, fold_event
+from dispatchai.triage.folds import NO_STATE, assess, fold_event, read_call
 from dispatchai.triage.rules import Rules
 
 S = 1_000_000
@@ -174,4 +174,4 @@ def assessment(
 ) -> Assessment:
     """What triage says of a call that rang, with another transcript."""
     state = fold_event(NO_STATE, event("call.initiated", call=call), fold)
-    return replace(assess(state, RULES, kind), transcript=transcript, version=version)
+    return replace(assess(state, RULES, read_call(state, RULES), kind), transcript=transcript, version=version)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from weakref import ref
 
 import pytest
 from aiokafka import TopicPartition
@@ -63,7 +65,23 @@ def test_all_records_from_the_position_on(batches: list[list[int]], data: st.Dat
     results[TP] = ours
     assert contents(results[TP].getall()) == contents(theirs.getall())
     assert position(our_state) == position(their_state)
-    assert not ours.has_more()
+    assert not results[TP].has_more()
+
+
+def test_the_bytes_of_a_fetch_do_not_wait_for_the_garbage_collector() -> None:
+    result, _ = fetched(batch(0, [0, 1, 2]), 0)
+    source = ref(result._partition_records)
+    results = _Fetched()
+    results[TP] = result
+    del result
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        assert len(results.pop(TP).getall()) == 3
+        assert source() is None
+    finally:
+        if collects:
+            gc.enable()
 
 
 def test_a_broken_batch_costs_nothing_that_came_before_it() -> None:
@@ -81,7 +99,7 @@ def test_a_broken_batch_costs_nothing_that_came_before_it() -> None:
         results[TP].getall()
     # It is asked once more, has nothing, and is fetched again.
     assert results[TP].getall() == []
-    assert not again.has_more()
+    assert not results[TP].has_more()
     assert position(state) == 3
 
 

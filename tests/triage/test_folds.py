@@ -16,6 +16,7 @@ from dispatchai.records import (
     CallPacket,
     CallStatus,
     RiskLevel,
+    Signal,
     SignalKind,
     TriageState,
     Utterance,
@@ -299,6 +300,32 @@ def test_streams_are_told_in_the_order_in_which_their_audio_began_whoever_was_un
 def test_what_was_still_partial_at_the_end_of_a_streams_speech_was_not_said() -> None:
     broken = replace(UNHEARD_END, transcripts=(*UNHEARD_END.transcripts, speech_end()))
     assert last_final(run([*broken.topics])[1]).transcript == " ".join(CARDIAC_ARREST[:2])
+
+
+@few
+@given(st.data())
+def test_the_reading_of_the_step_before_changes_nothing_but_the_cost(data: st.DataObject) -> None:
+    batches = data.draw(readings(data.draw(odd_calls())))
+    state, reading, made = None, None, []
+    for batch in batches:
+        stepped = step(state, batch, fold_call=fold_call, rules=RULES, reading=reading)
+        state, reading = stepped.state, stepped.reading
+        made.extend(stepped.assessments)
+    assert (state, made) == run(batches)
+
+
+def test_what_was_read_of_a_call_is_kept_until_its_packet() -> None:
+    batches = one_by_one(*WHOLE.topics)
+    state, reading = None, None
+    for batch in batches[:-1]:
+        stepped = step(state, batch, fold_call=fold_call, rules=RULES, reading=reading)
+        assert stepped.reading is not None
+        kept, state, reading = reading, stepped.state, stepped.reading
+        if kept is not None and isinstance(batch[0], Signal):
+            assert reading is kept, "a signal of the voice changes no word"
+    last = step(state, batches[-1], fold_call=fold_call, rules=RULES, reading=reading)
+    assert kinds(last.assessments) == [AssessmentKind.FINAL]
+    assert last.reading is None
 
 
 @settings(max_examples=40)
