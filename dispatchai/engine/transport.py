@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Protocol
+from weakref import ref
 
 import aiokafka
 import numpy as np
@@ -122,52 +124,49 @@ def whole(tp: TP, record: Record, value: Any = None) -> aiokafka.ConsumerRecord:
     )
 
 
-class _Whole(FetchResult):
-    """What was fetched of a partition, handed over in whole batches and as it was parsed: aiokafka goes through it
-    record by record and makes a ConsumerRecord of each, at 3 µs; parsing costs 0.4."""
-
-    def getall(self, max_records: int | None = None) -> list[Record]:
-        """All records, whatever `max_records` says.
-
-        Raises CorruptRecordException at a batch whose checksum is wrong, after what came before it was had; it is
-        fetched again then.
-        """
-        if not self.check_assignment(self._topic_partition) or not self.has_more():
-            return []
-        source: PartitionRecords = self._partition_records  # type: ignore[has-type]
-        taken: list[Record] = []
-        while source._records.has_next():
-            batch = source._records.next_batch()
-            if not batch.validate_crc():
-                source._records = MemoryRecords(b"")
-                if not taken:
-                    raise CorruptRecordException(f"a wrong checksum in {self._topic_partition}")
-                break
-            if not batch.is_control_batch:
-                records = list(batch)
-                if records and records[0].offset < source.next_fetch_offset:  # a batch is fetched whole
-                    records = [record for record in records if record.offset >= source.next_fetch_offset]
-                taken += records
-            source.next_fetch_offset = batch.next_offset
-        self._update_position()
-        self._partition_records = None
-        # It holds its source, and what is held in a circle waits for the garbage collector: all bytes of the fetch.
-        source._records_iterator = None
-        return taken
-
-
 class _Fetched(dict[Any, Any]):
-    """What aiokafka's fetcher has fetched, by partition."""
+    """What aiokafka's fetcher has fetched, by partition. It is handed over in whole batches and as it was parsed:
+    aiokafka goes through it record by record and makes a ConsumerRecord of each, at 3 µs; parsing costs 0.4."""
 
     def __setitem__(self, tp: Any, result: Any) -> None:
-        if isinstance(result, FetchResult):
-            result = _Whole(
-                tp,
-                assignment=result._assignment,
-                partition_records=result._partition_records,
-                backoff=result._backoff,
-            )
+        if isinstance(
+            result, FetchResult
+        ):  # a class of its own would be none to aiokafka, which asks for the very type
+            result.getall = partial(_all_of, ref(result))
         super().__setitem__(tp, result)
+
+
+def _all_of(fetched: ref[FetchResult], max_records: int | None = None) -> list[Record]:
+    """All records of `fetched`, as its `getall` gives them without `max_records`, but not made anew.
+
+    Raises CorruptRecordException at a batch whose checksum is wrong, after what came before it was had; it is fetched
+    again then.
+
+    What holds itself in a circle waits for the garbage collector, with all bytes of the fetch. So a result is not held
+    by its own method, and the iterator goes that would hold its records.
+    """
+    result = fetched()
+    if result is None or not result.check_assignment(result._topic_partition) or not result.has_more():
+        return []
+    source: PartitionRecords = result._partition_records
+    taken: list[Record] = []
+    while source._records.has_next():
+        batch = source._records.next_batch()
+        if not batch.validate_crc():
+            source._records = MemoryRecords(b"")
+            if not taken:
+                raise CorruptRecordException(f"a wrong checksum in {result._topic_partition}")
+            break
+        if not batch.is_control_batch:
+            records = list(batch)
+            if records and records[0].offset < source.next_fetch_offset:  # a batch is fetched whole
+                records = [record for record in records if record.offset >= source.next_fetch_offset]
+            taken += records
+        source.next_fetch_offset = batch.next_offset
+    result._update_position()
+    result._partition_records = None
+    source._records_iterator = None
+    return taken
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):

@@ -70,15 +70,17 @@ def test_all_records_from_the_position_on(batches: list[list[int]], data: st.Dat
 
 def test_the_bytes_of_a_fetch_do_not_wait_for_the_garbage_collector() -> None:
     result, _ = fetched(batch(0, [0, 1, 2]), 0)
-    source = ref(result._partition_records)
+    source, of_source = ref(result._partition_records), ref(result)
     results = _Fetched()
     results[TP] = result
     del result
     collects = gc.isenabled()
     gc.disable()
     try:
-        assert len(results.pop(TP).getall()) == 3
+        assert len(results[TP].getall()) == 3
         assert source() is None
+        del results[TP]
+        assert of_source() is None
     finally:
         if collects:
             gc.enable()
