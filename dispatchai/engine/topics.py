@@ -41,6 +41,10 @@ TOMBSTONE_RETENTION_MS: Final = 3_600_000
 """How long tombstones outlive compaction: a reader from the beginning is at the end long before. A day is the default,
 and recovery would read a day's tombstones."""
 
+TIMESTAMP_AHEAD_MS: Final = 2**63 - 1
+"""How far in the future a record's time may lie: any time. From version 4 on Kafka refuses what is an hour ahead, and a
+machine whose clock is wrong would lose all that is said to it."""
+
 _VISIBLE_TIMEOUT_S: Final = 30.0
 """How long a created topic may take until every partition has a leader."""
 
@@ -84,16 +88,17 @@ class TopicSpec:
     @property
     def configs(self) -> dict[str, str]:
         """The broker's configuration of the topic, by Kafka's names."""
+        of_all = {"message.timestamp.after.max.ms": str(TIMESTAMP_AHEAD_MS)}
         match self.policy:
             case Policy.DELETE:
                 assert self.retention_ms is not None  # noqa: S101 - the reader requires it
-                return {
+                return of_all | {
                     "cleanup.policy": "delete",
                     "retention.ms": str(self.retention_ms),
                     "segment.ms": str(min(DELETE_SEGMENT_MS, self.retention_ms)),
                 }
             case Policy.COMPACT:
-                return {
+                return of_all | {
                     "cleanup.policy": "compact",
                     "segment.ms": str(self.segment_ms),
                     "segment.bytes": str(COMPACT_SEGMENT_BYTES),

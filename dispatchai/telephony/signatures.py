@@ -10,8 +10,8 @@ the same signed bytes come again when the answer to the first was lost, and only
 
 Time: HMAC digests are compared by `hmac.compare_digest`, after the digest of the whole body was made. An Ed25519 check
 holds no secret on this side, so its time can tell nothing that helps to forge; every configured key is tried all the
-same, so that it does not tell either which key is in use. Headers that are malformed or stale are refused before: what
-they say is known to their sender.
+same, so that it does not tell either which key is in use. Headers that are malformed are refused before: what they say
+is known to their sender. What is refused as stale is the carrier's own: it is old, or a clock is wrong, ours or theirs.
 """
 
 from __future__ import annotations
@@ -107,13 +107,13 @@ class WebhookVerifier:
             raise SignatureError(Refusal.MALFORMED) from None
         if len(signature) != _SIGNATURE_BYTES or not timestamp.isdigit() or len(timestamp) > _MAX_TIMESTAMP_DIGITS:
             raise SignatureError(Refusal.MALFORMED)
-        if abs(now_s - int(timestamp)) > self.tolerance_s:
-            raise SignatureError(Refusal.STALE)
         signed = timestamp + b"|" + body
         # Every key is tried whatever the others said, so the time taken does not tell which key is in use.
         verdicts = [_signed_by(key, signature, signed) for key in self.public_keys]
         if not any(verdicts):
             raise SignatureError(Refusal.WRONG)
+        if abs(now_s - int(timestamp)) > self.tolerance_s:
+            raise SignatureError(Refusal.STALE)
 
     def _verify_hmac(self, headers: Headers, body: bytes) -> None:
         given = _only(headers, HMAC_HEADER)

@@ -77,14 +77,15 @@ class Webhooks:
         except KafkaUnavailableError as error:
             self._metrics.webhooks[WebhookOutcome.UNAVAILABLE] += 1
             log.error("webhook not stored", reason=str(error))
-            response = error_response(503, "unavailable", "the event could not be stored", "send the webhook again")
-            response.headers["Retry-After"] = str(RETRY_AFTER_S)
-            return response
+            return _try_again("unavailable", "the event could not be stored", "send the webhook again")
 
     def _refuse(self, refusal: Refusal) -> web.Response:
         self._metrics.webhooks[WebhookOutcome.REFUSED] += 1
         self._metrics.refusals[refusal] += 1
         log.warning("webhook refused", reason=refusal.value)
+        if refusal is Refusal.STALE:
+            # It is the carrier's own, and may be refused for a wrong clock of ours. Telnyx gives up at 401.
+            return _try_again(f"signature_{refusal.value}", "the webhook's signature", _HINTS[refusal])
         return error_response(401, f"signature_{refusal.value}", "the webhook's signature", _HINTS[refusal])
 
     async def _store(self, body: bytes, received_at: Micros) -> web.Response:
@@ -105,6 +106,13 @@ class Webhooks:
         self._metrics.webhooks[WebhookOutcome.STORED] += 1
         log.info("webhook stored", type=webhook.type, call_id=webhook.call_id, attempt=webhook.attempt)
         return web.json_response({"result": "stored"})
+
+
+def _try_again(code: str, message: str, hint: str) -> web.Response:
+    """An answer after which the carrier sends the webhook again."""
+    response = error_response(503, code, message, hint)
+    response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return response
 
 
 def call_event(webhook: Webhook, received_at: Micros, body: bytes) -> CallEvent:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pytest
 from aiohttp import WSMsgType, WSServerHandshakeError
 
@@ -85,6 +86,13 @@ async def acknowledged(gateway: Gateway) -> None:
             await response.read()
 
 
+async def counted(gateway: Gateway, *, frames: int) -> None:
+    """Wait until the gateway has taken so many frames."""
+    while gateway.metrics.frames < frames:
+        async with gateway.http.get("/health/live") as response:
+            await response.read()
+
+
 async def whole_call(gateway: Gateway, call_id: str, *messages: str) -> int | None:
     """A stream of these messages from start to stop. Returns the code it was closed with."""
     async with gateway.media(call_id) as ws:
@@ -113,6 +121,30 @@ async def test_each_frame_is_one_record_as_it_came_in_order_between_start_and_en
     )
     assert [frame.captured_at for frame in frames] == sorted(frame.captured_at for frame in frames)
     assert (frames[0].payload, frames[0].sequence, frames[0].encoding) == (b"", 0, "PCMU")
+
+
+@pytest.mark.usefixtures("topics")
+@pytest.mark.parametrize("jump_s", [2 * 3600, -2 * 3600], ids=["forward", "back"])
+async def test_over_a_jump_of_the_clock_all_frames_are_taken_and_webhooks_when_it_is_right_again(
+    broker: KafkaConnection, jump_s: int
+) -> None:
+    call_id, off_s = new_call(), 0
+    hangup = orjson.dumps(event(call_id, event_type="call.hangup"))
+    async with running_gateway(broker, clock=lambda: time.time_ns() // 1000 + off_s * 1_000_000) as gateway:
+        async with gateway.media(call_id, token=stream_token(call_id, valid_s=4 * 3600)) as ws:
+            await send(ws, CONNECTED, start(call_id), *[media(chunk) for chunk in range(1, 51)])
+            await counted(gateway, frames=50)
+            off_s = jump_s
+            status, answer = await gateway.webhook(hangup)
+            assert (status, answer["error"]["code"]) == (503, "signature_stale")
+            await send(ws, *[media(chunk) for chunk in range(51, 101)], STOP)
+            assert await closed(ws) == 1000
+        off_s = 0
+        assert (await gateway.webhook(hangup))[0] == 200, "the carrier tries again"
+        frames = await frames_of(broker, call_id)
+    assert outline(frames) == ["START", *map(str, range(1, 101)), "END:101:stop"]
+    before, after = frames[50].captured_at, frames[51].captured_at
+    assert abs(after - before - jump_s * 1_000_000) < 60_000_000
 
 
 async def test_frames_of_calls_at_the_same_time_do_not_mix(gateway: Gateway, embedded: KafkaConnection) -> None:

@@ -64,6 +64,7 @@ def test_a_timestamp_at_the_edge_of_the_tolerance_is_believed(age: int) -> None:
 @pytest.mark.parametrize("age", [-301, 301], ids=["future", "stale"])
 def test_a_timestamp_beyond_the_tolerance_is_refused(age: int) -> None:
     assert refusal(BOTH, sign(KEY, BODY, NOW - age)) is Refusal.STALE
+    assert refusal(BOTH, sign(OTHER, BODY, NOW - age)) is Refusal.WRONG, "only the carrier's own are told to be stale"
 
 
 def test_another_key_or_another_body_is_refused() -> None:
