@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,7 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from agents import signals as agent
 from agents.signals import EVENTS, FRAMES, TOPIC, follow_events, hear_frames
 from dispatchai.audio.signals import step
-from dispatchai.engine.app import create_app
+from dispatchai.engine.app import App, create_app
 from dispatchai.engine.broker import free_port
 from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.topics import Topics
@@ -46,24 +47,36 @@ def test_other_events_change_nothing() -> None:
     assert follow_events("call", None, [event("call.initiated")]).state is None
 
 
+async def agent_of_its_own(broker: KafkaConnection, mark: str, data_dir: Path) -> tuple[App, agent.SignalStates]:
+    """A signals agent in a group of its own, with the changelog that it needs."""
+    topics, app_id = Topics.load(), f"test-{mark}"
+    configs = topics.tables[agent.NAME].changelog.configs
+    admin = AIOKafkaAdminClient(**broker.client_options())
+    await admin.start()
+    name = f"{app_id}-{agent.NAME}-changelog"
+    await admin.create_topics([NewTopic(name, topics.partitions, 1, topic_configs=configs)])
+    await admin.close()
+    app = create_app(
+        app_id, broker, partitions=topics.partitions, web_host="127.0.0.1", web_port=free_port(), data_dir=data_dir
+    )
+    return app, agent.make(app, topics.partitions)
+
+
+@pytest.mark.parametrize("jump_s", [0, 2 * 3600], ids=["clock is right", "clock jumps"])
 @pytest.mark.usefixtures("topics")
-async def test_calls_that_speak_at_once_are_signalled_as_each_alone(broker: KafkaConnection, tmp_path: Path) -> None:
+async def test_calls_that_speak_at_once_are_signalled_as_each_alone(
+    broker: KafkaConnection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump_s: int
+) -> None:
     mark = uuid4().hex[:8]
-    partitions = Topics.load().partitions
     calls = {
         f"{mark}-{number}": records(pcmu(tone(1500 + 200 * number)), stream_id=f"s{number}") for number in range(12)
     }
     dice = random.Random(1)
     left = {call: list(frames) for call, frames in calls.items()}
-    app_id = f"test-{mark}"
-    admin = AIOKafkaAdminClient(**broker.client_options())
-    await admin.start()
-    await admin.create_topics([NewTopic(f"{app_id}-{agent.NAME}-changelog", partitions, 1)])
-    await admin.close()
-    app = create_app(
-        app_id, broker, partitions=partitions, web_host="127.0.0.1", web_port=free_port(), data_dir=tmp_path
-    )
-    states = agent.make(app, partitions)
+    app, states = await agent_of_its_own(broker, mark, tmp_path)
+    off_s, seconds, nanoseconds = 0, time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: seconds() + off_s)
+    monkeypatch.setattr(time, "time_ns", lambda: nanoseconds() + off_s * 1_000_000_000)
 
     def ours(found: list[aiokafka.ConsumerRecord]) -> list[aiokafka.ConsumerRecord]:
         return [record for record in found if record.key in {call.encode() for call in calls}]
@@ -71,6 +84,7 @@ async def test_calls_that_speak_at_once_are_signalled_as_each_alone(broker: Kafk
     alone = {call: step(None, frames) for call, frames in calls.items()}
     async with running(app), aiokafka.AIOKafkaProducer(**broker.producer_options()) as producer:
         while any(left.values()):
+            off_s = dice.choice([-jump_s, 0, jump_s])
             call = dice.choice([call for call, frames in left.items() if frames])
             for frame in left[call][:20]:
                 await producer.send(FRAMES, encode(frame), key=call.encode())
