@@ -361,7 +361,7 @@ class Sent:
         }
         at_least = {
             "webhooks": (sum(webhooks.values()), self.webhooks),
-            "signatures refused": (sum(metrics["refusals"].values()), self.statuses[401]),
+            "signatures refused": (sum(metrics["refusals"].values()), self.statuses[401] + self.statuses[503]),
             "sockets refused": (metrics["sockets_refused"].get("token", 0), self.sockets_without_token),
         }
         wrong = {name: pair for name, pair in exact.items() if pair[0] != pair[1]}
@@ -408,8 +408,9 @@ class Attacker:
         """Post `body`. Returns the status."""
         async with self._http.post(WEBHOOK_PATH, data=body, headers=headers) as response:
             answer = await response.json()
-            _hold(response.status in (200, 400, 401))
+            _hold(response.status in (200, 400, 401, 503))
             _hold(("error" in answer) == (response.status != 200))
+            _hold(response.status != 503 or answer["error"]["code"] == "signature_stale")
             self.sent.webhooks += 1
             self.sent.statuses[response.status] += 1
             return response.status
