@@ -277,7 +277,7 @@ async def _sample(run: processes.Run, measured: Measured, all_speak: asyncio.Eve
     last, last_own, length_s = run.used(), time.process_time(), time.monotonic() - began
     if length_s < SAMPLE_S:
         return
-    measured.cpu = {name: (last[name].cpu_s - first[name].cpu_s) / length_s for name in first if name in last}
+    measured.cpu = processes.cores(first, last, length_s)
     measured.cpu[CARRIER] = (last_own - first_own) / length_s
     measured.memory_bytes = {name: each.memory_bytes for name, each in last.items()}
 

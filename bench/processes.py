@@ -66,6 +66,16 @@ def used_by(pid: int) -> Used:
     return Used(cpu_s, int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES)
 
 
+def used_by_each(pids: Mapping[str, int]) -> dict[str, Used]:
+    """`used_by` of each of `pids`, by the same names."""
+    return {name: used_by(pid) for name, pid in pids.items()}
+
+
+def cores(before: Mapping[str, Used], after: Mapping[str, Used], seconds: float) -> dict[str, float]:
+    """Processor time per second, of each process that was there at both ends of the time of `seconds`."""
+    return {name: (after[name].cpu_s - used.cpu_s) / seconds for name, used in before.items() if name in after}
+
+
 def environment(
     state_dir: Path, variables: Mapping[str, str], connection: KafkaConnection | None = None
 ) -> dict[str, str]:

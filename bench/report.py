@@ -39,6 +39,11 @@ def quantiles_ms(values_s: Iterable[float], parts: Sequence[float] = (0.5, 0.99)
     return f"{' · '.join(f'{quantile(ordered, part) * 1000:,.1f}' for part in parts)} ms"
 
 
+def milliseconds(times_s: Iterable[float]) -> str:
+    """Times in whole milliseconds, side by side."""
+    return " / ".join(f"{time_s * 1000:.0f}" for time_s in times_s)
+
+
 def machine() -> str:
     """What the numbers were measured on, in one line."""
     return (

@@ -27,9 +27,9 @@ from bench.kafka import Broker, broker
 from bench.lanes import Lanes
 from bench.load import BEGINNING, put_event
 from bench.media import Sending, call_of, connect
-from bench.processes import Used, used_by
-from bench.report import machine, quantile, table
-from bench.signals import probe_worker, workers
+from bench.processes import cores, used_by_each
+from bench.report import machine, milliseconds, quantile, table
+from bench.signals import PARTS, probe_worker, workers
 from dispatchai.records.codec import decode_fields
 from dispatchai.speech.engines import RECORDINGS
 from dispatchai.telephony.carrier import load
@@ -93,9 +93,9 @@ async def measure(kafka: Broker, calls: int, seconds: float) -> Measured:
         pids = {GATEWAY: served.pid, WORKER: worker.pid, BROKER: kafka.pid, CARRIER: os.getpid()}
         task = asyncio.create_task(sending.run(kafka.settle_s + seconds))
         await asyncio.sleep(kafka.settle_s)
-        before, since = _used(pids), time.time()
+        before, since = used_by_each(pids), time.time()
         await task
-        after, until = _used(pids), time.time()
+        after, until = used_by_each(pids), time.time()
         await asyncio.sleep(1)
         for socket in sending.sockets:
             socket.abort()
@@ -106,12 +106,8 @@ async def measure(kafka: Broker, calls: int, seconds: float) -> Measured:
         if call_id in numbers and since <= captured_at < until:
             road.append(made_at - offset - sending.due(numbers[call_id], frame))
             behind_gateway.append(made_at - captured_at)
-    cores = {name: (after[name].cpu_s - before[name].cpu_s) / (until - since) for name in pids}
-    return Measured(calls, road, behind_gateway, cores, sending.messages, sending.behind)
-
-
-def _used(pids: Mapping[str, int]) -> dict[str, Used]:
-    return {name: used_by(pid) for name, pid in pids.items()}
+    used = cores(before, after, until - since)
+    return Measured(calls, road, behind_gateway, used, sending.messages, sending.behind)
 
 
 def row(measured: Measured) -> list[str]:
@@ -119,10 +115,10 @@ def row(measured: Measured) -> list[str]:
     return [
         f"{measured.calls:,}",
         *(
-            " / ".join(f"{quantile(delays, part) * 1000:.0f}" for part in (0.5, 0.95, 0.99))
+            milliseconds(quantile(delays, part) for part in PARTS)
             for delays in (measured.road_s, measured.behind_gateway_s)
         ),
-        *(f"{cores:.2f}" for cores in measured.cores.values()),
+        *(f"{each:.2f}" for each in measured.cores.values()),
         f"{measured.late / measured.messages:.1%}",
     ]
 

@@ -35,8 +35,8 @@ from bench.frames import Call, zigzag
 from bench.kafka import Broker, broker
 from bench.lanes import Lanes
 from bench.load import Plan, Sent, load
-from bench.processes import Used, environment, rounds, used_by
-from bench.report import machine, quantile, table
+from bench.processes import cores, environment, rounds, used_by_each
+from bench.report import machine, milliseconds, quantile, table
 from bench.worker import UPDATED
 from dispatchai.app import WORKER as WORKER_GROUP
 from dispatchai.engine.broker import free_port
@@ -154,11 +154,10 @@ async def _carrier() -> AsyncIterator[int]:
 
 async def stamp_frames(kafka: Broker) -> None:
     """Have Kafka give each frame the time at which it got it; the embedded broker cannot."""
-    (frames,) = [spec for spec in Topics.load().every_topic() if spec.name == FRAMES]
     admin = AIOKafkaAdminClient(**kafka.connection.client_options())
     await admin.start()
     try:
-        stamped = {**frames.configs, "message.timestamp.type": "LogAppendTime"}
+        stamped = {**Topics.load().topics[FRAMES].configs, "message.timestamp.type": "LogAppendTime"}
         for response in await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, FRAMES, stamped)]):
             for code, message, *_ in response.resources:
                 if code:
@@ -258,9 +257,9 @@ async def _measure_in(folder: Path, kafka: Broker, live: int, seconds: float, *,
         pids = {f"{WORKER} {number}": child.pid for number, child in enumerate(children, start=1)}
         pids |= {LOAD: sending.pid, BROKER: kafka.pid}
         await asyncio.sleep(await sending.began_at() + plan.ramp_s + kafka.settle_s - time.time())
-        before, since = _used(pids), time.time()
+        before, since = used_by_each(pids), time.time()
         await asyncio.sleep(seconds)
-        after, until = _used(pids), time.time()
+        after, until = used_by_each(pids), time.time()
         sent = await sending.sent()
         problems = []
         try:
@@ -278,24 +277,20 @@ async def _measure_in(folder: Path, kafka: Broker, live: int, seconds: float, *,
         updated_s=updated_s(folder, since, until) if stamped else (),
         made_s=made_s,
         received_s=received_s,
-        cores={name: (after[name].cpu_s - before[name].cpu_s) / (until - since) for name in pids},
+        cores=cores(before, after, until - since),
         memory_bytes={name: used.memory_bytes for name, used in after.items()},
         sent=sent,
         problems=problems,
     )
 
 
-def _used(pids: Mapping[str, int]) -> dict[str, Used]:
-    return {name: used_by(pid) for name, pid in pids.items()}
-
-
 def row(measured: Measured) -> list[str]:
     """A line of the table."""
-    made = [quantile(measured.made_s, part) for part in PARTS]
     return [
         f"{measured.live:,}",
         f"{measured.frames_per_s:,.0f}",
-        *(" / ".join(f"{delay * 1000:.0f}" for delay in delays) or "n/a" for delays in (measured.updated_s, made)),
+        milliseconds(measured.updated_s) or "n/a",
+        milliseconds(quantile(measured.made_s, part) for part in PARTS),
         f"{quantile(measured.received_s, 0.99) * 1000:.0f}",
         f"{measured.worker_cores:.2f}",
         f"{measured.worker_memory_bytes / 1e6:.0f}",

@@ -129,9 +129,8 @@ class _Fetched(dict[Any, Any]):
     aiokafka goes through it record by record and makes a ConsumerRecord of each, at 3 µs; parsing costs 0.4."""
 
     def __setitem__(self, tp: Any, result: Any) -> None:
-        if isinstance(
-            result, FetchResult
-        ):  # a class of its own would be none to aiokafka, which asks for the very type
+        # A class of its own would be none to aiokafka, which asks for the very type.
+        if isinstance(result, FetchResult):
             result.getall = partial(_all_of, ref(result))
         super().__setitem__(tp, result)
 

@@ -108,10 +108,10 @@ def step(
         return TriageStep(before)  # nothing of nothing is no state either
     if state.call is None:
         return TriageStep(None if state.expired else state)
-    is_call, deadline_passed = _is_call(state), state.call.deadline_passed
+    is_call, deadline_passed, complete = _is_call(state), state.call.deadline_passed, is_complete(state)
     reading = read_call(state, rules, reading)
     finals: tuple[Assessment, ...] = ()
-    if is_call and (is_complete(state) or deadline_passed):
+    if is_call and (complete or deadline_passed):
         final = assess(state, rules, reading, AssessmentKind.FINAL)
         digest = _digest(final)
         if digest != state.final_digest:
@@ -122,7 +122,8 @@ def step(
         return TriageStep(None, (*finals, assess(state, rules, reading, AssessmentKind.EXPIRED)))
     if state.final_digest is not None or deadline_passed or not is_call:
         # After the packet nothing is live: the end of a stream that came late makes a new version.
-        return TriageStep(state, finals)
+        # Of a call that is not complete more words may come, each of which makes another draft.
+        return TriageStep(state, finals, reading=None if complete else reading)
     live = assess(state, rules, reading, AssessmentKind.LIVE)
     return TriageStep(state, (live,), _is_worth_storing(before, state, records), reading)
 

@@ -130,15 +130,12 @@ def read(
     what was read is not read again. It stands as it is for the very tuple, which a call's state keeps from one signal
     to the next: to compare all that was said would cost as much as to read it.
     """
-    known = None if before is None or before.source.rules is not rules else before.source
-    if (
-        before is not None
-        and known is not None
-        and known.utterances is utterances
-        and known.stream_order == stream_order
-    ):
+    if before is None or before.source.rules is not rules:
+        return _read(utterances, rules, stream_order, {}, {})
+    known = before.source
+    if known.utterances is utterances and known.stream_order == stream_order:
         return before
-    return _read(utterances, rules, stream_order, known)
+    return _read(utterances, rules, stream_order, known.analyses, known.seams)
 
 
 def _in_order(utterances: tuple[Utterance, ...], stream_order: tuple[str, ...]) -> tuple[Utterance, ...]:
@@ -147,15 +144,17 @@ def _in_order(utterances: tuple[Utterance, ...], stream_order: tuple[str, ...]) 
 
 
 def _read(
-    utterances: tuple[Utterance, ...], rules: Rules, stream_order: tuple[str, ...], known: Source | None
+    utterances: tuple[Utterance, ...],
+    rules: Rules,
+    stream_order: tuple[str, ...],
+    known: Mapping[str, Analysis],
+    known_seams: Mapping[tuple[str, str], Analysis],
 ) -> Reading:
     spoken = [utterance for utterance in _in_order(utterances, stream_order) if utterance.text]
-    said = known.analyses if known is not None else {}
-    said = {text: said.get(text) or rules.analyse(text) for text in dict.fromkeys(one.text for one in spoken)}
     joined = [pair for pair in pairwise(spoken) if pair[0].stream_id == pair[1].stream_id]
-    across = known.seams if known is not None else {}
+    said = {text: known.get(text) or rules.analyse(text) for text in dict.fromkeys(one.text for one in spoken)}
     across = {
-        texts: across.get(texts) or rules.analyse_seam(*texts)
+        texts: known_seams.get(texts) or rules.analyse_seam(*texts)
         for texts in dict.fromkeys((before.text, after.text) for before, after in joined)
     }
     analyses = [said[utterance.text] for utterance in spoken]

@@ -25,6 +25,9 @@ from dispatchai.records import decode, encode
 
 PARTITIONS = Topics.load().partitions
 
+CHANGELOG = Topics.load().tables["signals"].changelog.configs
+"""A changelog's configuration: that of one of the project's, for they are all alike."""
+
 PATIENCE_S = 60.0
 """How long anything may take before a test gives up on it: a broken program, not a slow one."""
 
@@ -68,9 +71,7 @@ async def new_group(
         await admin.start()
         try:
             names = [f"{group.app_id}-{table}-changelog" for table in tables]
-            await admin.create_topics(
-                [NewTopic(name, PARTITIONS, 1, topic_configs={"cleanup.policy": "compact"}) for name in names]
-            )
+            await admin.create_topics([NewTopic(name, PARTITIONS, 1, topic_configs=CHANGELOG) for name in names])
         finally:
             await admin.close()
     partitions = partitions_of(sources)

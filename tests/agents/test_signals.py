@@ -9,18 +9,15 @@ from uuid import uuid4
 
 import aiokafka
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from agents import signals as agent
 from agents.signals import EVENTS, FRAMES, TOPIC, follow_events, hear_frames
 from dispatchai.audio.signals import step
-from dispatchai.engine.app import App, create_app
-from dispatchai.engine.broker import free_port
 from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics
 from dispatchai.records import AudioFrame, SignalKind, decode_as, encode
 from dispatchai.records import Signal as SignalRecord
 from tests.agents.recorded import EXPIRED, event, utterance
+from tests.agents.support import PARTITIONS, new_group
 from tests.engine.test_app import read, running, until
 from tests.speech.audio import pcmu, records, tone
 
@@ -47,21 +44,6 @@ def test_other_events_change_nothing() -> None:
     assert follow_events("call", None, [event("call.initiated")]).state is None
 
 
-async def agent_of_its_own(broker: KafkaConnection, mark: str, data_dir: Path) -> tuple[App, agent.SignalStates]:
-    """A signals agent in a group of its own, with the changelog that it needs."""
-    topics, app_id = Topics.load(), f"test-{mark}"
-    configs = topics.tables[agent.NAME].changelog.configs
-    admin = AIOKafkaAdminClient(**broker.client_options())
-    await admin.start()
-    name = f"{app_id}-{agent.NAME}-changelog"
-    await admin.create_topics([NewTopic(name, topics.partitions, 1, topic_configs=configs)])
-    await admin.close()
-    app = create_app(
-        app_id, broker, partitions=topics.partitions, web_host="127.0.0.1", web_port=free_port(), data_dir=data_dir
-    )
-    return app, agent.make(app, topics.partitions)
-
-
 @pytest.mark.parametrize("jump_s", [0, 2 * 3600], ids=["clock is right", "clock jumps"])
 @pytest.mark.usefixtures("topics")
 async def test_calls_that_speak_at_once_are_signalled_as_each_alone(
@@ -73,7 +55,9 @@ async def test_calls_that_speak_at_once_are_signalled_as_each_alone(
     }
     dice = random.Random(1)
     left = {call: list(frames) for call, frames in calls.items()}
-    app, states = await agent_of_its_own(broker, mark, tmp_path)
+    group = await new_group(broker, tmp_path, tables=[agent.NAME], sources=[FRAMES, EVENTS])
+    app = group.app()
+    states = agent.make(app, PARTITIONS)
     off_s, seconds, nanoseconds = 0, time.time, time.time_ns
     monkeypatch.setattr(time, "time", lambda: seconds() + off_s)
     monkeypatch.setattr(time, "time_ns", lambda: nanoseconds() + off_s * 1_000_000_000)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -79,18 +79,16 @@ def hold_up_the_loop(seconds: float) -> None:
     time.sleep(seconds)
 
 
+async def until(gateway: Gateway, true: Callable[[GatewayMetrics], bool]) -> None:
+    """Wait until that is true of what the gateway counts, which has no event to wait for: it serves meanwhile."""
+    while not true(gateway.metrics):
+        async with gateway.http.get("/health/live") as response:
+            await response.read()
+
+
 async def acknowledged(gateway: Gateway) -> None:
     """Wait until Kafka has acknowledged all that was sent: that comes after the records are on the topic."""
-    while gateway.metrics.records_waiting:
-        async with gateway.http.get("/health/live") as response:
-            await response.read()
-
-
-async def counted(gateway: Gateway, *, frames: int) -> None:
-    """Wait until the gateway has taken so many frames."""
-    while gateway.metrics.frames < frames:
-        async with gateway.http.get("/health/live") as response:
-            await response.read()
+    await until(gateway, lambda metrics: not metrics.records_waiting)
 
 
 async def whole_call(gateway: Gateway, call_id: str, *messages: str) -> int | None:
@@ -133,7 +131,7 @@ async def test_over_a_jump_of_the_clock_all_frames_are_taken_and_webhooks_when_i
     async with running_gateway(broker, clock=lambda: time.time_ns() // 1000 + off_s * 1_000_000) as gateway:
         async with gateway.media(call_id, token=stream_token(call_id, valid_s=4 * 3600)) as ws:
             await send(ws, CONNECTED, start(call_id), *[media(chunk) for chunk in range(1, 51)])
-            await counted(gateway, frames=50)
+            await until(gateway, lambda metrics: metrics.frames >= 50)
             off_s = jump_s
             status, answer = await gateway.webhook(hangup)
             assert (status, answer["error"]["code"]) == (503, "signature_stale")

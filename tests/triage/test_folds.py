@@ -328,6 +328,16 @@ def test_what_was_read_of_a_call_is_kept_until_its_packet() -> None:
     assert last.reading is None
 
 
+def test_what_was_read_of_a_call_is_kept_over_a_packet_that_more_words_may_follow() -> None:
+    *before, last = WHOLE.with_events(DEADLINE).transcripts
+    draft = step(None, [*WHOLE.with_events(DEADLINE).events, *WHOLE.signals, *before], fold_call=fold_call, rules=RULES)
+    assert kinds(draft.assessments) == [AssessmentKind.FINAL]
+    assert draft.reading is not None
+    whole = step(draft.state, [last], fold_call=fold_call, rules=RULES, reading=draft.reading)
+    assert kinds(whole.assessments) == [AssessmentKind.FINAL]
+    assert whole.reading is None
+
+
 @settings(max_examples=40)
 @given(st.data())
 def test_assessments_are_written_as_the_codec_writes_them(data: st.DataObject) -> None:
