@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import random
 import socket
 from collections import deque
 from pathlib import Path
@@ -48,12 +50,20 @@ class BrokerNotReadyError(BrokerError):
     """Nothing answered a metadata request in time."""
 
 
+PORTS: Final = range(20_000, 32_768)
+"""Below those that Linux, macOS and Windows give to outgoing connections by default."""
+
+
 def free_port() -> int:
-    """A TCP port of the loopback address that is free now."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of the loopback address that is free now, and that no outgoing connection takes before it is used.
+
+    Raises OSError if a thousand ports that were tried are taken.
+    """
+    for port in random.sample(PORTS, 1000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            return port
+    raise OSError(errno.EADDRINUSE, f"none of 1000 ports from {PORTS.start} to {PORTS.stop - 1} is free")
 
 
 async def wait_until_ready(connection: KafkaConnection, timeout_s: float) -> None:
