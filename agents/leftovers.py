@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import structlog
 from faust.types import TP
@@ -25,16 +25,14 @@ from dispatchai.telephony.callflow.timers import timer_id
 
 log = structlog.get_logger(__name__)
 
-S = TypeVar("S")
-
 TOPIC: Final = "call-events"
 
 LOOK_EVERY_S: Final = 60.0
 """How often states are looked through. What is left over costs memory and nothing else, and is given up after hours."""
 
-LOOKED_AT_ONCE: Final = 256
-"""States that are looked at before others may run: those that only a snapshot holds are decoded for it, some 20 µs
-each."""
+LOOKED_AT_ONCE: Final = 32
+"""States that are looked at before others may run: one that only a snapshot holds is decoded at the first look, which
+takes some 20 µs, or a millisecond for that of a long call's words."""
 
 
 class Ages:
@@ -44,16 +42,15 @@ class Ages:
         self._limit_s = limit_s
         self._since_s: dict[str, float] = {}
 
-    async def over(
-        self, states: Iterable[tuple[str, S]], now_s: float, counts: Callable[[S], bool] = lambda _: True
-    ) -> list[str]:
-        """The keys whose state `counts`, and did in each look since one that is at least the limit ago. Each is told
-        once in a limit. `now_s` is in seconds of any steady clock."""
+    async def over(self, states: Iterable[tuple[str, bool]], now_s: float) -> list[str]:
+        """The keys whose state counts, and did in each look since one that is at least the limit ago. Each is told
+        once in a limit. `states` says of each key whether its state counts; `now_s` is in seconds of any steady
+        clock."""
         since_s: dict[str, float] = {}
-        for number, (key, state) in enumerate(states):
+        for number, (key, counts) in enumerate(states):
             if number % LOOKED_AT_ONCE == LOOKED_AT_ONCE - 1:
                 await asyncio.sleep(0)
-            if counts(state):
+            if counts:
                 since_s[key] = self._since_s.get(key, now_s)
         over = [key for key, since in since_s.items() if now_s - since >= self._limit_s]
         for key in over:
@@ -94,7 +91,7 @@ class Leftovers:
 
     async def look(self, now_s: float) -> None:
         """Look through the states at `now_s`, in seconds of any steady clock."""
-        for call_id in await self._ages.over(self._states, now_s, self._counts):
+        for call_id in await self._ages.over(self._states.judge(self._counts), now_s):
             if (partition := self._states.partition_of(call_id)) is None:
                 continue
             tp = TP(self._topic, partition)

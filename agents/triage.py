@@ -35,7 +35,7 @@ SOURCES: Final[dict[str, Callable[[bytes], Input]]] = {
 def make(app: App, partitions: int, rules: Rules) -> States[TriageState]:
     """Make the agent."""
     states: States[TriageState] = app.states(
-        NAME, encode=encode, decode=partial(decode_as, TriageState), partitions=partitions
+        NAME, encode=encode, decode=partial(decode_as, TriageState), partitions=partitions, rest=True
     )
 
     readings: dict[str, Reading] = {}

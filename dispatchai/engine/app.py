@@ -91,10 +91,16 @@ class App(faust.App):
         self._tasks: list[asyncio.Task[None]] = []
 
     def states(
-        self, name: str, *, encode: Callable[[S], bytes], decode: Callable[[bytes], S], partitions: int
+        self,
+        name: str,
+        *,
+        encode: Callable[[S], bytes],
+        decode: Callable[[bytes], S],
+        partitions: int,
+        rest: bool = False,
     ) -> States[S]:
-        """The states of one agent, kept in the table `name`."""
-        states: States[S] = States(self, name, encode=encode, decode=decode, partitions=partitions)
+        """The states of one agent, kept in the table `name`; with `rest` untouched ones are held as snapshots only."""
+        states: States[S] = States(self, name, encode=encode, decode=decode, partitions=partitions, rest=rest)
         self._snapshots.append(states)
         return states
 

@@ -1,4 +1,7 @@
-"""The states of a keyed agent, held decoded in memory: what is owed for each, and when its snapshot is due."""
+"""The states of a keyed agent, held decoded in memory: what is owed for each, and when its snapshot is due.
+
+What no record touches may rest: then its snapshot, a tenth as large, is all that is held.
+"""
 
 from __future__ import annotations
 
@@ -25,21 +28,37 @@ class _Entry(Generic[S]):
     first_owed: dict[TP, int]
     wanted: bool = False
     blocked: bool = False
+    covered: bool = False
+    """Whether the table holds this state as it is."""
+    rested: bool = False
+    """Whether it was covered at the last sweep, and not touched since."""
 
 
 class States(SnapshotWriter, Generic[S]):
     """The states of one agent, by key. One writer: the agent that made it."""
 
     def __init__(
-        self, app: App, name: str, *, encode: Callable[[S], bytes], decode: Callable[[bytes], S], partitions: int
+        self,
+        app: App,
+        name: str,
+        *,
+        encode: Callable[[S], bytes],
+        decode: Callable[[bytes], S],
+        partitions: int,
+        rest: bool = False,
     ) -> None:
+        """With `rest`, a state that no record touches between two sweeps is held as its snapshot only: for states
+        that are large once decoded, and that nobody iterates over."""
         super().__init__(app, name, partitions)
         self._encode = encode
         self._decode = decode
+        self._rest = rest
         self._entries: dict[str, _Entry[S]] = {}
         self._wanted: dict[str, _Entry[S]] = {}
         self._swept: dict[str, dict[TP, int]] = {}
         """What the states owed at the last sweep."""
+        self._judged: dict[str, bool] = {}
+        """What `judge` found of states that only the table holds, until they are touched."""
 
     def get(self, key: str) -> S | None:
         """The state of `key`, or None. Without effect on memory, so a view may ask while tables recover."""
@@ -58,6 +77,18 @@ class States(SnapshotWriter, Generic[S]):
             if key not in self._entries:
                 yield key, self._decode(stored)
 
+    def judge(self, counts: Callable[[S], bool]) -> Iterator[tuple[str, bool]]:
+        """All keys with what `counts` says of their states: of one that rests as it said before, which spares
+        decoding it. It must be the same at every call."""
+        for key, entry in list(self._entries.items()):
+            if entry.state is not None:
+                yield key, counts(entry.state)
+        for key, stored in list(self.table.data.items()):
+            if key not in self._entries:
+                if (judged := self._judged.get(key)) is None:
+                    judged = self._judged[key] = counts(self._decode(stored))
+                yield key, judged
+
     def partition_of(self, key: str) -> int | None:
         """The partition that `key` came from, or None for an unknown key."""
         entry = self._entries.get(key)
@@ -72,7 +103,9 @@ class States(SnapshotWriter, Generic[S]):
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = _Entry(None, tp.partition, {})
+            self._judged.pop(key, None)
         entry.state = state
+        entry.covered = entry.rested = False
         entry.first_owed.setdefault(tp, offset)
         self.app.coverage.hold(tp, (self.name, key), offset)
         if snapshot:
@@ -91,6 +124,16 @@ class States(SnapshotWriter, Generic[S]):
             if self._swept.get(key) == owed:
                 self._want(key, self._entries[key])
         self._swept = owing
+        if self._rest:
+            self._lay_down()
+
+    def _lay_down(self) -> None:
+        """Let go of the states that were covered at the sweep before and not touched since."""
+        at_rest = [key for key, entry in self._entries.items() if entry.rested and not entry.blocked]
+        for key in at_rest:
+            del self._entries[key]
+        for entry in self._entries.values():
+            entry.rested = entry.covered
 
     def block(self, key: str) -> None:
         """Write no snapshot of `key` until `unblock`: something is owed for what its state says was done."""
@@ -107,6 +150,7 @@ class States(SnapshotWriter, Generic[S]):
         """Drop what is in memory: partitions were assigned anew, the tables hold what counts."""
         super().forget()
         self._entries.clear()
+        self._judged.clear()
         self._wanted.clear()
 
     def take(self) -> list[Snapshot]:
@@ -134,3 +178,4 @@ class States(SnapshotWriter, Generic[S]):
                 self.app.coverage.advance(tp, (self.name, snapshot.key), owed)
         if snapshot.value is None and entry.state is None:
             self._entries.pop(snapshot.key, None)
+        entry.covered = not entry.first_owed and entry.state is not None

@@ -17,19 +17,19 @@ HOUR_S = 3600.0
 
 async def test_a_key_is_told_when_its_state_counted_for_as_long_as_the_limit_and_then_not_again_so_soon() -> None:
     ages = Ages(HOUR_S)
-    assert await ages.over([("a", True), ("b", False)], 0.0, bool) == []
-    assert await ages.over([("a", True), ("b", True)], HOUR_S - 1, bool) == []
-    assert await ages.over([("a", True), ("b", True)], HOUR_S, bool) == ["a"]
-    assert await ages.over([("a", True), ("b", True)], 2 * HOUR_S - 1, bool) == ["b"]
-    assert await ages.over([("a", True), ("b", True)], 2 * HOUR_S, bool) == ["a"]
+    assert await ages.over([("a", True), ("b", False)], 0.0) == []
+    assert await ages.over([("a", True), ("b", True)], HOUR_S - 1) == []
+    assert await ages.over([("a", True), ("b", True)], HOUR_S) == ["a"]
+    assert await ages.over([("a", True), ("b", True)], 2 * HOUR_S - 1) == ["b"]
+    assert await ages.over([("a", True), ("b", True)], 2 * HOUR_S) == ["a"]
 
 
 async def test_a_state_that_did_not_count_for_one_look_begins_anew() -> None:
     ages = Ages(HOUR_S)
     for now_s, counts in ((0.0, True), (HOUR_S - 1, False), (HOUR_S, True), (2 * HOUR_S - 1, True)):
-        assert await ages.over([("known meanwhile", counts)], now_s, bool) == []
-    assert await ages.over([], 2 * HOUR_S, bool) == []
-    assert await ages.over([("known meanwhile", True)], 3 * HOUR_S, bool) == []
+        assert await ages.over([("known meanwhile", counts)], now_s) == []
+    assert await ages.over([], 2 * HOUR_S) == []
+    assert await ages.over([("known meanwhile", True)], 3 * HOUR_S) == []
 
 
 async def test_a_call_of_which_only_signals_are_known_expires_and_one_that_is_known_does_not(

@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import aiokafka
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from faust.types import TP
 
 from dispatchai.engine import agent
 from dispatchai.engine.app import App, create_app
@@ -20,6 +22,7 @@ from dispatchai.engine.broker import free_port
 from dispatchai.engine.deadletters import DEAD_LETTERS
 from dispatchai.engine.effects import Effects
 from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.engine.snapshots import SNAPSHOT_PAUSE_S
 from dispatchai.engine.state import States
 from dispatchai.engine.topics import Topics
 
@@ -59,12 +62,13 @@ def make_app(broker: KafkaConnection, names: Names, folder: Path) -> App:
     )
 
 
-def make_states(app: App) -> States[list[int]]:
+def make_states(app: App, *, rest: bool = False) -> States[list[int]]:
     return app.states(
         "sums",
         encode=lambda numbers: ",".join(map(str, numbers)).encode(),
         decode=lambda value: [int(number) for number in value.decode().split(",") if number],
         partitions=PARTITIONS,
+        rest=rest,
     )
 
 
@@ -318,6 +322,106 @@ async def test_a_deleted_state_leaves_a_tombstone(broker: KafkaConnection, tmp_p
         )
     assert [item.value for item in changelog] == [b"1", None]
     assert states.get("call") is None
+
+
+def at_rest(states: States[Any], key: str) -> bool:
+    """Whether only the snapshot of `key` is held."""
+    return key in states.table.data and key not in states._entries
+
+
+def covered(app: App, names: Names) -> bool:
+    """Whether nothing is owed of the source topic."""
+    return all(app.coverage.floor(TP(names.source, number)) is None for number in range(PARTITIONS))
+
+
+async def test_a_state_that_nothing_touches_is_held_as_its_snapshot_and_goes_on_from_it(
+    broker: KafkaConnection, tmp_path: Path
+) -> None:
+    names = await make_topics(broker)
+    app = make_app(broker, names, tmp_path)
+    states = make_states(app, rest=True)
+    agent.run(app, states, {names.source: int}, step=append)
+    looked_at: list[list[int]] = []
+
+    def counts(numbers: list[int]) -> bool:
+        looked_at.append(numbers)
+        return len(numbers) == 2
+
+    async with running(app):
+        await produce(broker, names.source, [("resting", b"1"), ("busy", b"1")])
+        await until(lambda: states.table.data.keys() == {"resting", "busy"})
+        states.sweep()
+        assert "resting" in states._entries, "it was covered at one look only"
+        await produce(broker, names.source, [("busy", b"2")])
+        await until(lambda: states.get("busy") == [1, 2])
+        states.sweep()
+        assert at_rest(states, "resting") and not at_rest(states, "busy")
+        assert states.get("resting") == [1]
+        assert dict(states) == {"resting": [1], "busy": [1, 2]}
+        for _ in range(2):
+            assert dict(states.judge(counts)) == {"resting": False, "busy": True}
+        assert looked_at.count([1]) == 1, "of what rests the verdict is kept"
+
+        await produce(broker, names.source, [("resting", b"2")])
+        await until(lambda: states.table.data["resting"] == b"1,2")
+        assert dict(states.judge(counts)) == {"resting": True, "busy": True}
+        await until(lambda: covered(app, names))
+    assert await committed(broker, names) == 4
+
+
+async def test_a_state_that_owes_something_does_not_rest(broker: KafkaConnection, tmp_path: Path) -> None:
+    names = await make_topics(broker)
+    app = make_app(broker, names, tmp_path)
+    states = make_states(app, rest=True)
+    allowed = asyncio.Event()
+    effects: Effects[int] = Effects(states, lambda *_: allowed.wait())
+    app.on_close.append(effects.close)
+    agent.run(
+        app,
+        states,
+        {names.source: int},
+        step=lambda key, numbers, new: agent.Stepped(append(key, numbers, new).state, effects=new),
+        effects=effects,
+    )
+    async with running(app):
+        await produce(broker, names.source, [("call", b"1")])
+        await until(lambda: states.get("call") == [1])
+        for _ in range(3):
+            states.sweep()
+            await asyncio.sleep(2 * SNAPSHOT_PAUSE_S)
+        assert states.get("call") == [1]
+        assert "call" not in states.table.data
+        allowed.set()
+        await until(lambda: "call" in states.table.data)
+        for _ in range(2):
+            states.sweep()
+        assert at_rest(states, "call")
+        await produce(broker, names.source, [("call", b"2")])
+        await until(lambda: states.table.data["call"] == b"1,2")
+
+
+async def test_a_state_at_rest_can_be_deleted(broker: KafkaConnection, tmp_path: Path) -> None:
+    names = await make_topics(broker)
+    app = make_app(broker, names, tmp_path)
+    states = make_states(app, rest=True)
+    agent.run(
+        app,
+        states,
+        {names.source: int},
+        step=lambda key, numbers, new: agent.Stepped(None) if 0 in new else append(key, numbers, new),
+    )
+    async with running(app):
+        await produce(broker, names.source, [("call", b"1")])
+        await until(lambda: states.table.data.get("call") == b"1")
+        for _ in range(2):
+            states.sweep()
+        assert at_rest(states, "call")
+        assert dict(states.judge(bool)) == {"call": True}
+        await produce(broker, names.source, [("call", b"0")])
+        await until(lambda: "call" not in states.table.data)
+        assert states.get("call") is None
+        assert dict(states) == {} == dict(states.judge(bool))
+        assert states._entries == {} == states._judged
 
 
 async def test_a_position_that_was_only_sought_is_not_committed(broker: KafkaConnection, tmp_path: Path) -> None:
