@@ -71,11 +71,12 @@ class Arrivals:
         """How long a call that is found live goes on: long calls are found more often, anywhere in their length."""
         return random.lognormvariate(math.log(self.median_s) + self.sigma**2, self.sigma) * random.random()
 
-    def plan(self, live: int, ramp_s: float, random: Random) -> Iterator[Planned]:
+    def plan(self, live: int, ramp_s: float, random: Random, *, at_first: int | None = None) -> Iterator[Planned]:
         """Calls without end, in the order of their times, of a line on which about `live` are live at any time after
-        `ramp_s`. Those that are live at first come during the ramp."""
-        for number in range(live):
-            at_s = number / live * ramp_s
+        `ramp_s`. Those that are live at first, `at_first` or as many, come during the ramp."""
+        first = live if at_first is None else at_first
+        for number in range(first):
+            at_s = number / first * ramp_s
             yield Planned(at_s, ramp_s - at_s + self.left_s(random))
         # The mean of the gaps that are drawn: between quantiles they are taken for even, so it is not quite 1.
         mean_gap = sum(low + high for low, high in pairwise(self.gaps)) / 2 / _STEPS

@@ -41,6 +41,10 @@ LONGEST_S: Final = 600.0
 
 RAMP_CALLS_PER_S: Final = 2.0
 
+AT_FIRST: Final = 2
+"""The run begins with so many times its calls, most of which end in the warm-up. A process holds the most that it
+needed, and by chance there are half as many calls again as on average now and then: that would look like growth."""
+
 WARM_S: Final = 600.0
 """Growth counts from here on; half of the run where that is shorter."""
 
@@ -104,9 +108,15 @@ class Soak:
     async def place(self, carrier: SimulatedCarrier, live: int) -> None:
         """Place calls until cancelled; those that are in progress are cancelled too."""
         began = time.monotonic()
-        ramp_s = live / RAMP_CALLS_PER_S
+        at_first = AT_FIRST * live
+        planned_calls = Arrivals.load().plan(
+            live,
+            at_first / RAMP_CALLS_PER_S,
+            Random(1),  # noqa: S311 - repeatable
+            at_first=at_first,
+        )
         async with asyncio.TaskGroup() as calls:
-            for number, planned in enumerate(Arrivals.load().plan(live, ramp_s, Random(1))):  # noqa: S311 - repeatable
+            for number, planned in enumerate(planned_calls):
                 await asyncio.sleep(max(0.0, began + planned.at_s - time.monotonic()))
                 calls.create_task(self.call(carrier, number, planned.length_s))
 
@@ -204,9 +214,10 @@ async def _measure(arguments: argparse.Namespace) -> str:
     options = f"--minutes {arguments.minutes:g} --calls {arguments.calls}{' --apache' if arguments.apache else ''}"
     about = (
         f"`python -m bench.soak {options}`: about {arguments.calls} calls at any time through gateway, Kafka, worker "
-        f"and speech (scripted recogniser), coming and ending as fitted to real calls for service; states are given up "
-        f"{EXPIRY_S:g} s after their call, and the page keeps {FINISHED_MAX} finished ones, so that both are full "
-        f"before memory counts. Memory is the median of a period, growth from minute {warm_minutes:g} on. "
+        f"and speech (scripted recogniser), coming and ending as fitted to real calls for service, and {AT_FIRST} "
+        f"times as many at first, since a process holds the most that it needed; states are given up {EXPIRY_S:g} s "
+        f"after their call, and the page keeps {FINISHED_MAX} finished ones, so that both are full before memory "
+        f"counts. Memory is the median of a period, growth from minute {warm_minutes:g} on. "
         f"The embedded broker keeps all records in memory. Calls that failed: {len(failures)}. Broker ({kafka}) and "
         f"carrier run on the same machine ({machine()})."
     )
