@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from faust.types import TP
 
@@ -17,9 +19,10 @@ from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.deadletters import bury
 from dispatchai.engine.throttle import Throttle
-from dispatchai.engine.transport import Batch, Record, whole
-from dispatchai.records import Assessment, AssessmentKind, CallPacket, LiveCall, decode_as, encode
-from dispatchai.triage.ranking import live_call, packet
+from dispatchai.engine.transport import Fetch, Record, whole
+from dispatchai.records import Assessment, AssessmentKind, DecodeError, decode_as, decode_fields, encode
+from dispatchai.triage.encoding import encode_live
+from dispatchai.triage.ranking import packet
 
 NAME: Final = "ranking"
 SOURCE: Final = "assessments"
@@ -30,81 +33,149 @@ LIVE_APART_S: Final = 0.25
 """Four live entries a second of a call: as fast as a dispatcher can read one change after another."""
 
 
-def decode(value: bytes) -> Assessment:
+@dataclass(frozen=True, slots=True)
+class Assessed:
+    """An assessment as its record has it, and its fields."""
+
+    kind: AssessmentKind
+    value: bytes
+    fields: Mapping[str, Any]
+
+
+def decode(value: bytes) -> Assessed:
     """The assessment in a record's value. Raises DecodeError."""
-    return decode_as(Assessment, value)
+    name, fields = decode_fields(value)
+    if name != Assessment.__name__:
+        raise DecodeError(f"expected {Assessment.__name__}, found {name}")
+    return Assessed(AssessmentKind(fields["kind"]), value, fields)
 
 
-def _is_live(assessed: tuple[Record, Assessment]) -> bool:
+def live_entry(call_id: str, assessed: Assessed) -> bytes:
+    """The value for `live-calls`."""
+    return encode_live(call_id, assessed.value, assessed.fields)
+
+
+def packet_entry(call_id: str, assessed: Assessed) -> bytes:
+    """The value for `dispatch-queue`."""
+    return encode(packet(call_id, decode_as(Assessment, assessed.value)))
+
+
+def _is_live(assessed: tuple[Record, Assessed]) -> bool:
     return assessed[1].kind is AssessmentKind.LIVE
 
 
-def _without_overtaken(assessed: Sequence[tuple[Record, Assessment]]) -> Sequence[tuple[Record, Assessment]]:
+def _without_overtaken(assessed: Sequence[tuple[Record, Assessed]]) -> Sequence[tuple[Record, Assessed]]:
     """The assessments of one call without the live ones that a later live one replaces: nobody would see them."""
     last_live = max((number for number, one in enumerate(assessed) if _is_live(one)), default=None)
     return [one for number, one in enumerate(assessed) if number == last_live or not _is_live(one)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """An assessment and where it lies."""
+
+    tp: TP
+    record: Record
+    assessed: Assessed
+
+
+@dataclass(slots=True)
+class _Writing:
+    """What is to be written together, by topic and partition."""
+
+    records: dict[str, dict[int, list[tuple[bytes, bytes | None]]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(list))
+    )
+    settled: dict[str, TP] = field(default_factory=dict)
+    """Calls of which no live entry is owed when it is written, but what is held back by then."""
+    live: list[str] = field(default_factory=list)
+    final: list[str] = field(default_factory=list)
+    broken: list[tuple[_Source, Exception]] = field(default_factory=list)
+    """From which nothing can follow."""
+
+    def entry(self, topic: str, shape: Callable[[str, Assessed], bytes], call_id: str, source: _Source) -> None:
+        """What follows from `source`."""
+        try:
+            value = shape(call_id, source.assessed)
+        except Exception as error:  # noqa: BLE001 - an agent never raises: what failed goes to the dead letters
+            self.broken.append((source, error))
+        else:
+            self.records[topic][source.tp.partition].append((call_id.encode(), value))
+
+    def live_entry(self, call_id: str, source: _Source) -> None:
+        """The live entry of `source`."""
+        self.entry(LIVE_TOPIC, live_entry, call_id, source)
+        self.live.append(call_id)
+        self.settled[call_id] = source.tp
+
+    def packet(self, call_id: str, source: _Source) -> None:
+        """The packet of `source`."""
+        self.entry(QUEUE_TOPIC, packet_entry, call_id, source)
+        self.final.append(call_id)
+
+    def no_live_entry(self, call_id: str, tp: TP) -> None:
+        """A tombstone: the call is over."""
+        self.records[LIVE_TOPIC][tp.partition].append((call_id.encode(), None))
+        self.settled[call_id] = tp
+
+
 def make(app: App) -> None:
     """Make the agent."""
-    throttle: Throttle[tuple[TP, Record, Assessment]] = Throttle(LIVE_APART_S)
+    throttle: Throttle[_Source] = Throttle(LIVE_APART_S)
     app.on_forget.append(throttle.forget)
     for topic in (LIVE_TOPIC, QUEUE_TOPIC):
         app.latest.add(topic)
     to_live, to_packet = app.metrics.journey("webhook_to_live"), app.metrics.journey("hangup_to_packet")
 
-    async def write(
-        topic: str,
-        shape: Callable[[str, Assessment], LiveCall | CallPacket],
-        call_id: str,
-        tp: TP,
-        record: Record,
-        assessment: Assessment,
-    ) -> None:
-        """Write what follows from `assessment`; one from which nothing can follow is buried."""
-        try:
-            value = encode(shape(call_id, assessment))
-        except Exception as error:  # noqa: BLE001 - an agent never raises: what failed goes to the dead letters
-            await bury(app.emitter, whole(tp, record), reader=NAME, error=error)
-            return
-        await app.latest.send(topic, call_id.encode(), value, partition=tp.partition)
+    async def write(writing: _Writing) -> None:
+        # A call's packet before the tombstone of its live entry: it is not to be missing from the queue meanwhile.
+        for topic in (QUEUE_TOPIC, LIVE_TOPIC):
+            if records := writing.records.get(topic):
+                await app.latest.send(topic, records)
+        for call_id in writing.live:
+            to_live.end(call_id)
+        for call_id in writing.final:
+            to_packet.end(call_id)
+        for source, error in writing.broken:
+            await bury(app.emitter, whole(source.tp, source.record), reader=NAME, error=error)
+        for call_id, tp in writing.settled.items():
+            if (held := throttle.held(call_id)) is None:
+                app.coverage.release(tp, (NAME, call_id))
+            else:
+                app.coverage.advance(tp, (NAME, call_id), held.record.offset)
 
-    async def write_live(call_id: str, tp: TP, record: Record, assessment: Assessment) -> None:
-        await write(LIVE_TOPIC, live_call, call_id, tp, record, assessment)
-        to_live.end(call_id)
-        app.coverage.release(tp, (NAME, call_id))
-
-    async def remove_live(call_id: str, tp: TP) -> None:
-        throttle.drop(call_id)
-        app.coverage.release(tp, (NAME, call_id))
-        await app.latest.send(LIVE_TOPIC, call_id.encode(), None, partition=tp.partition)
-
-    async def process(batch: Batch) -> None:
-        # Packets first: a batch is long when the worker is behind, and live entries will be overtaken by others anyway.
-        calls = [(key, await agent.decoded(app, NAME, decode, batch.tp, records)) for key, records in batch.by_key()]
-        for key, assessed in sorted(calls, key=lambda call: all(map(_is_live, call[1]))):
-            for record, assessment in _without_overtaken(assessed):
-                assert key is not None  # noqa: S101 - `decoded` buries records without one
-                call_id = key.decode()
-                match assessment.kind:
-                    case AssessmentKind.LIVE:
-                        if throttle.offer(call_id, (batch.tp, record, assessment), time.monotonic()):
-                            await write_live(call_id, batch.tp, record, assessment)
-                        else:
-                            app.coverage.hold(batch.tp, (NAME, call_id), record.offset)
-                    case AssessmentKind.FINAL:
-                        await write(QUEUE_TOPIC, packet, call_id, batch.tp, record, assessment)
-                        to_packet.end(call_id)
-                        await remove_live(call_id, batch.tp)
-                    case AssessmentKind.EXPIRED:
-                        await remove_live(call_id, batch.tp)
+    async def process(fetch: Fetch) -> None:
+        writing = _Writing()
+        for batch in fetch.batches:
+            for key, records in batch.by_key():
+                assessed = await agent.decoded(app, NAME, decode, batch.tp, records)
+                for record, one in _without_overtaken(assessed):
+                    assert key is not None  # noqa: S101 - `decoded` buries records without one
+                    call_id, source = key.decode(), _Source(batch.tp, record, one)
+                    match one.kind:
+                        case AssessmentKind.LIVE:
+                            if throttle.offer(call_id, source, time.monotonic()):
+                                writing.live_entry(call_id, source)
+                            else:
+                                app.coverage.hold(batch.tp, (NAME, call_id), record.offset)
+                        case AssessmentKind.FINAL:
+                            throttle.drop(call_id)
+                            writing.packet(call_id, source)
+                            writing.no_live_entry(call_id, batch.tp)
+                        case AssessmentKind.EXPIRED:
+                            throttle.drop(call_id)
+                            writing.no_live_entry(call_id, batch.tp)
+        await write(writing)
 
     async def write_held_back() -> None:
         while True:
-            # One by one: while one is written another call may end, whose entry must not follow its tombstone.
-            for call_id, held in throttle.due(time.monotonic()):
-                await write_live(call_id, *held)
+            # Nothing is awaited until it is in line to be written: a call may end, and its entry must not follow its
+            # tombstone.
+            writing = _Writing()
+            for call_id, source in throttle.due(time.monotonic()):
+                writing.live_entry(call_id, source)
+            await write(writing)
             await asyncio.sleep(LIVE_APART_S / 4)
 
-    agent.run_batches(app, NAME, [SOURCE], process)
+    agent.run_fetches(app, NAME, [SOURCE], process)
     app.background(write_held_back)

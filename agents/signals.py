@@ -160,14 +160,14 @@ class SignalsAgent:
             heard = heard.only(usual[heard.record])
         of_frames = rows[heard.record]
         step = self.states.voices.step(of_frames, heard)
-        outputs: dict[int, list[tuple[bytes, bytes]]] = defaultdict(list)
+        outputs: dict[int, list[tuple[bytes, bytes | None]]] = defaultdict(list)
         signals = encode_columns(Signal.__name__, step.signals, len(step.signalled))
         for row, signal in zip(step.signalled.tolist(), signals, strict=True):
             outputs[states.partition(row)].append((states.key(row), signal))
         # Outputs before the states: a snapshot of them covers what was sent by then.
         await self._app.emitter.ready()
         for partition, made in outputs.items():
-            self._app.emitter.send_soon(TOPIC, partition, made, time.time_ns() // 1_000_000)
+            self._app.emitter.send_soon(TOPIC, partition, made, timestamp_ms=time.time_ns() // 1_000_000)
         self.states.voices.keep(step)
         ends = np.cumsum([len(batch.records) for batch in fetch.batches])
         cuts = np.searchsorted(heard.record, [0, *ends])

@@ -7,6 +7,7 @@ and the state stays as it was before it. This is the one place that catches all.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -90,41 +91,58 @@ async def apply(
     step: Step[S],
     effects: Effects[Any] | None = None,
 ) -> None:
-    """Apply all of `batch` to the states, key by key."""
+    """Apply all of `batch` to the states, key by key. The outputs of all keys are written together."""
+    made: list[_Made[S]] = []
     for key, records in batch.by_key():
         inputs = await decoded(app, states.name, decode, batch.tp, records)
         if inputs and key is not None:
-            await _apply_to_key(app, states, batch.tp, key, inputs, step, effects)
+            made += await _step_key(app, states, batch.tp, key, inputs, step)
+    outputs: dict[str, list[tuple[bytes, bytes | None]]] = defaultdict(list)
+    for one in made:
+        for output in one.stepped.outputs:
+            outputs[output.topic].append((one.key, output.value))
+    # Outputs before the states: a snapshot may be taken of these as soon as they are there, and covers what was sent by
+    # then.
+    if outputs:
+        await app.emitter.ready()
+    for topic, of_topic in outputs.items():
+        app.emitter.send_soon(topic, batch.tp.partition, of_topic, timestamp_ms=time.time_ns() // 1_000_000)
+    for one in made:
+        stepped, name = one.stepped, one.key.decode()
+        if one.changed or stepped.outputs or stepped.effects:
+            states.put(name, stepped.state, batch.tp, one.offset, snapshot=stepped.snapshot)
+        if effects is not None:
+            effects.submit(name, stepped.effects)
 
 
-async def _apply_to_key(
-    app: App,
-    states: Keeps[S],
-    tp: TP,
-    key: bytes,
-    inputs: Sequence[tuple[Record, Any]],
-    step: Step[S],
-    effects: Effects[Any] | None,
-) -> None:
-    name = key.decode()
-    try:
-        before = states.get(name)
-        stepped = step(name, before, [value for _, value in inputs])
-    except Exception as error:  # noqa: BLE001 - the boundary named in the module's text
-        if len(inputs) == 1:
-            await bury(app.emitter, whole(tp, inputs[0][0]), reader=states.name, error=error)
-            return
-        # One by one: which records came together must not decide which of them are buried.
-        for one in inputs:
-            await _apply_to_key(app, states, tp, key, [one], step, effects)
-        return
-    # Outputs before the state: a snapshot may be taken of it as soon as it is there, and covers what was sent by then.
-    for output in stepped.outputs:
-        await app.emitter.send(output.topic, key, output.value, partition=tp.partition)
-    if stepped.state != before or stepped.outputs or stepped.effects:
-        states.put(name, stepped.state, tp, inputs[0][0].offset, snapshot=stepped.snapshot)
-    if effects is not None:
-        effects.submit(name, stepped.effects)
+@dataclass(frozen=True, slots=True)
+class _Made(Generic[S]):
+    """What became of records of `key`, the first of which is at `offset`; `changed`: its state is another one."""
+
+    key: bytes
+    offset: int
+    stepped: Stepped[S]
+    changed: bool
+
+
+async def _step_key(
+    app: App, states: Keeps[S], tp: TP, key: bytes, inputs: Sequence[tuple[Record, Any]], step: Step[S]
+) -> list[_Made[S]]:
+    """Call `step` with all `inputs` of `key`; if it fails one by one, and bury those on which it does: which records
+    came together must not decide which of them are buried."""
+    name, made = key.decode(), list[_Made[S]]()
+    for run in (inputs, *((one,) for one in inputs if len(inputs) > 1)):
+        try:
+            before = made[-1].stepped.state if made else states.get(name)
+            stepped = step(name, before, [value for _, value in run])
+        except Exception as error:  # noqa: BLE001 - the boundary named in the module's text
+            if len(run) == 1:
+                await bury(app.emitter, whole(tp, run[0][0]), reader=states.name, error=error)
+            continue
+        made.append(_Made(key, run[0][0].offset, stepped, stepped.state != before))
+        if run is inputs:
+            break
+    return made
 
 
 def run(

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-PENDING_MAX: Final = 2_000
-"""Sends without an answer beyond which an agent waits: Kafka is slow, and memory must stay bounded."""
+PENDING_MAX: Final = 20_000
+"""Records without an answer beyond which an agent waits: Kafka is slow, and memory must stay bounded. Some 20 MB."""
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -37,7 +37,9 @@ class Emitter:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._pending: set[asyncio.Future[Any]] = set()
+        self._pending: dict[asyncio.Future[Any], int] = {}
+        """Sends without an answer, and how many records each has."""
+        self._records_pending = 0
         self._ahead: dict[tuple[str, int | None], asyncio.Future[None]] = {}
         """What `send_soon` was given last for each partition, until it is in the producer's buffer."""
 
@@ -63,7 +65,7 @@ class Emitter:
         if (ahead := self._ahead.get((topic, partition))) is not None:
             await asyncio.wait([ahead])
             self._check(generation)
-        self._sent(await producer.send(topic, value, key=key, partition=partition, headers=list(headers)))
+        self._sent(await producer.send(topic, value, key=key, partition=partition, headers=list(headers)), 1)
         self._app.metrics.sent(topic)
         self._check(generation)
 
@@ -83,22 +85,31 @@ class Emitter:
         """
         generation = self._app.lease.generation
         await self._may_write()
-        for sent in await self._send_all(topic, partition, records, timestamp_ms, headers, generation):
-            self._sent(sent)
+        for sent, count in await self._send_all(topic, partition, records, timestamp_ms, headers, generation):
+            self._sent(sent, count)
         self._check(generation)
 
     async def ready(self) -> None:
         """Wait until `send_soon` may be called. Raises AssignmentOverError as `send` does."""
         generation = self._app.lease.generation
         await self._may_write()
-        if len(self._pending) > PENDING_MAX:
+        if self._records_pending > PENDING_MAX:
             await self.delivered()
             self._check(generation)
 
-    def send_soon(self, topic: str, partition: int, records: Sequence[tuple[bytes, bytes]], timestamp_ms: int) -> None:
+    def send_soon(
+        self,
+        topic: str,
+        partition: int,
+        records: Sequence[tuple[bytes, bytes | None]],
+        *,
+        timestamp_ms: int,
+        headers: Headers = (),
+    ) -> asyncio.Future[None]:
         """As `send_batch` without waiting; `ready` must have come before, and nothing awaited since.
 
-        What is sent so to one partition arrives in this order, and before what `send` is given later.
+        What is sent so to one partition arrives in this order, and before what `send` is given later. Returns what is
+        done when the records are in the producer's buffer, or are not written since their assignment is over.
         """
         generation = self._app.lease.generation
         before = self._ahead.get((topic, partition))
@@ -109,14 +120,15 @@ class Emitter:
                 if before is not None:
                     await asyncio.wait([before])
                 self._check(generation)
-                sent = await self._send_all(topic, partition, records, timestamp_ms, (), generation)
+                sent = await self._send_all(topic, partition, records, timestamp_ms, headers, generation)
             finally:
                 buffered.set_result(None)
                 if self._ahead[topic, partition] is buffered:
                     del self._ahead[topic, partition]
-            await asyncio.gather(*sent)
+            await asyncio.gather(*(one for one, _ in sent))
 
-        self._sent(asyncio.ensure_future(send_in_turn()))
+        self._sent(asyncio.ensure_future(send_in_turn()), len(records))
+        return buffered
 
     async def _send_all(
         self,
@@ -126,20 +138,22 @@ class Emitter:
         timestamp_ms: int,
         headers: Headers,
         generation: int,
-    ) -> list[asyncio.Future[object]]:
-        """Put `records` in the producer's buffer, in as many batches as they need. Returns what each becomes."""
+    ) -> list[tuple[asyncio.Future[object], int]]:
+        """Put `records` in the producer's buffer, in as many batches as they need. Returns what each becomes, and how
+        many it has."""
         producer = self._app.producer._ensure_producer()
-        sent: list[asyncio.Future[object]] = []
+        sent: list[tuple[asyncio.Future[object], int]] = []
         own = list(headers)
         batch = producer.create_batch()
 
         async def send_built() -> None:
             self._check(generation)
             batch.close()
-            sent.append(await producer.send_batch(batch, topic, partition=partition))
+            delivery, count = await producer.send_batch(batch, topic, partition=partition), batch.record_count()
             # If the next batch is refused nobody waits for this one, and asyncio would complain of its error.
-            sent[-1].add_done_callback(_is_seen)
-            self._app.metrics.sent(topic, batch.record_count())
+            delivery.add_done_callback(_is_seen)
+            sent.append((delivery, count))
+            self._app.metrics.sent(topic, count)
 
         for key, value in records:
             if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=own) is None:
@@ -164,12 +178,13 @@ class Emitter:
         if generation != self._app.lease.generation:
             raise AssignmentOverError
 
-    def _sent(self, sent: asyncio.Future[Any]) -> None:
-        self._pending.add(sent)
+    def _sent(self, sent: asyncio.Future[Any], records: int) -> None:
+        self._pending[sent] = records
+        self._records_pending += records
         sent.add_done_callback(self._on_done)
 
     def _on_done(self, sent: asyncio.Future[Any]) -> None:
-        self._pending.discard(sent)
+        self._records_pending -= self._pending.pop(sent)
         if sent.cancelled():
             return
         error = sent.exception()

@@ -103,14 +103,31 @@ class Latest:
         """`topic` is compacted, partitioned as what the application reads, and written by it alone."""
         self._locks[topic] = asyncio.Lock()
 
-    async def send(self, topic: str, key: bytes, value: bytes | None, *, partition: int) -> None:
-        """As `Emitter.send`, for a topic that was added."""
+    async def send(self, topic: str, records: Mapping[int, Sequence[tuple[bytes, bytes | None]]]) -> None:
+        """Put `records`, (key, value) by partition, in the producer's buffer, for a topic that was added. What is sent
+        in one call arrives before what is sent in a later one. `records` may not be empty. Raises AssignmentOverError.
+        """
+        generation = self._app.lease.generation
         async with self._locks[topic]:
-            await self._send(topic, key, value, partition)
+            buffered = await self._send(topic, records)
+        await asyncio.wait(buffered)
+        self._check(generation)
 
-    async def _send(self, topic: str, key: bytes, value: bytes | None, partition: int) -> None:
-        headers = [(EPOCH, str(self._app.epoch(partition)).encode())]
-        await self._app.emitter.send(topic, key, value, partition=partition, headers=headers)
+    async def _send(
+        self, topic: str, records: Mapping[int, Sequence[tuple[bytes, bytes | None]]]
+    ) -> list[asyncio.Future[None]]:
+        await self._app.emitter.ready()
+        now_ms = time.time_ns() // 1_000_000
+        return [
+            self._app.emitter.send_soon(
+                topic,
+                partition,
+                of_partition,
+                timestamp_ms=now_ms,
+                headers=[(EPOCH, str(self._app.epoch(partition)).encode())],
+            )
+            for partition, of_partition in records.items()
+        ]
 
     async def run(self) -> None:
         """Follow the partitions of this process, until cancelled."""
@@ -200,7 +217,7 @@ class Latest:
             for tp, key, standing in await self._overwritten(suspects):
                 log.warning("record_overwritten", topic=topic, partition=tp.partition, key=key.decode())
                 self._app.metrics.written_again.inc()
-                await self._send(topic, key, standing.value, tp.partition)
+                await self._send(topic, {tp.partition: [(key, standing.value)]})
 
     async def _overwritten(self, suspects: Mapping[TP, _Suspects]) -> list[tuple[TP, bytes, Standing]]:
         """Of `suspects` the keys whose last record is not the one that counts. Raises KafkaError."""

@@ -156,7 +156,8 @@ def epoch_of(headers: Iterable[tuple[str, bytes]]) -> int:
 
 SWEEP_S: Final = 5.0
 """How often states are looked for that were changed and not written since the look before: a call that is silent asks
-for no snapshot, and what it owes would hold the partition's commits back. They lag by ten seconds at the most."""
+for no snapshot, and what it owes would hold the partition's commits back. They lag by ten seconds at the most, or as
+long as the snapshot of a large state waits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,11 @@ What no record touches may rest: then its snapshot, a tenth as large, is all tha
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from faust.types import TP
 
@@ -17,6 +19,14 @@ if TYPE_CHECKING:
     from dispatchai.engine.app import App
 
 S = TypeVar("S")
+
+SNAPSHOT_BYTES_PER_S: Final = 1024
+"""A snapshot holds all of a state, and one of what was said in ten minutes costs ten milliseconds. So the larger it is
+the rarer it is taken: at this pace, beyond `SNAPSHOT_BYTES_FREE`. What a crash has to read again grows with it, to a
+minute's records for 60 kB, but not what it costs to keep a state."""
+
+SNAPSHOT_BYTES_FREE: Final = 4096
+"""A state of this size is written whenever it is asked for."""
 
 
 @dataclass(slots=True)
@@ -32,6 +42,8 @@ class _Entry(Generic[S]):
     """Whether the table holds this state as it is."""
     rested: bool = False
     """Whether it was covered at the last sweep, and not touched since."""
+    due_at: float = 0.0
+    """Not before this is another snapshot of it taken, by the monotonic clock."""
 
 
 class States(SnapshotWriter, Generic[S]):
@@ -59,6 +71,8 @@ class States(SnapshotWriter, Generic[S]):
         """What the states owed at the last sweep."""
         self._judged: dict[str, bool] = {}
         """What `judge` found of states that only the table holds, until they are touched."""
+        self._again: asyncio.TimerHandle | None = None
+        """Wakes the writer when one that had to wait is due."""
 
     def get(self, key: str) -> S | None:
         """The state of `key`, or None. Without effect on memory, so a view may ask while tables recover."""
@@ -152,20 +166,35 @@ class States(SnapshotWriter, Generic[S]):
         self._entries.clear()
         self._judged.clear()
         self._wanted.clear()
+        self._wake_at(None)
 
     def take(self) -> list[Snapshot]:
-        """The snapshots that are asked for now, but those of blocked keys."""
-        wanted = {key: entry for key, entry in self._wanted.items() if not entry.blocked}
-        self._wanted = {key: entry for key, entry in self._wanted.items() if entry.blocked}
-        taken = []
-        for key, entry in wanted.items():
+        """The snapshots that are asked for and due now, but those of blocked keys."""
+        now = time.monotonic()
+        waiting, taken = dict[str, _Entry[S]](), []
+        for key, entry in self._wanted.items():
+            early = entry.due_at > now and entry.state is not None and not self.closing
+            if entry.blocked or early:
+                waiting[key] = entry
+                continue
             entry.wanted = False
             value = None if entry.state is None else self._encode(entry.state)
+            if value is not None:
+                entry.due_at = now + (len(value) - SNAPSHOT_BYTES_FREE) / SNAPSHOT_BYTES_PER_S
             taken.append(Snapshot(key, entry.partition, value, (entry, entry.first_owed)))
             # What comes while the outputs are on their way is owed by the next snapshot. The offsets of this one
             # stay held until it is sent: `hold` keeps the lowest.
             entry.first_owed = {}
+        self._wanted = waiting
+        self._wake_at(min((entry.due_at for entry in waiting.values() if not entry.blocked), default=None))
         return taken
+
+    def _wake_at(self, due_at: float | None) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        if due_at is not None:
+            self._again = asyncio.get_running_loop().call_later(due_at - time.monotonic(), self.wake.set)
 
     def written(self, snapshot: Snapshot) -> None:
         """Release what `snapshot` covers, but for what came since."""

@@ -34,6 +34,10 @@ class Throttle(Generic[T]):
                 self._passed_at[key] = now_s
                 yield key, self._held.pop(key)
 
+    def held(self, key: str) -> T | None:
+        """What is held back of `key`."""
+        return self._held.get(key)
+
     def drop(self, key: str) -> None:
         """Forget `key` and what is held back of it."""
         self._held.pop(key, None)

@@ -43,6 +43,11 @@ def rank(risk: Risk, created_at: Micros) -> Ranking:
     return Ranking(priority=PRIORITY[risk.level], weight=weight, created_at=created_at)
 
 
+def rank_live(risk: Risk, started_at: Micros | None, as_of: Micros) -> Ranking:
+    """`rank` of a call in progress, which waits since it began."""
+    return rank(risk, started_at or as_of)
+
+
 def live_call(call_id: str, assessment: Assessment) -> LiveCall:
     """What a dispatcher sees of a call in progress."""
     return LiveCall(
@@ -69,7 +74,7 @@ def live_call(call_id: str, assessment: Assessment) -> LiveCall:
         unknowns=assessment.unknowns,
         summary=assessment.summary,
         rules_version=assessment.rules_version,
-        ranking=rank(assessment.risk, assessment.started_at or assessment.as_of),
+        ranking=rank_live(assessment.risk, assessment.started_at, assessment.as_of),
     )
 
 

@@ -92,8 +92,8 @@ async def test_what_is_sent_soon_is_not_overtaken_by_what_is_sent_after_it(
         await until(lambda: app.lease.open)
         for number in range(rounds):
             await app.emitter.ready()
-            app.emitter.send_soon(names.sink, 0, many, 1)
-            app.emitter.send_soon(names.sink, 0, [(b"call", b"soon")], 1)
+            app.emitter.send_soon(names.sink, 0, many, timestamp_ms=1)
+            app.emitter.send_soon(names.sink, 0, [(b"call", b"soon")], timestamp_ms=1)
             await app.emitter.send(names.sink, b"call", str(number).encode(), partition=0)
         found = await read(broker, names.sink, lambda found: len(found) >= rounds * (len(many) + 2))
     expected = [[*(value for _, value in many), b"soon", str(number).encode()] for number in range(rounds)]
@@ -301,6 +301,37 @@ async def test_a_state_is_not_snapshotted_while_an_effect_is_owed_for_it(
         await until(lambda: states.table.data.get("call") == b"1,2")
         assert done == [("call", 1), ("call", 2)]
     assert await committed(broker, names) == 2
+
+
+async def test_a_large_state_is_written_rarely_and_with_the_stop(broker: KafkaConnection, tmp_path: Path) -> None:
+    names = await make_topics(broker)
+    app = make_app(broker, names, tmp_path)
+    states: States[list[int]] = app.states(
+        "sums",
+        encode=lambda numbers: b"%d" % len(numbers) + bytes(60_000 * numbers[0]),
+        decode=lambda value: [0],
+        partitions=PARTITIONS,
+    )
+    agent.run(app, states, {names.source: int}, step=append)
+
+    async def sent(key: str, value: bytes, count: int) -> None:
+        await produce(broker, names.source, [(key, value)])
+        await until(lambda: len(states.get(key) or ()) == count)
+
+    def written(key: str) -> bytes:
+        return (states.table.data.get(key) or b"").rstrip(b"\0")
+
+    async with running(app):
+        await sent("large", b"1", 1)
+        await until(lambda: written("large") == b"1")
+        await sent("large", b"2", 2)
+        for count in range(1, 4):
+            await sent("small", b"%d" % (count - 1), count)
+            await until(lambda: written("small") == b"%d" % len(states.get("small") or ()))
+        assert written("large") == b"1"
+        assert not covered(app, names)
+    assert written("large") == b"2"
+    assert await committed(broker, names) == 5
 
 
 async def test_a_deleted_state_leaves_a_tombstone(broker: KafkaConnection, tmp_path: Path) -> None:

@@ -99,10 +99,10 @@ async def test_an_output_that_an_earlier_owner_overwrites_is_written_again(
         await until(lambda: app.lease.open)
         await read(broker, names.sink, ends(before=b"new", gone=None, early=b"kept"))
         for key, value in (("call", b"1"), ("over", b"live"), ("over", None), ("other", b"1")):
-            await app.latest.send(names.sink, key.encode(), value, partition=0)
+            await app.latest.send(names.sink, {0: [(key.encode(), value)]})
         await app.emitter.delivered()
         await append_records(broker, names.sink, [("call", b"old", 6), ("over", b"old", 1), ("late", b"only", 6)])
-        await app.latest.send(names.sink, b"other", b"2", partition=0)
+        await app.latest.send(names.sink, {0: [(b"other", b"2")]})
         found = await read(broker, names.sink, ends(call=b"1", over=None, late=b"only", other=b"2"))
     written_again = [(one.key, one.value) for one in found if epoch_of(one.headers) >= 10]
     assert sorted(written_again[:2], key=str) == [(b"before", b"new"), (b"gone", None)]
@@ -117,11 +117,11 @@ async def test_what_is_written_while_it_is_looked_up_is_not_overwritten_by_what_
     app, names, _ = await make(broker, tmp_path)
     async with running(app):
         await until(lambda: app.lease.open)
-        await app.latest.send(names.sink, b"call", b"0", partition=0)
+        await app.latest.send(names.sink, {0: [(b"call", b"0")]})
         for number in range(1, 6):
             late = asyncio.create_task(append_records(broker, names.sink, [("call", b"old", 6)] * 3))
             while not late.done():
-                await app.latest.send(names.sink, b"call", f"{number}".encode(), partition=0)
+                await app.latest.send(names.sink, {0: [(b"call", f"{number}".encode())]})
                 await asyncio.sleep(0.005)
         found = await read(broker, names.sink, ends(call=b"5"))
     own = [int(one.value) for one in found if epoch_of(one.headers) >= 10]

@@ -22,12 +22,13 @@ from dispatchai.records import (
     Utterance,
     UtteranceKind,
     decode_as,
+    decode_fields,
     encode,
 )
 from dispatchai.telephony.callflow.fold import fold as fold_call
-from dispatchai.triage.encoding import encode_assessment
+from dispatchai.triage.encoding import encode_assessment, encode_live
 from dispatchai.triage.folds import is_complete, step, version_of
-from dispatchai.triage.ranking import packet
+from dispatchai.triage.ranking import live_call, packet
 from tests.agents.recorded import (
     CARDIAC_ARREST,
     DEADLINE,
@@ -340,9 +341,11 @@ def test_what_was_read_of_a_call_is_kept_over_a_packet_that_more_words_may_follo
 
 @settings(max_examples=40)
 @given(st.data())
-def test_assessments_are_written_as_the_codec_writes_them(data: st.DataObject) -> None:
+def test_assessments_and_live_entries_are_written_as_the_codec_writes_them(data: st.DataObject) -> None:
     for one in run(data.draw(readings(data.draw(odd_calls()))))[1]:
-        assert encode_assessment(one) == encode(one)
+        value = encode_assessment(one)
+        assert value == encode(one)
+        assert encode_live("call", value, decode_fields(value)[1]) == encode(live_call("call", one))
 
 
 # --- When a call is final
