@@ -121,7 +121,7 @@ async def _connect(port: int, number: int) -> asyncio.Transport:
 
 @dataclass(slots=True)
 class Sending:
-    """Frames to all sockets in turn, each once in FRAME_S, which say `payloads` over and over."""
+    """Frames to all sockets in turn, each once in FRAME_S, which say `payloads` over and over, from some place on."""
 
     sockets: Sequence[asyncio.Transport]
     payloads: Sequence[bytes] = (_PAYLOAD,)
@@ -144,16 +144,19 @@ class Sending:
         """Send for `seconds`."""
         self.begun = asyncio.get_running_loop().time()
         encoded = [base64.b64encode(payload).decode() for payload in self.payloads]
+        # Each slice begins elsewhere: callers do not all raise their voices in one moment.
+        apart = max(1, len(encoded) // _SLICES)
         for chunk in range(1, int(seconds / FRAME_S) + 1):
-            await self._send(chunk, encoded[(chunk - 1) % len(encoded)])
+            await self._send(chunk, encoded, apart)
 
-    async def _send(self, chunk: int, payload: str) -> None:
+    async def _send(self, chunk: int, payloads: Sequence[str], apart: int) -> None:
         loop = asyncio.get_running_loop()
-        frame = _frame(
-            f'{{"event":"media","sequence_number":"{chunk + 1}","stream_id":"32DE0DEA-53A1-4BD4-8A96-3C4E0A5B8B1E",'
-            f'"media":{{"track":"inbound","chunk":"{chunk}","timestamp":"{20 * chunk}","payload":"{payload}"}}}}'
-        )
-        for start in range(0, len(self.sockets), self._slice_size):
+        for number, start in enumerate(range(0, len(self.sockets), self._slice_size)):
+            payload = payloads[(chunk - 1 + number * apart) % len(payloads)]
+            frame = _frame(
+                f'{{"event":"media","sequence_number":"{chunk + 1}","stream_id":"32DE0DEA-53A1-4BD4-8A96-3C4E0A5B8B1E",'
+                f'"media":{{"track":"inbound","chunk":"{chunk}","timestamp":"{20 * chunk}","payload":"{payload}"}}}}'
+            )
             wait = self.due(start, chunk) - loop.time()
             await asyncio.sleep(max(wait, 0))
             part = self.sockets[start : start + self._slice_size]

@@ -28,8 +28,10 @@ LIVE_TOPIC: Final = "live-calls"
 QUEUE_TOPIC: Final = "dispatch-queue"
 CLIENT_ID: Final = "dispatchai-console"
 
-FETCH_MAX_WAIT_MS: Final = 20
-"""How long the broker may hold a fetch. The embedded broker does not wake one on new data: the delay there."""
+FETCH_MAX_WAIT_MS: Final = 50
+"""How long the broker may hold a fetch back to fill it: a quarter of the time between two pushes."""
+FETCH_MIN_BYTES: Final = 65_536
+"""A fetch returns sooner when this much is there: 64 entries. Else there would be one for nearly every entry."""
 POLL_MS: Final = 1_000
 """How long one poll waits for records. Only bounds how late a probe of the brokers can be."""
 POLL_RECORDS: Final = 64
@@ -385,6 +387,7 @@ class Feed:
             # A position that is gone means another log than the one that was read: start again with an empty view.
             auto_offset_reset="none",
             fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
+            fetch_min_bytes=FETCH_MIN_BYTES,
             max_poll_records=POLL_RECORDS,
             request_timeout_ms=int(REQUEST_S * 1_000),
         )

@@ -290,7 +290,7 @@ def create_app(
         broker_heartbeat_interval=SESSION_TIMEOUT_S / 3,
         broker_rebalance_timeout=EMBEDDED_REBALANCE_TIMEOUT_S if connection.embedded else REBALANCE_TIMEOUT_S,
         producer_acks=-1,
-        producer_linger=0.005,
+        producer_linger=0.01,
         producer_max_batch_size=131_072,
         # A full buffer with one active partition makes Faust sleep a second.
         stream_buffer_maxsize=16_384,

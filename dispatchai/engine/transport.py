@@ -33,12 +33,15 @@ from dispatchai.engine.positions import Positions, Verdict
 
 log = structlog.get_logger(__name__)
 
-FETCH_MAX_WAIT_MS = 20
-"""How long the broker may hold a fetch back to fill it: one frame's time. Fewer polls, and lower latency than 0."""
+FETCH_MAX_WAIT_MS = 40
+"""How long the broker may hold a fetch back to fill it: two frames' time. Each fetch costs a worker as much as some
+hundred records, so with fewer of them what is fetched is sooner done."""
 
-FETCH_MIN_BYTES = 131_072
-"""A fetch returns sooner when this much is there: about 350 frame records."""
+EMBEDDED_FETCH_MAX_WAIT_MS = 20
+"""The same for the embedded broker, which answers at the end of that time whatever there is."""
 
+FETCH_MIN_BYTES = 262_144
+"""A fetch returns sooner when this much is there: about a thousand frame records."""
 
 HELD_POLL_S = 0.05
 """How often the producer looks whether it may send again."""
@@ -169,13 +172,14 @@ def _all_of(fetched: ref[FetchResult], max_records: int | None = None) -> list[R
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):
-    """Faust's consumer thread with a fetch that waits as long as a frame, which Faust has no setting for."""
+    """Faust's consumer thread with a fetch that waits some frames' time, which Faust has no setting for."""
 
     logger = FAUST_LOG
 
     def _create_worker_consumer(self, transport: driver.Transport) -> aiokafka.AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
-        consumer._fetch_max_wait_ms = FETCH_MAX_WAIT_MS
+        embedded = self.app.connection.embedded
+        consumer._fetch_max_wait_ms = EMBEDDED_FETCH_MAX_WAIT_MS if embedded else FETCH_MAX_WAIT_MS
         consumer._fetch_min_bytes = FETCH_MIN_BYTES
         return consumer
 
