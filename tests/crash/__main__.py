@@ -22,7 +22,7 @@ from typing import Final
 from bench.report import machine, table, write_section
 from dispatchai.engine.app import use_uvloop
 from dispatchai.records import CallPacket
-from tests.crash.run import Options, Outcome, run, run_alone
+from tests.crash.run import Options, Outcome, end_with_parent, run, run_alone
 from tests.crash.schedule import LINES, UNDISTURBED, Group, Kind
 from tests.crash.verdict import Problem
 
@@ -79,7 +79,7 @@ async def main(given: argparse.Namespace) -> int:
         return outcome
 
     # Each in a process of its own: what one computes must not hold up the carrier of another.
-    with ProcessPoolExecutor(given.at_once, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(given.at_once, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         outcomes = await asyncio.gather(*map(run_one, given.seeds))
     text = section(outcomes, given)
     print(f"\n{text}")

@@ -7,7 +7,11 @@ what happened.
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
+import os
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -133,6 +137,20 @@ def run_alone(options: Options, reference: Mapping[str, CallPacket] | None) -> O
     use_uvloop()
     shutil.rmtree(options.folder, ignore_errors=True)
     return asyncio.run(run(options, reference))
+
+
+def end_with_parent() -> None:
+    """Have this process of the pool end when the one that made it is gone, however: it would go on with its seed, and
+    the system that it runs for that with it."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        raise RuntimeError("this is no process of a pool")
+
+    def watch(parent: multiprocessing.process.BaseProcess) -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, args=(parent,), name="parent", daemon=True).start()
 
 
 async def _call_and_strike(
