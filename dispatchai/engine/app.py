@@ -118,7 +118,7 @@ class App(faust.App):
 
         async def running() -> None:
             over = True
-            while over:
+            while over and not self.failed.is_set():
                 try:
                     await run()
                     over = False

@@ -3,7 +3,8 @@
 It goes through the producer that Faust owns, so Faust's flush before each commit covers it. Nothing is written for
 partitions that another process may have by now (`lease`): what is to be written then waits. When partitions are
 assigned anew it is not written at all, for it follows from an assignment that is over, and who has the partitions
-makes it again.
+makes it again. And nothing is written any more when Kafka has refused something for good: a snapshot would say that it
+is there, and a commit that it need not be made again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Headers = Sequence[tuple[str, bytes]]
 
 
 class AssignmentOverError(KafkaError):
-    """A record was not written, because the assignment that it follows from is over."""
+    """A record was not written, because the assignment that it follows from is over, or this process has failed."""
 
     retriable = False
 
@@ -150,8 +151,8 @@ class Emitter:
             self._check(generation)
             batch.close()
             delivery, count = await producer.send_batch(batch, topic, partition=partition), batch.record_count()
-            # If the next batch is refused nobody waits for this one, and asyncio would complain of its error.
-            delivery.add_done_callback(_is_seen)
+            # At once, and not when all batches are there: a commit that waits for this one comes after it.
+            delivery.add_done_callback(self._fail_if_refused)
             sent.append((delivery, count))
             self._app.metrics.sent(topic, count)
 
@@ -168,14 +169,14 @@ class Emitter:
     async def _may_write(self) -> None:
         """Wait until something may be written. Raises AssignmentOverError if it is of no account by then."""
         lease = self._app.lease
+        generation = lease.generation
         if not lease.open:
-            generation = lease.generation
             await lease.wait_open()
-            self._check(generation)
+        self._check(generation)
 
     def _check(self, generation: int) -> None:
-        """Raise AssignmentOverError if the assignment is another one since `generation`."""
-        if generation != self._app.lease.generation:
+        """Raise AssignmentOverError if the assignment is another one since `generation`, or the application failed."""
+        if generation != self._app.lease.generation or self._app.failed.is_set():
             raise AssignmentOverError
 
     def _sent(self, sent: asyncio.Future[Any], records: int) -> None:
@@ -185,10 +186,13 @@ class Emitter:
 
     def _on_done(self, sent: asyncio.Future[Any]) -> None:
         self._records_pending -= self._pending.pop(sent)
+        self._fail_if_refused(sent)
+
+    def _fail_if_refused(self, sent: asyncio.Future[Any]) -> None:
         if sent.cancelled():
             return
         error = sent.exception()
-        if error is not None and not isinstance(error, AssignmentOverError):
+        if error is not None and not isinstance(error, AssignmentOverError) and not self._app.failed.is_set():
             log.error("record_not_written", error=type(error).__name__)
             self._app.metrics.send_failures.inc()
             self._app.fail(error)
@@ -207,9 +211,3 @@ class Emitter:
         pending = list(self._pending)
         if pending:
             await asyncio.wait(pending)
-
-
-def _is_seen(sent: asyncio.Future[Any]) -> None:
-    """Look at how `sent` ended."""
-    if not sent.cancelled():
-        sent.exception()

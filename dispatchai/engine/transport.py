@@ -378,8 +378,8 @@ class Consumer(driver.Consumer):
         return bool(await super()._commit_tps(tps, start_new_transaction))
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
-        """Commit `offsets`, unless what they cover may have been dropped since they were computed."""
-        if self._commits_of != self.app.lease.generation or self.app.dropped:
+        """Commit `offsets`, unless what they cover may have been dropped or refused since they were computed."""
+        if self._commits_of != self.app.lease.generation or self.app.dropped or self.app.failed.is_set():
             log.debug("commit_left_out", offsets=_by_name(offsets))
             return False
         done: bool = await super()._commit(offsets)

@@ -21,6 +21,7 @@ from dispatchai.engine.app import App, create_app
 from dispatchai.engine.broker import free_port
 from dispatchai.engine.deadletters import DEAD_LETTERS
 from dispatchai.engine.effects import Effects
+from dispatchai.engine.emit import AssignmentOverError
 from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.snapshots import SNAPSHOT_PAUSE_S
 from dispatchai.engine.state import States
@@ -44,13 +45,17 @@ def new_names() -> Names:
     return Names(f"test-{mark}", f"source-{mark}", f"sink-{mark}")
 
 
-async def make_topics(broker: KafkaConnection, names: Names | None = None) -> Names:
+async def make_topics(
+    broker: KafkaConnection, names: Names | None = None, sink_configs: dict[str, str] | None = None
+) -> Names:
     names = names or new_names()
     admin = AIOKafkaAdminClient(**broker.client_options())
     await admin.start()
     try:
-        wanted = (names.source, names.sink, f"{names.app}-sums-changelog")
-        await admin.create_topics([NewTopic(name, PARTITIONS, 1) for name in wanted])
+        wanted = {names.source: None, names.sink: sink_configs, f"{names.app}-sums-changelog": None}
+        await admin.create_topics(
+            [NewTopic(name, PARTITIONS, 1, topic_configs=configs) for name, configs in wanted.items()]
+        )
     finally:
         await admin.close()
     return names
@@ -332,6 +337,43 @@ async def test_a_large_state_is_written_rarely_and_with_the_stop(broker: KafkaCo
         assert not covered(app, names)
     assert written("large") == b"2"
     assert await committed(broker, names) == 5
+
+
+@pytest.mark.parametrize("broker", ["apache-kafka"], indirect=True)  # the embedded one refuses none
+async def test_what_an_output_followed_from_is_not_covered_if_kafka_refuses_it(
+    broker: KafkaConnection, tmp_path: Path
+) -> None:
+    names = await make_topics(broker, sink_configs={"max.message.bytes": "1000"})
+    app = make_app(broker, names, tmp_path)
+    states = make_states(app)
+    again: list[str] = []
+
+    async def begin_anew() -> None:
+        again.append("begun")
+        while True:
+            await app.emitter.ready()
+            await asyncio.sleep(0.01)
+
+    app.background(begin_anew)
+    agent.run(
+        app,
+        states,
+        {names.source: int},
+        step=lambda key, state, new: agent.Stepped(
+            append(key, state, new).state, [agent.Output(names.sink, bytes(5000))]
+        ),
+    )
+    async with running(app):
+        await produce(broker, names.source, [("call", b"1")])
+        await until(app.failed.is_set)
+        assert states._round is not None
+        await asyncio.wait([states._round])
+        with pytest.raises(AssignmentOverError):
+            await app.emitter.send(names.sink, b"call", b"small", partition=0)
+        await app.consumer.commit()
+        assert states.table.data == {}
+    assert await committed(broker, names) == 0
+    assert again == ["begun"]
 
 
 async def test_a_deleted_state_leaves_a_tombstone(broker: KafkaConnection, tmp_path: Path) -> None:
