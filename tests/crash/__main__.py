@@ -13,6 +13,7 @@ import multiprocessing
 import shutil
 import sys
 import tempfile
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -80,12 +81,16 @@ async def main(given: argparse.Namespace) -> int:
 
     # Each in a process of its own: what one computes must not hold up the carrier of another.
     with ProcessPoolExecutor(given.at_once, multiprocessing.get_context("spawn"), end_with_parent) as pool:
-        outcomes = await asyncio.gather(*map(run_one, given.seeds))
+        results = await asyncio.gather(*map(run_one, given.seeds), return_exceptions=True)
+    outcomes = [result for result in results if isinstance(result, Outcome)]
     text = section(outcomes, given)
     print(f"\n{text}")
+    broken = [(seed, one) for seed, one in zip(given.seeds, results, strict=True) if isinstance(one, BaseException)]
+    for seed, error in broken:
+        print(f"seed {seed:3d} was not run to its end:", *traceback.format_exception(error), sep="\n")
     if given.write:
         write_section(f"crash {given.broker} {given.victims}", text, PAGE)
-    return 0 if all(outcome.verdict.good for outcome in outcomes) else 1
+    return 0 if not broken and all(outcome.verdict.good for outcome in outcomes) else 1
 
 
 async def _undisturbed(line_number: int, given: argparse.Namespace, *, apache: bool) -> dict[str, CallPacket]:
