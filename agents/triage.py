@@ -17,7 +17,6 @@ from dispatchai.records import CallEvent, Signal, TriageState, Utterance, decode
 from dispatchai.telephony.callflow.events import EventType
 from dispatchai.telephony.callflow.fold import fold as fold_call
 from dispatchai.triage import folds
-from dispatchai.triage.encoding import encode_assessment
 from dispatchai.triage.rules import Reading, Rules
 
 NAME: Final = "triage"
@@ -54,7 +53,7 @@ def make(app: App, partitions: int, rules: Rules) -> States[TriageState]:
         stepped = folds.step(state, inputs, fold_call=fold_call, rules=rules, reading=readings.pop(call_id, None))
         if stepped.reading is not None:
             readings[call_id] = stepped.reading
-        outputs = [agent.Output(TOPIC, encode_assessment(assessment)) for assessment in stepped.assessments]
+        outputs = [agent.Output(TOPIC, encode(assessment)) for assessment in stepped.assessments]
         return agent.Stepped(stepped.state, outputs, snapshot=stepped.snapshot)
 
     agent.run(app, states, SOURCES, step=fold)

@@ -27,7 +27,6 @@ from dispatchai.speech.sessions import CallSpeech, FrameRun, Streams
 from dispatchai.telephony.callflow.fold import fold as fold_call
 from dispatchai.telephony.carrier import load
 from dispatchai.triage import folds
-from dispatchai.triage.encoding import encode_assessment
 from dispatchai.triage.rules import Reading, Rules
 
 CALLS: Final = (
@@ -125,7 +124,7 @@ def triage_costs(records: Sequence[Record], rules: Rules) -> list[Cost]:
         step = folds.step(state, [record], fold_call=fold_call, rules=rules, reading=reading)
         stepped = time.thread_time()
         for assessment in step.assessments:
-            encode_assessment(assessment)
+            encode(assessment)
         encoded = time.thread_time()
         if step.state is not None:
             encode(step.state)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -105,40 +106,38 @@ def _by_header() -> dict[bytes, _Schema]:
     return {schema.header: schema for schema in schemas}
 
 
-def _plain(record: Record) -> dict[str, Any]:
-    """The fields of a dataclass, dataclasses among them as their fields, tuples as lists."""
-    simple, others = _fields_of(record.__class__)
-    fields = {name: getattr(record, name) for name in simple}
-    for name in others:
-        fields[name] = _plain_value(getattr(record, name))
-    return fields
-
-
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain_value(item) for item in value]
-    return _plain(value) if dataclasses.is_dataclass(value) else value
-
-
 @cache
-def _fields_of(cls: type) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the fields of a dataclass that are written as they are, and of the others."""
+def _plainer(cls: type) -> Callable[[Any], dict[str, Any]]:
+    """What makes the fields of a dataclass, dataclasses among them as their fields, for fastavro."""
     hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
-    others = tuple(name for name in names if not _is_simple(hints[name]))
-    return tuple(name for name in names if name not in others), others
+    names = tuple(field.name for field in dataclasses.fields(cls))
+    values_of = attrgetter(*names) if len(names) > 1 else lambda record: (getattr(record, names[0]),)
+    others = [(name, convert) for name in names if (convert := _plain_value(hints[name])) is not None]
+
+    def plain(record: Any) -> dict[str, Any]:
+        fields = dict(zip(names, values_of(record), strict=True))
+        for name, convert in others:
+            fields[name] = convert(fields[name])
+        return fields
+
+    return plain
 
 
-def _is_simple(hint: Any) -> bool:
-    """Whether values of this type are written as they are."""
+def _plain_value(hint: Any) -> Callable[[Any], Any] | None:
+    """What turns a dataclass's value into fastavro's, or None where it is written as it is."""
+    if typing.get_origin(hint) is tuple:
+        item = _plain_value(typing.get_args(hint)[0])
+        return None if item is None else lambda values: [item(value) for value in values]
     if isinstance(hint, types.UnionType):
-        return all(_is_simple(arg) for arg in typing.get_args(hint))
-    return typing.get_origin(hint) is not tuple and not dataclasses.is_dataclass(hint)
+        inner = _plain_value(next(arg for arg in typing.get_args(hint) if arg is not types.NoneType))
+        return None if inner is None else lambda value: None if value is None else inner(value)
+    return _plainer(hint) if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
 
 
 def encode(record: Record) -> bytes:
-    """`record` in single-object encoding. Raises ValueError or TypeError if a field has a wrong type."""
-    return encode_fields(type(record).__name__, _plain(record))
+    """`record` in single-object encoding. Raises ValueError, TypeError, AttributeError if a field has a wrong type."""
+    cls = record.__class__
+    return encode_fields(cls.__name__, _plainer(cls)(record))
 
 
 def encode_fields(name: str, fields: Mapping[str, Any]) -> bytes:

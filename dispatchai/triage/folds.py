@@ -28,8 +28,8 @@ from dispatchai.records import (
     TriageState,
     Utterance,
     UtteranceKind,
+    encode,
 )
-from dispatchai.triage.encoding import encode_assessment
 from dispatchai.triage.rules import Reading, Rules, read, weigh
 
 FoldCall = Callable[[CallState | None, CallEvent], CallState]
@@ -349,4 +349,4 @@ def assess(state: TriageState, rules: Rules, reading: Reading, kind: AssessmentK
 def _digest(final: Assessment) -> str:
     """A digest of what the packet says: two equal ones need to be written once. Of a call that did not hang up the
     packet says when the last of it was recorded, of another one not."""
-    return hashlib.sha256(encode_assessment(final if final.ended_at is None else replace(final, as_of=0))).hexdigest()
+    return hashlib.sha256(encode(final if final.ended_at is None else replace(final, as_of=0))).hexdigest()
