@@ -20,6 +20,7 @@ import numpy.typing as npt
 import structlog
 from aiokafka.consumer.fetcher import FetchResult, PartitionRecords
 from aiokafka.errors import CorruptRecordException
+from aiokafka.producer.transaction_manager import NO_PRODUCER_EPOCH, NO_PRODUCER_ID, PidAndEpoch, TransactionManager
 from aiokafka.record.memory_records import MemoryRecords
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -453,23 +454,32 @@ class Producer(driver.Producer):
         return producer
 
     def drop(self) -> int:
-        """Drop what was not sent yet, as it follows from an assignment that is over. Returns how many batches."""
+        """Drop what is not on its way, as it follows from an assignment that is over. Returns how many batches.
+
+        What was tried before and is to be sent again is dropped too: a rebalance waits until all is delivered, and
+        without a lease nothing will be.
+        """
         if self._producer is None:
             return 0
         accumulator = self._producer._message_accumulator
-        dropped = 0
-        for tp, batches in list(accumulator._batches.items()):
-            # One that was tried before has its sequence number, which the broker waits for.
-            kept = [batch for batch in batches if batch.retry_count]
-            for batch in batches:
-                if not batch.retry_count:
-                    batch.failure(AssignmentOverError())
-                    dropped += 1
-            batches.clear()
-            batches.extend(kept)
-            if not batches:
-                del accumulator._batches[tp]
-        return dropped
+        dropped = [batch for batches in accumulator._batches.values() for batch in batches]
+        accumulator._batches.clear()
+        tried = [batch for batch in dropped if batch.retry_count]
+        accumulator._pending_batches.update(tried)  # they are taken from there when they are done
+        for batch in dropped:
+            batch.failure(AssignmentOverError())
+            batch._drain_waiter.exception()  # if nobody waits for it asyncio would complain
+        if tried and accumulator._txn_manager is not None:
+            _begin_sequences_anew(accumulator._txn_manager)
+        return len(dropped)
+
+
+def _begin_sequences_anew(manager: TransactionManager) -> None:
+    """Have an idempotent producer ask for another id, and count its batches from 0: the broker waits for the sequence
+    number of one that was dropped, and would take none behind it."""
+    manager._pid_and_epoch = PidAndEpoch(NO_PRODUCER_ID, NO_PRODUCER_EPOCH)
+    manager._pid_waiter = asyncio.get_running_loop().create_future()
+    manager._sequence_numbers.clear()
 
 
 class Transport(driver.Transport):

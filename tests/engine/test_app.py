@@ -376,6 +376,40 @@ async def test_what_an_output_followed_from_is_not_covered_if_kafka_refuses_it(
     assert again == ["begun"]
 
 
+async def test_without_a_lease_a_rebalance_does_not_wait_for_what_is_to_be_sent_again(
+    broker: KafkaConnection, tmp_path: Path
+) -> None:
+    names = await make_topics(broker)
+    app = make_app(broker, names, tmp_path)
+    agent.run(app, make_states(app), {names.source: int}, step=lambda key, state, numbers: agent.Stepped(state))
+    place = TopicPartition(names.sink, 0)
+    async with running(app):
+        await until(lambda: app.lease.open)
+        await app.emitter.send(names.sink, b"call", b"before", partition=0)
+        await app.emitter.delivered()
+        producer = app.producer._ensure_producer()
+        accumulator = producer._message_accumulator
+        # Nothing is awaited until the process is without a lease: no request can go out meanwhile.
+        sent = accumulator._append_batch(accumulator.create_builder(), place)
+        sent.append(b"call", b"lost", None)
+        accumulator.reenqueue(accumulator._pop_batch(place))  # a request with it had no answer
+        length_s, app.lease.length_s = app.lease.length_s, -PATIENCE_S  # heartbeats renew nothing
+        app.lease._until, app.rebalancing = 0.0, True
+        await asyncio.wait_for(producer.flush(), PATIENCE_S)
+        assert isinstance(sent.future.exception(), AssignmentOverError)
+        assert app.dropped, "a commit could cover it"
+
+        app.rebalancing, app.lease.length_s = False, length_s
+        app.lease.assigned(app.lease.generation, app.lease.clock())
+        app.lease.resumed()
+        for number in range(3):
+            await app.emitter.send(names.sink, b"call", b"%d" % number, partition=0)
+            await app.emitter.delivered()
+        assert not app.failed.is_set(), "the broker waits for the number of what was dropped"
+        found = await read(broker, names.sink, lambda found: len(found) >= 4)
+    assert [record.value for record in found] == [b"before", b"0", b"1", b"2"]
+
+
 async def test_a_deleted_state_leaves_a_tombstone(broker: KafkaConnection, tmp_path: Path) -> None:
     names = await make_topics(broker)
     app = make_app(broker, names, tmp_path)
