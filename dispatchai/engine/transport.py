@@ -199,9 +199,16 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             return alive
 
         coordinator._do_heartbeat = beat_and_renew
+        coordinator._coordination_task.add_done_callback(self._on_coordination_ended)
         if self.app.connection.embedded:
             Ghosts(coordinator)
         self._finding_topics = asyncio.create_task(self._find_topics())
+
+    def _on_coordination_ended(self, coordination: asyncio.Task[None]) -> None:
+        """aiokafka lets the group go when something that it did not expect happens, such as a broker that names none as
+        it has just started. Nobody else would notice: this process would have no partitions, for ever."""
+        if not coordination.cancelled() and (error := coordination.exception()) is not None:
+            self.parent_loop.call_soon_threadsafe(self.app.fail, error)
 
     async def on_thread_stop(self) -> None:
         """Called by Faust when the consumer stops, in its thread."""

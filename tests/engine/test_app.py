@@ -17,7 +17,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from faust.types import TP
 
 from dispatchai.engine import agent
-from dispatchai.engine.app import App, create_app
+from dispatchai.engine.app import STUCK_AFTER_S, App, create_app
 from dispatchai.engine.broker import free_port
 from dispatchai.engine.deadletters import DEAD_LETTERS
 from dispatchai.engine.effects import Effects
@@ -408,6 +408,23 @@ async def test_without_a_lease_a_rebalance_does_not_wait_for_what_is_to_be_sent_
         assert not app.failed.is_set(), "the broker waits for the number of what was dropped"
         found = await read(broker, names.sink, lambda found: len(found) >= 4)
     assert [record.value for record in found] == [b"before", b"0", b"1", b"2"]
+
+
+async def test_a_process_that_can_have_no_partitions_any_more_fails(broker: KafkaConnection, tmp_path: Path) -> None:
+    names = await make_topics(broker)
+    app = make_app(broker, names, tmp_path)
+    agent.run(app, make_states(app), {names.source: int}, step=lambda key, state, numbers: agent.Stepped(state))
+
+    async def lookup(*_: Any) -> int:
+        raise AssertionError("Did we not perform bootstrap?")
+
+    async with running(app):
+        await until(lambda: app.lease.open)
+        coordinator = app.consumer._thread._ensure_consumer()._coordinator
+        coordinator._client.coordinator_lookup = lookup
+        app.consumer._thread.thread_loop.call_soon_threadsafe(coordinator.coordinator_dead)
+        async with asyncio.timeout(STUCK_AFTER_S):  # after twice that anything that has no partitions fails
+            await app.failed.wait()
 
 
 async def test_a_deleted_state_leaves_a_tombstone(broker: KafkaConnection, tmp_path: Path) -> None:
