@@ -423,7 +423,7 @@ async def true_ends(connection: KafkaConnection, ends: Mapping[TP, int]) -> dict
     if not connection.embedded:
         return found
     async with aiokafka.AIOKafkaConsumer(
-        **connection.client_options(), enable_auto_commit=False, fetch_max_wait_ms=FETCH_MAX_WAIT_MS
+        **connection.client_options(), enable_auto_commit=False, fetch_max_wait_ms=EMBEDDED_FETCH_MAX_WAIT_MS
     ) as reader:
         reader.assign(list(ends))
         for tp, end in ends.items():

@@ -152,6 +152,11 @@ def append(key: str, numbers: list[int] | None, new: Sequence[int]) -> agent.Ste
     return agent.Stepped(after)
 
 
+def append_or_delete(key: str, numbers: list[int] | None, new: Sequence[int]) -> agent.Stepped[list[int]]:
+    """As `append`; a 0 gives the state up."""
+    return agent.Stepped(None) if 0 in new else append(key, numbers, new)
+
+
 @pytest.mark.parametrize("broker", ["apache-kafka"], indirect=True)  # the embedded one makes what it is asked for
 async def test_topics_that_the_broker_does_not_know_at_first_are_read_as_soon_as_it_does(
     broker: KafkaConnection, tmp_path: Path
@@ -431,12 +436,7 @@ async def test_a_deleted_state_leaves_a_tombstone(broker: KafkaConnection, tmp_p
     names = await make_topics(broker)
     app = make_app(broker, names, tmp_path)
     states = make_states(app)
-    agent.run(
-        app,
-        states,
-        {names.source: int},
-        step=lambda key, numbers, new: agent.Stepped(None) if 0 in new else append(key, numbers, new),
-    )
+    agent.run(app, states, {names.source: int}, step=append_or_delete)
     async with running(app):
         await produce(broker, names.source, [("call", b"1")])
         await until(lambda: states.table.data.get("call") == b"1")
@@ -528,12 +528,7 @@ async def test_a_state_at_rest_can_be_deleted(broker: KafkaConnection, tmp_path:
     names = await make_topics(broker)
     app = make_app(broker, names, tmp_path)
     states = make_states(app, rest=True)
-    agent.run(
-        app,
-        states,
-        {names.source: int},
-        step=lambda key, numbers, new: agent.Stepped(None) if 0 in new else append(key, numbers, new),
-    )
+    agent.run(app, states, {names.source: int}, step=append_or_delete)
     async with running(app):
         await produce(broker, names.source, [("call", b"1")])
         await until(lambda: states.table.data.get("call") == b"1")
