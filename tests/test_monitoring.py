@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from dispatchai.app import SPEECH, WORKER
 from dispatchai.settings import Settings
@@ -22,6 +27,23 @@ WIDTH = 24
 
 PROMTOOL = shutil.which("promtool")
 needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed (Debian: prometheus)")
+
+
+def _not_in(known: Any, ours: Any, at: str = "") -> list[str]:
+    """Where `ours` has what `known` has not, or has otherwise."""
+    match ours, known:
+        case dict(), dict():
+            return [one for key in ours for one in _not_in(known.get(key), ours[key], f"{at}/{key}")]
+        case list(), list() if len(ours) == len(known):
+            return [one for n, item in enumerate(ours) for one in _not_in(known[n], item, f"{at}/{n}")]
+        case _:
+            return [] if ours == known else [at]
+
+
+def test_grafanas_own_model_takes_the_dashboard_and_knows_each_of_its_fields() -> None:
+    register_default_plugins()  # the panels' and the queries' own fields
+    loaded = Dashboard.from_json(dashboard())
+    assert _not_in(json.loads(JSONEncoder().encode(loaded)), dashboard()) == []
 
 
 def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
