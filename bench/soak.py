@@ -193,9 +193,10 @@ def row(period: Period, processes_: Sequence[str]) -> list[str]:
 
 
 def growth(periods: Sequence[Period], name: str) -> str:
-    """How much the memory of a process grew from the end of the warm-up to the last period, for an hour, in %."""
+    """How much the memory of a process grew from the first period after the warm-up to the last, for an hour, in %."""
     warm_s = min(WARM_S, periods[-1].until_s / 2)
-    warm = next((period for period in periods if period.until_s >= warm_s), periods[0])
+    begins = (0.0, *(period.until_s for period in periods))
+    warm = next((one for began, one in zip(begins, periods, strict=False) if began >= warm_s), periods[-1])
     first, last = (statistics.median(period.memory.get(name) or [0]) for period in (warm, periods[-1]))
     hours = (periods[-1].until_s - warm.until_s) / 3600
     return f"{(last / first - 1) / hours * 100:+.1f} %" if hours and first else "n/a"
@@ -217,9 +218,9 @@ async def _measure(arguments: argparse.Namespace) -> str:
         f"and speech (scripted recogniser), coming and ending as fitted to real calls for service, and {AT_FIRST} "
         f"times as many at first, since a process holds the most that it needed; states are given up {EXPIRY_S:g} s "
         f"after their call, and the page keeps {FINISHED_MAX} finished ones, so that both are full before memory "
-        f"counts. Memory is the median of a period, growth from minute {warm_minutes:g} on. "
-        f"The embedded broker keeps all records in memory. Calls that failed: {len(failures)}. Broker ({kafka}) and "
-        f"carrier run on the same machine ({machine()})."
+        f"counts. Memory is the median of a period, growth that from the first period after minute {warm_minutes:g} to "
+        f"the last. The embedded broker keeps all records in memory. Calls that failed: {len(failures)}. Broker "
+        f"({kafka}) and carrier run on the same machine ({machine()})."
     )
     return "\n".join(["## Soak", "", about, "", table(header, rows)])
 
