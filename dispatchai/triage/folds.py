@@ -213,7 +213,8 @@ def fold_utterance(state: TriageState, utterance: Utterance) -> TriageState:
     """The state with `utterance` in it: of one utterance the highest revision counts, and FINAL does not change.
 
     With END all of a stream is final: what is still partial was heard by a recogniser that failed, and not again.
-    When an utterance was recognised does not enter `as_of`: that depends on the machine and not on the call.
+    When an utterance was recognised does not enter `as_of`: that depends on the machine and not on the call. So does
+    which stream's text comes first, for streams are recognised side by side: here they are in the order of their ids.
     """
     stream_id = utterance.stream_id
     if stream_id in state.transcripts_ended:
@@ -226,15 +227,14 @@ def fold_utterance(state: TriageState, utterance: Utterance) -> TriageState:
                 for item in state.utterances
                 if item.stream_id != stream_id or item.kind is not UtteranceKind.PARTIAL
             ),
-            transcripts_ended=(*state.transcripts_ended, stream_id),
+            transcripts_ended=tuple(sorted((*state.transcripts_ended, stream_id))),
         )
     known = {item.utterance_id: item for item in state.utterances}
     old = known.get(utterance.utterance_id)
     if old is not None and (old.kind is UtteranceKind.FINAL or old.revision >= utterance.revision):
         return state
     known[utterance.utterance_id] = utterance
-    streams = list(dict.fromkeys(item.stream_id for item in known.values()))
-    ordered = sorted(known.values(), key=lambda item: (streams.index(item.stream_id), item.start_ms, item.utterance_id))
+    ordered = sorted(known.values(), key=lambda item: (item.stream_id, item.start_ms, item.utterance_id))
     return replace(state, utterances=tuple(ordered))
 
 
@@ -305,8 +305,10 @@ def summarize_audio(signal: Signal | None) -> AudioSummary:
 
 def read_call(state: TriageState, rules: Rules, before: Reading | None = None) -> Reading:
     """What the words of the call say. `before` is an earlier reading of it, and only makes this one cheaper."""
-    order = tuple(fold.stream_id for fold in state.signals)
-    return read(state.utterances, rules, order if len(order) > 1 else (), before=before)
+    said = state.utterances
+    several = bool(said) and said[0].stream_id != said[-1].stream_id
+    order = tuple(fold.stream_id for fold in state.signals) if several else ()
+    return read(said, rules, order, before=before)
 
 
 def assess(state: TriageState, rules: Rules, reading: Reading, kind: AssessmentKind) -> Assessment:

@@ -298,6 +298,17 @@ def test_streams_are_told_in_the_order_in_which_their_audio_began_whoever_was_un
     assert told == {" ".join(CARDIAC_ARREST)}
 
 
+@few
+@given(st.data())
+def test_the_state_does_not_tell_which_stream_was_understood_first(data: st.DataObject) -> None:
+    streams = [stream_speech(name, CARDIAC_ARREST) for name in ("s2", "s1", "s3")]
+    left = [list(speech) for speech in streams]
+    mixed: list[Utterance] = []
+    while any(left):
+        mixed.append(data.draw(st.sampled_from([speech for speech in left if speech])).pop(0))
+    assert run([[event("call.initiated")], mixed])[0] == run([[event("call.initiated")], *streams])[0]
+
+
 def test_what_was_still_partial_at_the_end_of_a_streams_speech_was_not_said() -> None:
     broken = replace(UNHEARD_END, transcripts=(*UNHEARD_END.transcripts, speech_end()))
     assert last_final(run([*broken.topics])[1]).transcript == " ".join(CARDIAC_ARREST[:2])
@@ -501,12 +512,12 @@ def test_of_two_partials_the_later_revision_counts() -> None:
     assert made[-1].partial == "", "what was taken back is still shown"
 
 
-def test_several_streams_are_told_in_the_order_in_which_they_were_heard() -> None:
+def test_a_stream_of_which_only_text_is_known_is_told_behind_those_that_were_heard() -> None:
     # The times of a stream begin at zero: those of two streams say nothing of their order.
     one = [utterance(0, "One.", stream="z"), utterance(5, "Two.", stream="z")]
     other = [utterance(1, "Three.", stream="a"), utterance(2, "Four.", stream="a")]
     late = utterance(2, "And a half.", stream="z")
-    _, made = run([[event("call.initiated")], one, other, [late]])
+    _, made = run([[event("call.initiated")], stream_signals("z", 1), one, other, [late]])
     assert made[-1].transcript == "One. And a half. Two. Three. Four."
 
 
