@@ -34,7 +34,7 @@ from dispatchai.telephony.callflow.events import EventType
 SLICES: Final = 10
 """The calls are dealt out over so many slices of a frame's 20 ms, of 2 ms each."""
 
-EXPIRY_S: Final = 30.0
+EXPIRY_S: Final = 90.0
 """How long after its end the state of a call is kept; by default the program keeps it for an hour. A worker must not
 be so far behind: what comes after this counts as missed."""
 

@@ -55,6 +55,7 @@ class Updates:
     def save(self, path: Path) -> None:
         """Write an array of shape (3, n): when states were updated, in seconds since the epoch; the milliseconds at
         which Kafka had got their frames; how many."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, np.array(self._kept))
 
 
