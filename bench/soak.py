@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -195,8 +196,7 @@ def row(period: Period, processes_: Sequence[str]) -> list[str]:
 def growth(periods: Sequence[Period], name: str) -> str:
     """How much the memory of a process grew from the first period after the warm-up to the last, for an hour, in %."""
     warm_s = min(WARM_S, periods[-1].until_s / 2)
-    begins = (0.0, *(period.until_s for period in periods))
-    warm = next((one for began, one in zip(begins, periods, strict=False) if began >= warm_s), periods[-1])
+    warm = next((one for before, one in pairwise(periods) if before.until_s >= warm_s), periods[-1])
     first, last = (statistics.median(period.memory.get(name) or [0]) for period in (warm, periods[-1]))
     hours = (periods[-1].until_s - warm.until_s) / 3600
     return f"{(last / first - 1) / hours * 100:+.1f} %" if hours and first else "n/a"

@@ -306,6 +306,7 @@ def summarize_audio(signal: Signal | None) -> AudioSummary:
 def read_call(state: TriageState, rules: Rules, before: Reading | None = None) -> Reading:
     """What the words of the call say. `before` is an earlier reading of it, and only makes this one cheaper."""
     said = state.utterances
+    # Those of a stream lie together. Of one stream no order is asked for: its first signal is to change nothing.
     several = bool(said) and said[0].stream_id != said[-1].stream_id
     order = tuple(fold.stream_id for fold in state.signals) if several else ()
     return read(said, rules, order, before=before)

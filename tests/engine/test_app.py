@@ -77,6 +77,14 @@ def make_states(app: App, *, rest: bool = False) -> States[list[int]]:
     )
 
 
+async def make_idle_app(broker: KafkaConnection, folder: Path) -> tuple[App, Names]:
+    """An application whose agent changes nothing, for what lies below agents."""
+    names = await make_topics(broker)
+    app = make_app(broker, names, folder)
+    agent.run(app, make_states(app), {names.source: int}, step=lambda key, state, numbers: agent.Stepped(state))
+    return app, names
+
+
 @asynccontextmanager
 async def running(app: App) -> AsyncIterator[App]:
     await app.start()
@@ -89,9 +97,7 @@ async def running(app: App) -> AsyncIterator[App]:
 async def test_what_is_sent_soon_is_not_overtaken_by_what_is_sent_after_it(
     broker: KafkaConnection, tmp_path: Path
 ) -> None:
-    names = await make_topics(broker)
-    app = make_app(broker, names, tmp_path)
-    agent.run(app, make_states(app), {names.source: int}, step=lambda key, state, numbers: agent.Stepped(state))
+    app, names = await make_idle_app(broker, tmp_path)
     rounds, many = 30, [(b"call", str(number).encode()) for number in range(50)]
     async with running(app):
         await until(lambda: app.lease.open)
@@ -384,9 +390,7 @@ async def test_what_an_output_followed_from_is_not_covered_if_kafka_refuses_it(
 async def test_without_a_lease_a_rebalance_does_not_wait_for_what_is_to_be_sent_again(
     broker: KafkaConnection, tmp_path: Path
 ) -> None:
-    names = await make_topics(broker)
-    app = make_app(broker, names, tmp_path)
-    agent.run(app, make_states(app), {names.source: int}, step=lambda key, state, numbers: agent.Stepped(state))
+    app, names = await make_idle_app(broker, tmp_path)
     place = TopicPartition(names.sink, 0)
     async with running(app):
         await until(lambda: app.lease.open)
@@ -416,9 +420,7 @@ async def test_without_a_lease_a_rebalance_does_not_wait_for_what_is_to_be_sent_
 
 
 async def test_a_process_that_can_have_no_partitions_any_more_fails(broker: KafkaConnection, tmp_path: Path) -> None:
-    names = await make_topics(broker)
-    app = make_app(broker, names, tmp_path)
-    agent.run(app, make_states(app), {names.source: int}, step=lambda key, state, numbers: agent.Stepped(state))
+    app, _ = await make_idle_app(broker, tmp_path)
 
     async def lookup(*_: Any) -> int:
         raise AssertionError("Did we not perform bootstrap?")

@@ -183,6 +183,16 @@ def test_nothing_is_live_after_the_final_assessment(data: st.DataObject) -> None
 
 
 @st.composite
+def mixed(draw: st.DrawFn, streams: Sequence[Sequence[Utterance]]) -> list[Utterance]:
+    """The texts of `streams` in any order that keeps that of each stream."""
+    left = [list(speech) for speech in streams]
+    made: list[Utterance] = []
+    while any(left):
+        made.append(draw(st.sampled_from([speech for speech in left if speech])).pop(0))
+    return made
+
+
+@st.composite
 def odd_calls(draw: st.DrawFn) -> Recorded:
     """A call of which anything may have come late or not at all: events in any order and after the deadline, streams
     that no event announced, the texts of streams mixed, ends that are missing."""
@@ -191,10 +201,7 @@ def odd_calls(draw: st.DrawFn) -> Recorded:
     events = draw(st.permutations([one for one in call.events if draw(st.booleans()) or one.type == "call.initiated"]))
     late = [DEADLINE, event("call.cost", 61), event("streaming.started", 62), event("call.hangup", 20)]
     events += [one for one in late if draw(st.booleans())]
-    speech = [list(stream_speech(f"s{number + 1}", CARDIAC_ARREST[number:])) for number in range(streams)]
-    transcripts: list[Utterance] = []
-    while any(speech):
-        transcripts.append(draw(st.sampled_from([one for one in speech if one])).pop(0))
+    transcripts = draw(mixed([stream_speech(f"s{number + 1}", CARDIAC_ARREST[number:]) for number in range(streams)]))
     return Recorded(
         tuple(events),
         call.signals[: draw(st.sampled_from([len(call.signals), len(call.signals) - 1]))] if streams else (),
@@ -302,11 +309,8 @@ def test_streams_are_told_in_the_order_in_which_their_audio_began_whoever_was_un
 @given(st.data())
 def test_the_state_does_not_tell_which_stream_was_understood_first(data: st.DataObject) -> None:
     streams = [stream_speech(name, CARDIAC_ARREST) for name in ("s2", "s1", "s3")]
-    left = [list(speech) for speech in streams]
-    mixed: list[Utterance] = []
-    while any(left):
-        mixed.append(data.draw(st.sampled_from([speech for speech in left if speech])).pop(0))
-    assert run([[event("call.initiated")], mixed])[0] == run([[event("call.initiated")], *streams])[0]
+    begun, _ = run([[event("call.initiated")]])
+    assert run([data.draw(mixed(streams))], begun)[0] == run(streams, begun)[0]
 
 
 def test_what_was_still_partial_at_the_end_of_a_streams_speech_was_not_said() -> None:
