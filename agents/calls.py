@@ -2,7 +2,7 @@
 
 Reads `call-events` and `dispatch-actions`; writes to `call-events` how each command ended and the timers of calls
 that fired. What a call's events and a dispatcher's actions call for is decided in
-`dispatchai.telephony.callflow`.
+`dispatchai.calls`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Final
 
 import structlog
 
-from dispatchai.clock import now_micros
+from dispatchai.calls.config import CallFlowConfig
+from dispatchai.calls.control import Refusal, act, is_settled, outcome_event, round_of, step, with_token
+from dispatchai.calls.events import OWN_EVENTS, EventType
+from dispatchai.calls.state import takes_commands
+from dispatchai.calls.timers import due_timers
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.effects import Effects
-from dispatchai.engine.state import States
+from dispatchai.engine.keyed_state import States
+from dispatchai.process.clock import now_micros
 from dispatchai.records import Action, ActionKind, CallEvent, CallState, decode_as, encode
-from dispatchai.telephony.callflow.config import CallFlowConfig
-from dispatchai.telephony.callflow.events import OWN_EVENTS, EventType
-from dispatchai.telephony.callflow.fold import takes_commands
-from dispatchai.telephony.callflow.step import Refusal, act, is_settled, outcome_event, round_of, step, with_token
-from dispatchai.telephony.callflow.timers import due_timers
-from dispatchai.telephony.client import TelnyxClient
-from dispatchai.telephony.commands import AlreadyEnded, Command, Rejected, achieved
+from dispatchai.telnyx.client import TelnyxClient
+from dispatchai.telnyx.commands import AlreadyEnded, Command, Rejected, achieved
 
 log = structlog.get_logger(__name__)
 

@@ -17,11 +17,11 @@ from faust.types import TP
 
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
-from dispatchai.engine.deadletters import bury
 from dispatchai.engine.throttle import Throttle
 from dispatchai.engine.transport import Fetch, Record, whole
+from dispatchai.kafka.dead_letters import bury
 from dispatchai.records import Assessment, AssessmentKind, DecodeError, decode_as, decode_fields, encode
-from dispatchai.triage.encoding import encode_live
+from dispatchai.triage.live_encoding import encode_live
 from dispatchai.triage.ranking import packet
 
 NAME: Final = "ranking"

@@ -2,7 +2,7 @@
 state; writes `signals`.
 
 What is measured is decided in `dispatchai.audio.signals`. The frames of live streams, which are nearly all there is,
-are applied for all calls of a batch at once (`dispatchai.audio.voices`); what else comes goes call by call.
+are applied for all calls of a batch at once (`dispatchai.audio.many_signals`); what else comes goes call by call.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy.typing as npt
 from faust.types import TP
 
 from dispatchai.audio import signals
-from dispatchai.audio.voices import Heard, Voices, hear
+from dispatchai.audio.many_signals import Heard, Voices, hear
+from dispatchai.calls.events import EventType
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.transport import Batch, Fetch
 from dispatchai.records import AudioFrame, CallEvent, Signal, SignalState, decode_as, encode
 from dispatchai.records.columns import encode_columns
 from dispatchai.records.frames import decode_frame, decode_frames
-from dispatchai.telephony.callflow.events import EventType
 
 NAME: Final = "signals"
 FRAMES: Final = "audio-frames"

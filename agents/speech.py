@@ -1,7 +1,7 @@
 """The speech agent: turns the caller's voice into text. Reads `audio-frames`, and `call-events` for the end
 of a call; writes `transcripts`.
 
-What is heard, numbered and heard again is decided in `dispatchai.speech.sessions`. Offsets are committed only up to the
+What is heard, numbered and heard again is decided in `dispatchai.speech.session`. Offsets are committed only up to the
 first frame that no final utterance covers, so that a crash loses no word and repeats none that was final.
 
 A stream whose gateway was killed has no END. It must not hold its partition's offsets until the call expires, so it is
@@ -12,7 +12,7 @@ not follow from how the topics interleaved. A call that still speaks, beyond `CA
 deadline's offset is held until its streams have ended.
 
 A frame that is read after its call expired makes a state that no event gives up. So no state is kept for longer than
-the longest call and what follows it take together, by the clock of this process (`agents.leftovers`).
+the longest call and what follows it take together, by the clock of this process (`agents.orphans`).
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ import numpy as np
 import structlog
 from faust.types import TP
 
-from agents.leftovers import Leftovers
-from dispatchai.clock import now_micros
+from agents.orphans import Leftovers
+from dispatchai.calls.events import EventType
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
-from dispatchai.engine.deadletters import bury
-from dispatchai.engine.emit import AssignmentOverError
-from dispatchai.engine.state import States
+from dispatchai.engine.emitter import AssignmentOverError
+from dispatchai.engine.keyed_state import States
 from dispatchai.engine.transport import Batch, Record, whole
+from dispatchai.kafka.dead_letters import bury
+from dispatchai.process.clock import now_micros
 from dispatchai.records import AudioFrame, CallEvent, SpeechState, Track, decode_as, encode
 from dispatchai.records.frames import decode_frame, decode_frames
 from dispatchai.settings import Settings
 from dispatchai.speech.engines import recognizer as make_recognizer
 from dispatchai.speech.recognizer import Ended, Failed, Recognizer
-from dispatchai.speech.sessions import CallSpeech, FrameRun, Step, Streams
-from dispatchai.telephony.callflow.events import EventType
+from dispatchai.speech.session import CallSpeech, FrameRun, Step, Streams
 
 log = structlog.get_logger(__name__)
 

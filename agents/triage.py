@@ -1,7 +1,7 @@
 """The triage agent: concludes what a call is about. Reads `call-events`, `signals` and `transcripts`, writes
 `assessments`.
 
-How topics are folded is decided in `dispatchai.triage.folds`, what text means in `dispatchai.triage.rules`.
+How topics are folded is decided in `dispatchai.triage.step`, what text means in `dispatchai.triage.scoring`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+from dispatchai.calls.events import EventType
+from dispatchai.calls.state import fold as fold_call
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
-from dispatchai.engine.state import States
+from dispatchai.engine.keyed_state import States
 from dispatchai.records import CallEvent, Signal, TriageState, Utterance, decode_as, encode
-from dispatchai.telephony.callflow.events import EventType
-from dispatchai.telephony.callflow.fold import fold as fold_call
-from dispatchai.triage import folds
-from dispatchai.triage.rules import Reading, Rules
+from dispatchai.triage import step as folds
+from dispatchai.triage.scoring import Reading, Rules
 
 NAME: Final = "triage"
 TOPIC: Final = "assessments"

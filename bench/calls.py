@@ -26,12 +26,11 @@ from bench.follow import follow
 from bench.kafka import apache_kafka
 from bench.recorded import Packets, Streams, command_differences, delays_s, differences, read_streams
 from bench.report import machine, quantiles_ms, table, write_section
+from dispatchai.calls.events import EventType
 from dispatchai.engine.app import use_uvloop
-from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.records.codec import decode_fields
-from dispatchai.speech.engines import RECORDINGS
-from dispatchai.telephony.callflow.events import EventType
-from dispatchai.telephony.carrier import (
+from dispatchai.simulator import (
     CallerAudio,
     CallReport,
     Faults,
@@ -42,6 +41,7 @@ from dispatchai.telephony.carrier import (
     Timing,
     load,
 )
+from dispatchai.speech.engines import RECORDINGS
 
 CARRIER: Final = "simulated carrier"
 """What this process is called among the others."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import aiokafka
 
-from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.kafka.connection import KafkaConnection
 
 FETCH_MS: Final = 20
 """How long the broker may hold a fetch: when a record was received is part of what is measured."""

@@ -11,8 +11,8 @@ from functools import cache
 from typing import Final
 
 from dispatchai.records import AudioFrame, FrameKind, Track, encode
+from dispatchai.simulator import load
 from dispatchai.speech.engines import RECORDINGS
-from dispatchai.telephony.carrier import load
 
 FRAMES_PER_S: Final = 50
 FRAME_S: Final = 1 / FRAMES_PER_S

@@ -31,14 +31,15 @@ from multidict import CIMultiDict
 
 from bench.gateway import STREAM_SECRET, Running, gateway
 from bench.kafka import broker
+from dispatchai.gateway.app import MEDIA_PATH, WEBHOOK_PATH
+from dispatchai.gateway.media_stream import Stream, refusal_of
+from dispatchai.gateway.metrics import GatewayMetrics
+from dispatchai.gateway.webhooks import call_event
 from dispatchai.records import AudioFrame, CallEvent, FrameKind, decode_as, encode
-from dispatchai.telephony import signatures, tokens
-from dispatchai.telephony.gateway import MEDIA_PATH, WEBHOOK_PATH
-from dispatchai.telephony.media import Stream, refusal_of
-from dispatchai.telephony.metrics import GatewayMetrics
-from dispatchai.telephony.signatures import SignatureError, WebhookVerifier
-from dispatchai.telephony.webhooks import call_event
-from dispatchai.telephony.wire import (
+from dispatchai.telnyx import signatures
+from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx.signatures import SignatureError, WebhookVerifier
+from dispatchai.telnyx.wire import (
     BadMessage,
     EnvelopeError,
     Media,

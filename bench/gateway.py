@@ -19,10 +19,10 @@ from pydantic import SecretStr
 
 from bench.processes import Used, used_by
 from dispatchai.engine.app import use_uvloop
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.logs import configure
+from dispatchai.gateway.app import serve
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.process.logs import configure
 from dispatchai.settings import LogFormat, Settings
-from dispatchai.telephony.gateway import serve
 
 STREAM_SECRET: Final = "a secret of the measurement"  # noqa: S105 - it opens nothing else
 PUBLIC_KEY: Final = "BENCH_PUBLIC_KEY"

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dispatchai.engine.broker import BrokerNotReadyError, EmbeddedBroker, free_port, wait_until_ready
-from dispatchai.engine.child import Child
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics, apply
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import BrokerNotReadyError, EmbeddedBroker, free_port, wait_until_ready
+from dispatchai.kafka.topics import Topics, apply
+from dispatchai.process.child import Child
 from tests.conftest import KAFKA_LIBS, cluster_id_option, fetch_kafka, find_java
 
 START_S: Final = 120.0

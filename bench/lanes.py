@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 from aiokafka import AIOKafkaProducer
 from aiokafka.partitioner import DefaultPartitioner
 
-from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.kafka.connection import KafkaConnection
 
 LINGER_S: Final = 0.005
 """How long records gather in a batch. The gateway's gather for 10 ms; here it is part of what is measured."""

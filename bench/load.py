@@ -23,13 +23,13 @@ from uuid import uuid4
 from bench.arrivals import Arrivals
 from bench.frames import FRAME_S, Call, zigzag
 from bench.lanes import Lanes
-from dispatchai.engine import memory
+from dispatchai.calls.events import EventType
 from dispatchai.engine.app import use_uvloop
-from dispatchai.engine.child import Child
-from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.process import memory
+from dispatchai.process.child import Child
 from dispatchai.records import CallEvent, encode
 from dispatchai.settings import Settings
-from dispatchai.telephony.callflow.events import EventType
 
 SLICES: Final = 10
 """The calls are dealt out over so many slices of a frame's 20 ms, of 2 ms each."""

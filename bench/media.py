@@ -23,7 +23,7 @@ from bench.gateway import STREAM_SECRET, Running, gateway
 from bench.kafka import broker
 from bench.processes import rounds
 from bench.report import machine, table
-from dispatchai.telephony import tokens
+from dispatchai.telnyx import stream_tokens as tokens
 
 FRAME_S: Final = 0.02
 _PAYLOAD: Final = bytes(range(160))

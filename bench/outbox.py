@@ -22,7 +22,7 @@ from bench.frames import FRAME_S, Call, zigzag
 from bench.kafka import Broker, broker
 from bench.lanes import BATCH_BYTES, Lanes
 from bench.report import machine, table
-from dispatchai.telephony.outbox import AUDIO_FRAMES, LINGER_S
+from dispatchai.gateway.kafka_writer import AUDIO_FRAMES, LINGER_S
 
 Portions = Sequence[Sequence[tuple[bytes, bytes]]]
 """(key, value) of the frames of all calls, one portion for each 20 ms."""

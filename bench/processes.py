@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from dispatchai.engine.broker import free_port
-from dispatchai.engine.child import Child
-from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import free_port
+from dispatchai.process.child import Child
+from dispatchai.process.run_info import RunInfo
 from dispatchai.settings import Settings
-from dispatchai.telephony.run_info import RunInfo
 
 START_S: Final = 120.0
 """Longer than `up` waits itself: it is to tell what is wrong."""

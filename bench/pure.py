@@ -19,15 +19,15 @@ from typing import Final
 
 from bench.report import machine, table, write_section
 from dispatchai.audio import signals
+from dispatchai.calls.state import fold as fold_call
 from dispatchai.records import AudioFrame, CallEvent, FrameKind, Signal, Track, TriageState, Utterance, encode
+from dispatchai.simulator import load
 from dispatchai.speech.engines import RECORDINGS
 from dispatchai.speech.recognizer import Ended
 from dispatchai.speech.scripted import ScriptedRecognizer, load_script
-from dispatchai.speech.sessions import CallSpeech, FrameRun, Streams
-from dispatchai.telephony.callflow.fold import fold as fold_call
-from dispatchai.telephony.carrier import load
-from dispatchai.triage import folds
-from dispatchai.triage.rules import Reading, Rules
+from dispatchai.speech.session import CallSpeech, FrameRun, Streams
+from dispatchai.triage import step as folds
+from dispatchai.triage.scoring import Reading, Rules
 
 CALLS: Final = (
     ("cardiac_arrest.wav", 1),

@@ -16,9 +16,9 @@ from typing import Any, Final
 
 import aiokafka
 
-from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.records import AudioFrame, CallPacket, FrameKind, Track, decode_as
-from dispatchai.telephony.carrier import CallReport, StreamReport
+from dispatchai.simulator import CallReport, StreamReport
 
 AUDIO_TOPIC: Final = "audio-frames"
 QUEUE_TOPIC: Final = "dispatch-queue"

@@ -31,8 +31,8 @@ from bench.processes import cores, used_by_each
 from bench.report import machine, milliseconds, quantile, table
 from bench.signals import PARTS, probe_worker, workers
 from dispatchai.records.codec import decode_fields
+from dispatchai.simulator import load
 from dispatchai.speech.engines import RECORDINGS
-from dispatchai.telephony.carrier import load
 
 GATEWAY: Final = "gateway"
 WORKER: Final = "worker"

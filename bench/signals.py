@@ -39,9 +39,9 @@ from bench.processes import cores, environment, rounds, used_by_each
 from bench.report import machine, milliseconds, quantile, table
 from bench.worker import UPDATED
 from dispatchai.app import WORKER as WORKER_GROUP
-from dispatchai.engine.broker import free_port
-from dispatchai.engine.child import Child
-from dispatchai.engine.topics import Topics
+from dispatchai.kafka.embedded_broker import free_port
+from dispatchai.kafka.topics import Topics
+from dispatchai.process.child import Child
 from dispatchai.records.codec import decode_fields
 
 RAMP_CALLS_PER_S: Final = 400.0

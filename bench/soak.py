@@ -28,8 +28,8 @@ from bench.calls import CALLED_NUMBER, CALLERS, PATIENCE_S, Stages
 from bench.follow import follow
 from bench.kafka import broker
 from bench.report import machine, quantiles_ms, table
+from dispatchai.simulator import CallerAudio, SimulatedAccount, SimulatedCarrier, Timing, load
 from dispatchai.speech.engines import RECORDINGS
-from dispatchai.telephony.carrier import CallerAudio, SimulatedAccount, SimulatedCarrier, Timing, load
 
 EXPIRY_S: Final = 60.0
 """After a call its state is kept for so long; by default an hour, which would be all of a soak."""

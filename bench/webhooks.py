@@ -24,8 +24,8 @@ from bench import command
 from bench.gateway import gateway
 from bench.kafka import broker
 from bench.report import machine, quantile, table
-from dispatchai.telephony import signatures
-from dispatchai.telephony.gateway import WEBHOOK_PATH
+from dispatchai.gateway.app import WEBHOOK_PATH
+from dispatchai.telnyx import signatures
 
 EVENT_TYPES: Final = ("call.initiated", "call.answered", "streaming.started", "call.speak.ended", "call.hangup")
 _PARTS: Final = (0.5, 0.99, 1.0)

@@ -23,9 +23,9 @@ from agents import signals
 from dispatchai.app import WORKER
 from dispatchai.engine import agent
 from dispatchai.engine.app import create_app, run_app, use_uvloop
-from dispatchai.engine.topics import Topics
 from dispatchai.engine.transport import Fetch
-from dispatchai.logs import configure
+from dispatchai.kafka.topics import Topics
+from dispatchai.process.logs import configure
 from dispatchai.settings import Settings
 
 APP_ID: Final = "BENCH_APP_ID"

@@ -1,5 +1,5 @@
 """`python -m dispatchai`: the command line."""
 
-from dispatchai.cli import main
+from dispatchai.cli.main import main
 
 main()

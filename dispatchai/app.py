@@ -14,22 +14,23 @@ import faust.web
 import orjson
 from aiohttp import web
 
-from agents import calls, leftovers, ranking, signals, speech, triage
+from agents import calls, ranking, signals, speech, triage
+from agents import orphans as leftovers
+from dispatchai.calls.config import CallFlowConfig
 from dispatchai.console import actions
 from dispatchai.console import metrics as console_metrics
-from dispatchai.console.feed import Feed
+from dispatchai.console.topic_feed import Feed
 from dispatchai.console.web import mount
 from dispatchai.engine.app import App, create_app
-from dispatchai.engine.state import States
-from dispatchai.engine.topics import Topics
+from dispatchai.engine.keyed_state import States
+from dispatchai.gateway.metrics import CommandsExposed
+from dispatchai.kafka.topics import Topics
 from dispatchai.records import to_json
 from dispatchai.settings import Settings
 from dispatchai.speech import metrics as speech_metrics
-from dispatchai.telephony import tokens
-from dispatchai.telephony.callflow.config import CallFlowConfig
-from dispatchai.telephony.client import TelnyxClient
-from dispatchai.telephony.metrics import CommandsExposed
-from dispatchai.triage.rules import Rules
+from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx.client import TelnyxClient
+from dispatchai.triage.scoring import Rules
 
 WORKER: Final = "dispatchai-worker"
 SPEECH: Final = "dispatchai-speech"

@@ -2,6 +2,6 @@
 
 import sys
 
-from dispatchai.cli import main
+from dispatchai.cli.main import main
 
 main(["call", *sys.argv[1:]])

@@ -33,10 +33,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from dispatchai.engine.broker import BrokerNotReadyError, EmbeddedBroker, free_port, wait_until_ready
-from dispatchai.engine.child import Child
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics, apply
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import BrokerNotReadyError, EmbeddedBroker, free_port, wait_until_ready
+from dispatchai.kafka.topics import Topics, apply
+from dispatchai.process.child import Child
 from dispatchai.settings import Settings
 
 T = TypeVar("T")

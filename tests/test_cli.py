@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dispatchai.engine.broker import free_port
+from dispatchai.kafka.embedded_broker import free_port
 
 
 def run(folder: Path, *arguments: str, **settings: str) -> tuple[int, str]:

@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
-from dispatchai.cli import main
+from dispatchai.cli.main import main
 from dispatchai.settings import Settings
 
 ROOT = Path(__file__).parent.parent

@@ -17,12 +17,12 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai import letters
-from dispatchai.engine.broker import free_port
-from dispatchai.engine.deadletters import DEAD_LETTERS, Letter, Place, letter_of, read_letter
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.letterbox import RETRY_AT_ONCE, Complaint, Entry
-from dispatchai.engine.topics import Topics
+from dispatchai.cli import dead_letters as letters
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.dead_letter_store import RETRY_AT_ONCE, Complaint, Entry
+from dispatchai.kafka.dead_letters import DEAD_LETTERS, Letter, Place, letter_of, read_letter
+from dispatchai.kafka.embedded_broker import free_port
+from dispatchai.kafka.topics import Topics
 from dispatchai.records import AssessmentKind, DecodeError, Record, decode, encode
 from tests.agents.recorded import assessment, event, utterance
 from tests.records.examples import RECORD_NAMES, example, record_class

@@ -23,16 +23,17 @@ import pytest
 import yaml
 from aiohttp import web
 
-from dispatchai.cli import main
-from dispatchai.doctor import Check
-from dispatchai.engine.broker import free_port
-from dispatchai.engine.child import Child
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Policy, Topics
+from dispatchai.cli.doctor import Check
+from dispatchai.cli.main import main
+from dispatchai.cli.up import EXIT_MISCONFIGURED
+from dispatchai.gateway.app import MEDIA_PATH, WEBHOOK_PATH
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import free_port
+from dispatchai.kafka.topics import Policy, Topics
+from dispatchai.process.child import Child
 from dispatchai.settings import Settings
-from dispatchai.telephony import signatures, tokens
-from dispatchai.telephony.gateway import MEDIA_PATH, WEBHOOK_PATH
-from dispatchai.up import EXIT_MISCONFIGURED
+from dispatchai.telnyx import signatures
+from dispatchai.telnyx import stream_tokens as tokens
 from tests.conftest import make_pems
 from tests.telephony.gateway_support import KEY, event, new_call, running_gateway, start, stream_token
 

@@ -21,13 +21,13 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from packaging.requirements import Requirement
 
-from dispatchai.cli import main
-from dispatchai.console.shape import packet as shaped_packet
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics
+from dispatchai.cli.main import main
+from dispatchai.console.json_view import packet as shaped_packet
+from dispatchai.gateway.app import MEDIA_PATH, WEBHOOK_PATH
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topics
 from dispatchai.records import encode
 from dispatchai.settings import SecurityProtocol, Settings
-from dispatchai.telephony.gateway import MEDIA_PATH, WEBHOOK_PATH
 from tests.console.samples import final_packet, live_call
 
 ROOT = Path(__file__).parent.parent

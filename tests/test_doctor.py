@@ -26,17 +26,17 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID
 from pydantic import SecretStr
 
-from dispatchai import doctor
-from dispatchai.cli import main
-from dispatchai.doctor import Check, Limits, Result, Verdict
-from dispatchai.engine.broker import EmbeddedBroker, free_port, wait_until_ready
-from dispatchai.engine.child import Child
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics, apply
+from dispatchai.cli import doctor
+from dispatchai.cli.doctor import Check, Limits, Result, Verdict
+from dispatchai.cli.main import main
+from dispatchai.gateway.app import WEBHOOK_PATH
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import EmbeddedBroker, free_port, wait_until_ready
+from dispatchai.kafka.topics import Topics, apply
+from dispatchai.process.child import Child
+from dispatchai.process.run_info import RunInfo
 from dispatchai.settings import Settings, SpeechEngine, Verification
-from dispatchai.telephony.gateway import WEBHOOK_PATH
-from dispatchai.telephony.run_info import RunInfo
-from dispatchai.telephony.signatures import WebhookVerifier
+from dispatchai.telnyx.signatures import WebhookVerifier
 from tests.conftest import Pems, make_pems
 from tests.telephony.gateway_support import running_gateway
 
@@ -623,7 +623,7 @@ async def test_a_gateway_without_kafka_is_told_from_a_broken_proxy(http: aiohttp
 async def test_an_answer_slower_than_the_carrier_waits_is_told(
     http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dispatchai.doctor.public.CARRIER_PATIENCE_S", 0.0)
+    monkeypatch.setattr("dispatchai.cli.doctor.public.CARRIER_PATIENCE_S", 0.0)
     async with serving(answering(401, gateway_error("signature_missing"))) as port:
         assert (await doctor.check_webhook(http, public(port))).verdict is Verdict.WARN
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.speech.engines import RECORDINGS
 from tests.conftest import make_pems
 from tests.e2e.system import System, packets_in, read_until

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dispatchai import tunnel
-from dispatchai.engine.broker import free_port
+from dispatchai.cli import dev as tunnel
+from dispatchai.cli.dev import Cloudflared, Ngrok, Provider, TunnelError
+from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.settings import Settings
-from dispatchai.tunnel import Cloudflared, Ngrok, Provider, TunnelError
 from tests.conftest import make_pems
 
 NGROK = """

@@ -40,9 +40,9 @@ from bench.processes import environment, rounds, used_by
 from bench.report import machine, table
 from bench.rivals import job
 from dispatchai.audio import signals
-from dispatchai.engine.child import Child
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics, apply
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topics, apply
+from dispatchai.process.child import Child
 from dispatchai.records import AudioFrame, decode_as, encode
 
 WARM_FRAMES: Final = 20

@@ -3,8 +3,8 @@
 Reads the two compacted topics and decides nothing about a call: level, order and summary come with the records.
 """
 
-from dispatchai.console.feed import Feed, FeedState
-from dispatchai.console.view import Change, Entry, QueueView
+from dispatchai.console.queue_view import Change, Entry, QueueView
+from dispatchai.console.topic_feed import Feed, FeedState
 from dispatchai.console.web import mount, routes
 
 __all__ = ["Change", "Entry", "Feed", "FeedState", "QueueView", "mount", "routes"]

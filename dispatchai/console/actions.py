@@ -19,10 +19,10 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from yarl import URL
 
-from dispatchai.clock import now_micros
-from dispatchai.console.feed import Feed
-from dispatchai.console.view import Entry, EntryStatus
-from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.console.queue_view import Entry, EntryStatus
+from dispatchai.console.topic_feed import Feed
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.process.clock import now_micros
 from dispatchai.records import Action, ActionKind, CallStatus, encode
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from dispatchai.console.feed import Feed
+from dispatchai.console.topic_feed import Feed
 
 
 class Exposed:

@@ -15,9 +15,9 @@ from typing import Final, TypeVar
 import orjson
 from aiohttp import web
 
-from dispatchai.console import shape
-from dispatchai.console.feed import SLICE, Feed, FeedState, Subscription, TooManySubscribersError, Update
-from dispatchai.console.view import Change, Entry
+from dispatchai.console import json_view as shape
+from dispatchai.console.queue_view import Change, Entry
+from dispatchai.console.topic_feed import SLICE, Feed, FeedState, Subscription, TooManySubscribersError, Update
 from dispatchai.resources import data_path
 
 DEFAULT_LIMIT: Final = 200

@@ -17,11 +17,11 @@ import faust
 from faust.types import TP
 
 from dispatchai.engine.app import App
-from dispatchai.engine.deadletters import UnreadableError, bury
 from dispatchai.engine.effects import Effects
-from dispatchai.engine.emit import AssignmentOverError
-from dispatchai.engine.state import States
+from dispatchai.engine.emitter import AssignmentOverError
+from dispatchai.engine.keyed_state import States
 from dispatchai.engine.transport import Batch, Fetch, Record, whole
+from dispatchai.kafka.dead_letters import UnreadableError, bury
 
 S = TypeVar("S")
 R = TypeVar("R")

@@ -18,21 +18,21 @@ import structlog
 import uvloop
 from faust.types import TP
 
-from dispatchai.engine import memory
+from dispatchai.engine.columnar_state import Rows, RowStates
 from dispatchai.engine.coverage import Coverage
-from dispatchai.engine.emit import AssignmentOverError, Emitter
+from dispatchai.engine.emitter import AssignmentOverError, Emitter
+from dispatchai.engine.fencing import Latest
 from dispatchai.engine.guards import Guard, guards
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.latest import Latest
+from dispatchai.engine.keyed_state import States
 from dispatchai.engine.lease import Lease
 from dispatchai.engine.logs import FAUST_LOG
 from dispatchai.engine.metrics import EngineMetrics
-from dispatchai.engine.pulse import Pulse
-from dispatchai.engine.rows import Rows, RowStates
 from dispatchai.engine.snapshots import SnapshotTable, SnapshotWriter
-from dispatchai.engine.state import States
+from dispatchai.engine.stall_detection import StuckError, Watch, kafka_reached, run_watch
 from dispatchai.engine.transport import Producer, named
-from dispatchai.engine.watch import StuckError, Watch, kafka_reached, run_watch
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.process import memory
+from dispatchai.process.watchdog import Pulse
 
 log = structlog.get_logger(__name__)
 

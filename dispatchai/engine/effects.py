@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from dispatchai.engine.state import States
+from dispatchai.engine.keyed_state import States
 
 log = structlog.get_logger(__name__)
 

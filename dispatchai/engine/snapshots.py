@@ -27,7 +27,7 @@ import faust
 import structlog
 from faust.types import EventT
 
-from dispatchai.engine.emit import AssignmentOverError
+from dispatchai.engine.emitter import AssignmentOverError
 from dispatchai.engine.guards import Guard
 from dispatchai.engine.logs import FAUST_LOG
 

@@ -25,12 +25,12 @@ from aiokafka.record.memory_records import MemoryRecords
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from dispatchai.engine.emit import AssignmentOverError
-from dispatchai.engine.ghosts import Ghosts
+from dispatchai.engine.departed_leader import Ghosts
+from dispatchai.engine.emitter import AssignmentOverError
 from dispatchai.engine.guards import Guard
-from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.logs import FAUST_LOG
 from dispatchai.engine.positions import Positions, Verdict
+from dispatchai.kafka.connection import KafkaConnection
 
 log = structlog.get_logger(__name__)
 

@@ -17,6 +17,7 @@ from typing import Final
 
 from dispatchai.audio import g711
 from dispatchai.speech import moonshine_worker as worker
+from dispatchai.speech.endpointing import WINDOW_MS
 from dispatchai.speech.moonshine_worker import Kind
 from dispatchai.speech.recognizer import (
     BACKLOG_LIMIT_MS,
@@ -31,7 +32,6 @@ from dispatchai.speech.recognizer import (
     RecognizerStats,
     StreamKey,
 )
-from dispatchai.speech.segments import WINDOW_MS
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dispatchai.audio import g711
-from dispatchai.speech.segments import WINDOW_MS, Segment, Segmenter
+from dispatchai.speech.endpointing import WINDOW_MS, Segment, Segmenter
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The one interface of speech recognisers: audio in, hypotheses with times out, many streams at once.
 
 It decides the vocabulary that engines and the speech session share. How an engine works, where it runs and how
-utterances become records is left to the engines and to `dispatchai.speech.sessions`.
+utterances become records is left to the engines and to `dispatchai.speech.session`.
 
 An engine in worker processes fits it, and so does a live service over one websocket a stream. Payloads go through as
 the carrier sent them. A service's final ranges are consecutive: what was final since the last endpoint is the text of

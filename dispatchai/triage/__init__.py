@@ -3,7 +3,7 @@
 Nothing here knows of Kafka, the clock or the network: what is concluded is a function of what was said.
 """
 
-from dispatchai.triage.explain import LISTENING
-from dispatchai.triage.rules import Conclusion, Rules, RulesError, conclude
+from dispatchai.triage.scoring import Conclusion, Rules, RulesError, conclude
+from dispatchai.triage.summary import LISTENING
 
 __all__ = ["LISTENING", "Conclusion", "Rules", "RulesError", "conclude"]

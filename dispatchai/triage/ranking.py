@@ -7,17 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from dispatchai.records import (
-    Assessment,
-    CallPacket,
-    LiveCall,
-    Micros,
-    Nlp,
-    PacketStatus,
-    Ranking,
-    Risk,
-    RiskLevel,
-)
+from dispatchai.records import Assessment, CallPacket, LiveCall, Micros, Nlp, PacketStatus, Ranking, Risk, RiskLevel
 
 PRIORITY: Final[dict[RiskLevel, int]] = {
     RiskLevel.CRITICAL: 1,

@@ -6,19 +6,11 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dispatchai.records import (
-    Assessment,
-    AssessmentKind,
-    CallEvent,
-    Signal,
-    SignalKind,
-    Utterance,
-    UtteranceKind,
-)
-from dispatchai.telephony.callflow.events import EventType
-from dispatchai.telephony.callflow.fold import fold
-from dispatchai.triage.folds import NO_STATE, assess, fold_event, read_call
-from dispatchai.triage.rules import Rules
+from dispatchai.calls.events import EventType
+from dispatchai.calls.state import fold
+from dispatchai.records import Assessment, AssessmentKind, CallEvent, Signal, SignalKind, Utterance, UtteranceKind
+from dispatchai.triage.scoring import Rules
+from dispatchai.triage.step import NO_STATE, assess, fold_event, read_call
 
 S = 1_000_000
 T0 = 1_772_567_551 * S

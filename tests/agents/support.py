@@ -16,11 +16,11 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from dispatchai.engine.app import App, create_app
-from dispatchai.engine.broker import free_port
-from dispatchai.engine.deadletters import DEAD_LETTERS
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics
 from dispatchai.engine.transport import true_ends
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.dead_letters import DEAD_LETTERS
+from dispatchai.kafka.embedded_broker import free_port
+from dispatchai.kafka.topics import Topics
 from dispatchai.records import decode, encode
 
 PARTITIONS = Topics.load().partitions

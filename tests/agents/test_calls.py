@@ -11,13 +11,13 @@ from typing import Any
 from pydantic import SecretStr
 
 from agents import calls
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics
+from dispatchai.calls.control import command_id
+from dispatchai.calls.events import EventType
+from dispatchai.calls.timers import timer_id
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topics
 from dispatchai.records import CallEvent
-from dispatchai.telephony.callflow.events import EventType
-from dispatchai.telephony.callflow.step import command_id
-from dispatchai.telephony.callflow.timers import timer_id
-from dispatchai.telephony.client import RetryPolicy, TelnyxClient
+from dispatchai.telnyx.client import RetryPolicy, TelnyxClient
 from tests.agents.carrier import running_carrier
 from tests.agents.recorded import S, event
 from tests.agents.support import (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agents import leftovers, triage
-from agents.leftovers import Ages
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics
-from dispatchai.telephony.callflow.events import EventType
+from agents import orphans as leftovers
+from agents import triage
+from agents.orphans import Ages
+from dispatchai.calls.events import EventType
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topics
 from tests.agents.recorded import RULES, event, signal
 from tests.agents.support import PARTITIONS, call_name, new_group, produce, read_call, running, until
 

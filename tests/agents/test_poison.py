@@ -21,12 +21,12 @@ import aiohttp
 import aiokafka
 import pytest
 
-from dispatchai.engine.broker import free_port
-from dispatchai.engine.child import Child
-from dispatchai.engine.deadletters import LETTER_MAX_BYTES, Letter, Place
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.letterbox import Entry, Letterbox
-from dispatchai.engine.topics import Topics
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.dead_letter_store import Entry, Letterbox
+from dispatchai.kafka.dead_letters import LETTER_MAX_BYTES, Letter, Place
+from dispatchai.kafka.embedded_broker import free_port
+from dispatchai.kafka.topics import Topics
+from dispatchai.process.child import Child
 from dispatchai.records import AudioFrame, CallEvent, CallPacket, FrameKind, encode, to_json
 from dispatchai.records.codec import HEADER_LENGTH, MARKER
 from tests.agents.carrier import running_carrier

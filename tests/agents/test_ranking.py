@@ -9,8 +9,8 @@ from pathlib import Path
 import aiokafka
 
 from agents import ranking
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topics
 from dispatchai.records import AssessmentKind, Risk, RiskLevel
 from dispatchai.triage.ranking import live_call, packet
 from tests.agents.recorded import assessment, event

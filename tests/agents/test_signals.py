@@ -13,7 +13,7 @@ import pytest
 from agents import signals as agent
 from agents.signals import EVENTS, FRAMES, TOPIC, follow_events, hear_frames
 from dispatchai.audio.signals import step
-from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.records import AudioFrame, SignalKind, decode_as, encode
 from dispatchai.records import Signal as SignalRecord
 from tests.agents.recorded import EXPIRED, event, utterance

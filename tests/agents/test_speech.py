@@ -12,12 +12,12 @@ from aiokafka.partitioner import DefaultPartitioner
 from faust.types import TP
 
 from agents import speech
+from dispatchai.calls.events import EventType
 from dispatchai.engine.app import App
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topics
 from dispatchai.records import AudioFrame, CallEvent, Utterance, UtteranceKind
 from dispatchai.settings import Settings, SpeechEngine
-from dispatchai.telephony.callflow.events import EventType
 from tests.agents.recorded import event
 from tests.agents.support import (
     PARTITIONS,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import dispatchai
 from dispatchai.audio import g711
-from dispatchai.audio.pcm import ByteOrderCheck
+from dispatchai.audio.byte_order import ByteOrderCheck
 
 RECORDINGS = sorted((Path(dispatchai.__file__).parent / "recordings").glob("*.wav"))
 

@@ -12,8 +12,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from aiokafka import AIOKafkaProducer
 
 from dispatchai.console import Feed, mount
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topics
 
 Client = TestClient[web.Request, web.Application]
 

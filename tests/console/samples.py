@@ -15,9 +15,9 @@ from aiohttp import web
 from aiokafka import AIOKafkaProducer
 
 from dispatchai.console import Feed, mount
-from dispatchai.engine.broker import EmbeddedBroker
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics, apply
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import EmbeddedBroker
+from dispatchai.kafka.topics import Topics, apply
 from dispatchai.records import (
     AudioSummary,
     CallPacket,

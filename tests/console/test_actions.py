@@ -16,8 +16,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from dispatchai.console import Feed, mount
 from dispatchai.console.actions import BODY_MAX_BYTES, TOPIC, ActionWriter, routes
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topics
 from dispatchai.records import Action, ActionKind, CallStatus, decode_as
 from tests.console.conftest import Client
 from tests.console.samples import final_packet, live_call, put

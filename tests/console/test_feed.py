@@ -9,11 +9,11 @@ import signal
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from dispatchai.console import feed as feed_module
-from dispatchai.console.feed import UPDATES_PER_SUBSCRIBER, Feed, FeedState, Subscription, Update
-from dispatchai.engine.broker import EmbeddedBroker
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics, apply
+from dispatchai.console import topic_feed as feed_module
+from dispatchai.console.topic_feed import UPDATES_PER_SUBSCRIBER, Feed, FeedState, Subscription, Update
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import EmbeddedBroker
+from dispatchai.kafka.topics import Topics, apply
 from tests.console.samples import final_packet, live_call, put
 
 PATIENCE_S = 60.0

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.console.view import Change, EntryStatus, QueueView
+from dispatchai.console.queue_view import Change, EntryStatus, QueueView
 from dispatchai.records import CallPacket, LiveCall, RiskLevel
 from tests.console.samples import BASE, SECOND, final_packet, live_call, ranking
 

@@ -19,8 +19,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from aiokafka import AIOKafkaProducer
 
 from dispatchai.console import Feed, FeedState, mount
-from dispatchai.engine.broker import free_port
-from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.records import CallStatus, RiskLevel, encode
 from tests.console.conftest import Client
 from tests.console.samples import BASE, SECOND, STORIES, final_packet, live_call, put

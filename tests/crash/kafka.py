@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final, Self
 
 from bench.kafka import PROPERTIES
-from dispatchai.engine.broker import free_port, wait_until_ready
-from dispatchai.engine.child import Child
-from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import free_port, wait_until_ready
+from dispatchai.process.child import Child
 from tests.conftest import KAFKA_LIBS, cluster_id_option, fetch_kafka, find_java
 from tests.crash.network import Line
 

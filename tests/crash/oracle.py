@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from dispatchai.audio import signals
+from dispatchai.calls.events import EventType
+from dispatchai.calls.state import fold
 from dispatchai.records import (
     AssessmentKind,
     AudioFrame,
@@ -28,12 +30,10 @@ from dispatchai.records import (
 from dispatchai.speech.engines import RECORDINGS
 from dispatchai.speech.recognizer import Ended, Failed, StreamKey
 from dispatchai.speech.scripted import ScriptedRecognizer, load_script
-from dispatchai.speech.sessions import CallSpeech, Step, Streams
-from dispatchai.telephony.callflow.events import EventType
-from dispatchai.telephony.callflow.fold import fold
-from dispatchai.triage import folds
+from dispatchai.speech.session import CallSpeech, Step, Streams
+from dispatchai.triage import step as folds
 from dispatchai.triage.ranking import packet
-from dispatchai.triage.rules import Rules
+from dispatchai.triage.scoring import Rules
 
 NO_TIME = 0
 """Stands for the time of recognition, which is one of processing."""

@@ -19,12 +19,12 @@ from uuid import uuid4
 import aiohttp
 
 from bench.processes import MARK
-from dispatchai.engine.broker import EmbeddedBroker, free_port
-from dispatchai.engine.child import Child
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics, apply
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import EmbeddedBroker, free_port
+from dispatchai.kafka.topics import Topics, apply
+from dispatchai.process.child import Child
 from dispatchai.settings import Settings
-from dispatchai.telephony.carrier import SimulatedAccount
+from dispatchai.simulator import SimulatedAccount
 from tests.crash.kafka import Kafka
 from tests.crash.network import Line
 from tests.crash.schedule import ON_THE_LINE, WORKERS, Victim

@@ -23,18 +23,11 @@ import orjson
 from bench.calls import CALLED_NUMBER, CALLERS
 from dispatchai.app import SPEECH, WORKER
 from dispatchai.engine.app import use_uvloop
-from dispatchai.engine.broker import wait_until_ready
-from dispatchai.engine.topics import Topics
+from dispatchai.kafka.embedded_broker import wait_until_ready
+from dispatchai.kafka.topics import Topics
 from dispatchai.records import AudioFrame, CallEvent, CallPacket
+from dispatchai.simulator import CallerAudio, CallReport, SimulatedCarrier, Timing, WebhookPolicy, load
 from dispatchai.speech.engines import RECORDINGS
-from dispatchai.telephony.carrier import (
-    CallerAudio,
-    CallReport,
-    SimulatedCarrier,
-    Timing,
-    WebhookPolicy,
-    load,
-)
 from tests.crash import verdict as verdicts
 from tests.crash.oracle import Expected, expected
 from tests.crash.processes import READY_S, System, system

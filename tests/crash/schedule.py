@@ -11,7 +11,7 @@ from enum import StrEnum
 from random import Random
 from typing import Final
 
-from dispatchai.telephony.carrier import Faults
+from dispatchai.simulator import Faults
 
 UNDISTURBED: Final = 0
 """The seed to which nothing happens."""

@@ -10,6 +10,7 @@ import aiokafka
 import pytest
 from aiokafka.structs import TopicPartition
 
+from dispatchai.calls.events import EventType
 from dispatchai.records import (
     AudioFrame,
     CallEvent,
@@ -21,9 +22,7 @@ from dispatchai.records import (
     UtteranceKind,
     encode,
 )
-from dispatchai.speech.engines import RECORDINGS
-from dispatchai.telephony.callflow.events import EventType
-from dispatchai.telephony.carrier import (
+from dispatchai.simulator import (
     CallReport,
     CommandReport,
     HangupCause,
@@ -33,6 +32,7 @@ from dispatchai.telephony.carrier import (
     StreamReport,
     load,
 )
+from dispatchai.speech.engines import RECORDINGS
 from tests.agents.recorded import T0, S, event
 from tests.crash.oracle import Expected, expected
 from tests.crash.recorded import (

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from bench.recorded import carriers_id, command_differences
 from dispatchai.app import SPEECH, WORKER
+from dispatchai.calls.events import OWN_EVENTS, EventType
 from dispatchai.records import (
     AudioFrame,
     CallEvent,
@@ -29,8 +30,7 @@ from dispatchai.records import (
     UtteranceKind,
     decode_as,
 )
-from dispatchai.telephony.callflow.events import OWN_EVENTS, EventType
-from dispatchai.telephony.carrier import CallReport, StreamReport
+from dispatchai.simulator import CallReport, StreamReport
 from tests.crash.oracle import Expected
 from tests.crash.recorded import (
     AUDIO_FRAMES,

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from dispatchai.engine.broker import free_port
-from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import free_port
 
 START_S = 120.0
 """Longer than `up` waits itself: it is to tell what is wrong."""

@@ -12,8 +12,8 @@ import aiohttp
 import aiokafka
 import pytest
 
-from dispatchai.console.feed import QUEUE_TOPIC
-from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.console.topic_feed import QUEUE_TOPIC
+from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.records import CallPacket, decode_as
 from tests.e2e.system import System, packets_in, read_until
 

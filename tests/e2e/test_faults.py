@@ -19,10 +19,10 @@ from bench.recorded import (
     read_streams,
     stream_differences,
 )
-from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.process.run_info import RunInfo
 from dispatchai.records import AudioFrame, FrameKind, Track
-from dispatchai.speech.engines import RECORDINGS
-from dispatchai.telephony.carrier import (
+from dispatchai.simulator import (
     CallReport,
     Faults,
     SimulatedAccount,
@@ -33,7 +33,7 @@ from dispatchai.telephony.carrier import (
     TokenFault,
     load,
 )
-from dispatchai.telephony.run_info import RunInfo
+from dispatchai.speech.engines import RECORDINGS
 from tests.e2e.system import System, read_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import aiokafka
 
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topics
 from dispatchai.records import AudioFrame, FrameKind, decode_as
+from dispatchai.simulator.recording import load
 from dispatchai.speech.engines import RECORDINGS
-from dispatchai.telephony.carrier.audio import load
 from tests.e2e.system import System, packets_in, read_until
 
 FILES = [RECORDINGS / f"{name}.wav" for name in ("cardiac_arrest", "kitchen_fire", "noise_complaint", "cardiac_arrest")]

@@ -25,16 +25,16 @@ from prometheus_client.samples import Sample
 from bench.recorded import Packets
 from dispatchai.app import SPEECH, WORKER
 from dispatchai.audio.g711 import decode
-from dispatchai.engine.broker import EmbeddedBroker
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics, apply
 from dispatchai.engine.transport import true_ends
+from dispatchai.gateway.app import WEBHOOK_PATH
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import EmbeddedBroker
+from dispatchai.kafka.topics import Topics, apply
 from dispatchai.records import CallPacket
+from dispatchai.simulator import CallReport, PlacedCall, SimulatedAccount, SimulatedCarrier, Timing, load
+from dispatchai.simulator.recording import CallerAudio
 from dispatchai.speech.engines import RECORDINGS
 from dispatchai.speech.scripted import digest, load_script, voiced_runs
-from dispatchai.telephony.carrier import CallReport, PlacedCall, SimulatedAccount, SimulatedCarrier, Timing, load
-from dispatchai.telephony.carrier.audio import CallerAudio
-from dispatchai.telephony.gateway import WEBHOOK_PATH
 from tests.e2e.system import System, read_until
 from tests.monitoring import metrics_asked_for
 

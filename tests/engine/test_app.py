@@ -18,14 +18,14 @@ from faust.types import TP
 
 from dispatchai.engine import agent
 from dispatchai.engine.app import STUCK_AFTER_S, App, create_app
-from dispatchai.engine.broker import free_port
-from dispatchai.engine.deadletters import DEAD_LETTERS
 from dispatchai.engine.effects import Effects
-from dispatchai.engine.emit import AssignmentOverError
-from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.engine.emitter import AssignmentOverError
+from dispatchai.engine.keyed_state import States
 from dispatchai.engine.snapshots import SNAPSHOT_PAUSE_S
-from dispatchai.engine.state import States
-from dispatchai.engine.topics import Topics
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.dead_letters import DEAD_LETTERS
+from dispatchai.kafka.embedded_broker import free_port
+from dispatchai.kafka.topics import Topics
 
 PARTITIONS = 2
 PATIENCE_S = 100.0

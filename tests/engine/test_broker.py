@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from dispatchai.engine import broker as broker_module
-from dispatchai.engine.broker import (
+from dispatchai.kafka import embedded_broker as broker_module
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import (
     BrokerError,
     BrokerNotReadyError,
     EmbeddedBroker,
     free_port,
     wait_until_ready,
 )
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics
+from dispatchai.kafka.topics import Topics
 
 
 async def test_what_is_produced_as_soon_as_it_started_is_there() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dispatchai.engine.child import Child, ChildError, minded
+from dispatchai.process.child import Child, ChildError, minded
 
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 
@@ -160,7 +160,7 @@ async def test_a_descendant_that_left_holding_the_output_does_not_delay_the_end(
 async def test_a_child_ends_when_its_parent_is_killed(presence: Presence) -> None:
     parent = (
         "import asyncio\n"
-        "from dispatchai.engine.child import Child\n"
+        "from dispatchai.process.child import Child\n"
         "async def main():\n"
         f"    child = Child({[*PYTHON, presence.hold + DEAF]!r}, on_line=lambda line: print(line, flush=True),"
         " grace_s=0.05)\n"
@@ -190,7 +190,7 @@ async def test_a_child_ends_when_only_its_minder_is_killed(presence: Presence) -
 async def test_a_frozen_minder_does_not_keep_its_child_alive(
     presence: Presence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dispatchai.engine.child._MINDER_MARGIN_S", 0.05)
+    monkeypatch.setattr("dispatchai.process.child._MINDER_MARGIN_S", 0.05)
     async with running("import os; print(os.getppid(), flush=True);" + presence.hold + DEAF) as (child, lines):
         minder = int(await lines.next())
         await lines.next()

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import aiokafka
 import pytest
 
-from dispatchai.console import feed as feed_module
-from dispatchai.console.feed import LIVE_TOPIC, QUEUE_TOPIC, Feed
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics, apply
+from dispatchai.console import topic_feed as feed_module
+from dispatchai.console.topic_feed import LIVE_TOPIC, QUEUE_TOPIC, Feed
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topics, apply
 from dispatchai.records import CallPacket, decode_as, encode
 from tests.conftest import leave_out
 from tests.console.samples import final_packet, live_call

@@ -17,9 +17,13 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dispatchai.engine import agent, deadletters
+from dispatchai.engine import agent
 from dispatchai.engine.app import App
-from dispatchai.engine.deadletters import (
+from dispatchai.engine.keyed_state import States
+from dispatchai.kafka import dead_letters as deadletters
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.dead_letter_store import Entry, Filter, Letterbox, Refused, Sent, State
+from dispatchai.kafka.dead_letters import (
     DEAD_LETTERS,
     LETTER_MAX_BYTES,
     TRUNCATED_VALUE_BYTES,
@@ -32,10 +36,7 @@ from dispatchai.engine.deadletters import (
     retried_note,
     retry_headers,
 )
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.letterbox import Entry, Filter, Letterbox, Refused, Sent, State
-from dispatchai.engine.state import States
-from dispatchai.engine.topics import Topics
+from dispatchai.kafka.topics import Topics
 from tests.engine.test_app import Names, make_app, make_states, make_topics, running, until
 
 FAUST_REQUEST_BYTES = 1_000_000
@@ -463,7 +464,7 @@ async def test_the_newest_are_listed_whole_however_many_there_are(broker: KafkaC
 async def test_more_than_a_command_holds_is_refused_and_not_cut_off(
     broker: KafkaConnection, topics: Topics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dispatchai.engine.letterbox.RECORDS_MAX", 2)
+    monkeypatch.setattr("dispatchai.kafka.dead_letter_store.RECORDS_MAX", 2)
     topic = f"many-{uuid.uuid4().hex[:8]}"
     await leave(
         broker,

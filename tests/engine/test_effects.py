@@ -11,9 +11,9 @@ from pathlib import Path
 
 from dispatchai.engine import agent
 from dispatchai.engine.effects import Effects
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.state import States
-from dispatchai.engine.topics import Topics
+from dispatchai.engine.keyed_state import States
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topics
 from tests.agents.support import PARTITIONS, buried, call_name, new_group, produce, running, until
 
 SOURCE = "dispatch-actions"

@@ -11,8 +11,8 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
 from aiokafka.protocol.group import JoinGroupRequest, LeaveGroupRequest
 from structlog.testing import capture_logs
 
-from dispatchai.engine.broker import EmbeddedBroker
-from dispatchai.engine.ghosts import Ghosts
+from dispatchai.engine.departed_leader import Ghosts
+from dispatchai.kafka.embedded_broker import EmbeddedBroker
 
 TOPIC, GROUP = "frames", "group"
 PARTITIONS = 4

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
+from dispatchai.engine.fencing import Standing, standings
 from dispatchai.engine.guards import VARIABLE
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.latest import Standing, standings
 from dispatchai.engine.lease import Lease
 from dispatchai.engine.snapshots import EPOCH, epoch_of
+from dispatchai.kafka.connection import KafkaConnection
 from tests.engine.test_app import Names, append, make_app, make_states, make_topics, produce, read, running, until
 
 Written = tuple[str, bytes | None, int]

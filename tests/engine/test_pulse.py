@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry
 
-from dispatchai.engine.child import Child
 from dispatchai.engine.metrics import DELAY_BUCKETS_S, Histogram
-from dispatchai.engine.pulse import Pulse
+from dispatchai.process.child import Child
+from dispatchai.process.watchdog import Pulse
 from tests.engine.test_app import until
 
 BLOCKED = """

@@ -11,8 +11,8 @@ import aiokafka
 
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.state import States
+from dispatchai.engine.keyed_state import States
+from dispatchai.kafka.connection import KafkaConnection
 from tests.engine.test_app import Names, make_app, make_states, make_topics, read, running, until
 
 KEYS = [f"call-{number}" for number in range(20)]

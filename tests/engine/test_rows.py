@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dispatchai.engine.app import App
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.rows import ROUNDS, RowStates
+from dispatchai.engine.columnar_state import ROUNDS, RowStates
 from dispatchai.engine.snapshots import Snapshot
+from dispatchai.kafka.connection import KafkaConnection
 from tests.engine.test_app import Names, make_app
 
 FRAMES = TP("frames", 0)

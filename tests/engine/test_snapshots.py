@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from dispatchai.engine import agent
 from dispatchai.engine.guards import VARIABLE
-from dispatchai.engine.kafka import KafkaConnection
 from dispatchai.engine.snapshots import EPOCH, SnapshotTable, epoch_of
+from dispatchai.kafka.connection import KafkaConnection
 from tests.engine.test_app import Names, append, make_app, make_states, make_topics, read, running
 
 

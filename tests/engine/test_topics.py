@@ -12,9 +12,9 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 
-from dispatchai.engine.broker import free_port
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import (
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import free_port
+from dispatchai.kafka.topics import (
     Drift,
     NotReported,
     Policy,

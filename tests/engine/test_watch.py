@@ -12,10 +12,10 @@ from structlog.testing import capture_logs
 
 from dispatchai.engine import agent
 from dispatchai.engine.app import App, create_app, run_app
-from dispatchai.engine.broker import free_port
-from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.engine.stall_detection import StuckError, Watch
 from dispatchai.engine.transport import Batch
-from dispatchai.engine.watch import StuckError, Watch
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import free_port
 from tests.engine.test_app import PARTITIONS, PATIENCE_S, Names, make_states, make_topics, produce, until
 
 LIMIT_S = 30.0

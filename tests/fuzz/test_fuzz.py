@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from bench import fuzz
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.telephony import signatures
-from dispatchai.telephony.signatures import WebhookVerifier
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.telnyx import signatures
+from dispatchai.telnyx.signatures import WebhookVerifier
 from tests.telephony.gateway_support import KEY, SECRET, STREAM_SECRET, Gateway, running_gateway
 
 if TYPE_CHECKING:

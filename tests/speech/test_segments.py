@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.speech.segments import HANG_MS, LEAD_IN_MS, LONGEST_MS, WINDOW_MS, Segment, Segmenter
+from dispatchai.speech.endpointing import HANG_MS, LEAD_IN_MS, LONGEST_MS, WINDOW_MS, Segment, Segmenter
 
 WINDOW = 256
 

@@ -15,7 +15,7 @@ from dispatchai.records import codec
 from dispatchai.records.values import AudioFrame, FrameKind, SpeechState, Track, Utterance, UtteranceKind
 from dispatchai.speech.recognizer import AudioFormat, Ended, Event, Failed, Hypothesis, Progress, StreamKey
 from dispatchai.speech.scripted import ScriptedRecognizer
-from dispatchai.speech.sessions import (
+from dispatchai.speech.session import (
     LONGEST_GAP_MS,
     LONGEST_RETAINED_MS,
     MOST_FAILURES,

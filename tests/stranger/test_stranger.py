@@ -18,13 +18,13 @@ import pytest
 from pydantic import SecretStr
 
 from agents import calls, ranking, signals, speech, triage
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics
+from dispatchai.calls.config import CallFlowConfig
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topics
 from dispatchai.records import Action, ActionKind, FrameKind, RiskLevel
 from dispatchai.resources import data_path
 from dispatchai.settings import Settings, SpeechEngine
-from dispatchai.telephony.callflow.config import CallFlowConfig
-from dispatchai.telephony.client import TelnyxClient
+from dispatchai.telnyx.client import TelnyxClient
 from tests.agents.carrier import running_carrier
 from tests.agents.recorded import RULES, S, event
 from tests.agents.support import (

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from dispatchai.calls.config import CallFlowConfig
+from dispatchai.calls.state import fold
 from dispatchai.records import CallEvent, CallState
-from dispatchai.telephony.callflow.config import CallFlowConfig
-from dispatchai.telephony.callflow.fold import fold
 
 CALL = "428c31b6-abf1-4b2c-9d67-0242ac120002"
 S = 1_000_000

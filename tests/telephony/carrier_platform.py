@@ -21,11 +21,11 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import SecretStr
 
+from dispatchai.calls.config import CallFlowConfig
+from dispatchai.calls.control import step, with_token
 from dispatchai.records.values import CallEvent, CallState
-from dispatchai.telephony.callflow.config import CallFlowConfig
-from dispatchai.telephony.callflow.step import step, with_token
-from dispatchai.telephony.client import Outcome, RetryPolicy, TelnyxClient
-from dispatchai.telephony.commands import Command
+from dispatchai.telnyx.client import Outcome, RetryPolicy, TelnyxClient
+from dispatchai.telnyx.commands import Command
 
 CONFIG = CallFlowConfig(
     stream_url="",

@@ -17,13 +17,14 @@ from aiohttp import web
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.gateway.app import METRICS, app_runner, create_app
+from dispatchai.gateway.config import GatewayConfig
+from dispatchai.gateway.metrics import GatewayMetrics
+from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.records import AudioFrame, FrameKind, decode_as
-from dispatchai.telephony import signatures, tokens
-from dispatchai.telephony.config import GatewayConfig
-from dispatchai.telephony.gateway import METRICS, app_runner, create_app
-from dispatchai.telephony.metrics import GatewayMetrics
-from dispatchai.telephony.signatures import WebhookVerifier
+from dispatchai.telnyx import signatures
+from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx.signatures import WebhookVerifier
 
 KEY = Ed25519PrivateKey.generate()
 SECRET = "the proxy's secret"

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from dispatchai.cli.call import EXIT_INCOMPLETE, EXIT_OK, EXIT_UNUSABLE, call
+from dispatchai.process.run_info import RunInfo, RunInfoError
 from dispatchai.settings import Settings
-from dispatchai.telephony.call_command import EXIT_INCOMPLETE, EXIT_OK, EXIT_UNUSABLE, call
-from dispatchai.telephony.carrier import Faults, SimulatedAccount, SimulatedCarrier, Timing
-from dispatchai.telephony.run_info import RunInfo, RunInfoError
+from dispatchai.simulator import Faults, SimulatedAccount, SimulatedCarrier, Timing
 from tests.telephony.carrier_platform import Platform
 
 PACKET = {

@@ -25,11 +25,16 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from agents import calls
+from dispatchai.calls.config import CallFlowConfig
+from dispatchai.calls.control import Refusal, act, command_id, is_settled, outcome_event, round_of, step, with_token
+from dispatchai.calls.events import EventType
+from dispatchai.calls.state import COMMANDS_MAX, NO_AUDIO, STOP_GRACE_S, fold, takes_commands
+from dispatchai.calls.timers import RETRY_LONGEST_S, due_timers, next_timer_at
 from dispatchai.engine.app import App, create_app
-from dispatchai.engine.broker import free_port
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.state import States
-from dispatchai.engine.topics import Topics
+from dispatchai.engine.keyed_state import States
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import free_port
+from dispatchai.kafka.topics import Topics
 from dispatchai.records import (
     Action,
     ActionKind,
@@ -42,22 +47,8 @@ from dispatchai.records import (
     encode,
 )
 from dispatchai.settings import Settings
-from dispatchai.telephony.callflow.config import CallFlowConfig
-from dispatchai.telephony.callflow.events import EventType
-from dispatchai.telephony.callflow.fold import COMMANDS_MAX, NO_AUDIO, STOP_GRACE_S, fold, takes_commands
-from dispatchai.telephony.callflow.step import (
-    Refusal,
-    act,
-    command_id,
-    is_settled,
-    outcome_event,
-    round_of,
-    step,
-    with_token,
-)
-from dispatchai.telephony.callflow.timers import RETRY_LONGEST_S, due_timers, next_timer_at
-from dispatchai.telephony.client import RetryPolicy, TelnyxClient
-from dispatchai.telephony.commands import (
+from dispatchai.telnyx.client import RetryPolicy, TelnyxClient
+from dispatchai.telnyx.commands import (
     TRANSFER_LEG_STATE,
     AlreadyEnded,
     AlreadyStreaming,
@@ -76,7 +67,7 @@ from dispatchai.telephony.commands import (
     command_from,
     request_of,
 )
-from dispatchai.triage.folds import NO_STATE, fold_event
+from dispatchai.triage.step import NO_STATE, fold_event
 from tests.telephony.call_events import (
     ANSWERED,
     CALL,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dispatchai.calls.state import SEEN_EVENTS_MAX, STRAY_AFTER_S, fold
 from dispatchai.records import CallEvent, CallState, CallStatus, decode, encode
-from dispatchai.telephony.callflow.fold import SEEN_EVENTS_MAX, STRAY_AFTER_S, fold
 from tests.telephony.call_events import (
     ANSWERED,
     HANGUP,

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dispatchai.calls.config import CallFlowConfig
+from dispatchai.calls.control import step, with_token
+from dispatchai.calls.state import fold
 from dispatchai.records import CallEvent, CallState, CallStatus
 from dispatchai.settings import Settings
-from dispatchai.telephony.callflow.config import CallFlowConfig
-from dispatchai.telephony.callflow.fold import fold
-from dispatchai.telephony.callflow.step import step, with_token
-from dispatchai.telephony.commands import Answer, Command, Speak, StreamingStart
+from dispatchai.telnyx.commands import Answer, Command, Speak, StreamingStart
 from tests.telephony.call_events import (
     ANSWERED,
     CALL,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from dispatchai.calls.state import fold
+from dispatchai.calls.timers import due_timers, next_timer_at
 from dispatchai.records import decode, encode
-from dispatchai.telephony.callflow.fold import fold
-from dispatchai.telephony.callflow.timers import due_timers, next_timer_at
 from tests.telephony.call_events import (
     CALL,
     CONFIG,

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatchai.audio.g711 import MULAW, encode_mulaw
-from dispatchai.telephony.carrier import (
+from dispatchai.simulator import (
     AccountError,
     AudioFileError,
     CallerAudio,
@@ -39,9 +39,9 @@ from dispatchai.telephony.carrier import (
     WebhookPolicy,
     load,
 )
-from dispatchai.telephony.carrier.faults import NO_FAULTS, slots
-from dispatchai.telephony.client import AlreadyEnded, AlreadyStreaming, Done, NotAnswered, Rejected
-from dispatchai.telephony.commands import Answer, Hangup, Speak, StreamingStart
+from dispatchai.simulator.faults import NO_FAULTS, slots
+from dispatchai.telnyx.client import AlreadyEnded, AlreadyStreaming, Done, NotAnswered, Rejected
+from dispatchai.telnyx.commands import Answer, Hangup, Speak, StreamingStart
 from tests.telephony.carrier_platform import CONFIG, SILENCE, SILENCE_S, Platform
 
 FAST = Timing(speed=200.0)

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatchai.audio.g711 import ALAW, MULAW
-from dispatchai.cli import main
-from dispatchai.telephony.carrier import (
+from dispatchai.cli.main import main
+from dispatchai.simulator import (
     Codec,
     FaultError,
     Faults,
@@ -32,8 +32,8 @@ from dispatchai.telephony.carrier import (
     TokenFault,
     catalogue,
 )
-from dispatchai.telephony.client import Done
-from dispatchai.telephony.commands import Answer, Speak, StreamingStart
+from dispatchai.telnyx.client import Done
+from dispatchai.telnyx.commands import Answer, Speak, StreamingStart
 from tests.telephony.carrier_platform import Platform, Socket
 from tests.telephony.test_carrier import CALLED, CALLER, audio, carrier_for, command, one_call
 

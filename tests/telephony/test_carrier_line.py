@@ -11,8 +11,8 @@ from aiohttp import WSMsgType, web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.telephony.carrier.pacer import GRAIN_S, Pacer
-from dispatchai.telephony.carrier.websocket import ABNORMAL, NO_STATUS, ClientSocket, HandshakeError
+from dispatchai.simulator.pacer import GRAIN_S, Pacer
+from dispatchai.simulator.websocket import ABNORMAL, NO_STATUS, ClientSocket, HandshakeError
 
 Handler = Callable[[web.WebSocketResponse], Awaitable[None]]
 

@@ -14,7 +14,7 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from dispatchai.settings import Settings
-from dispatchai.telephony.client import (
+from dispatchai.telnyx.client import (
     AlreadyEnded,
     AlreadyStreaming,
     Answer,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatchai.records import AudioFrame, FrameKind, Track, decode_as, encode
-from dispatchai.telephony.framing import FrameEncoder
+from dispatchai.records.frame_encoder import FrameEncoder
 
 
 @given(

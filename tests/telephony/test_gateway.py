@@ -14,12 +14,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import SecretStr, ValidationError
 from structlog.testing import capture_logs
 
-from dispatchai.engine.broker import free_port
-from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.gateway.app import serve
+from dispatchai.gateway.config import GatewayConfig
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.settings import Settings, Verification
-from dispatchai.telephony import signatures, tokens
-from dispatchai.telephony.config import GatewayConfig
-from dispatchai.telephony.gateway import serve
+from dispatchai.telnyx import signatures
+from dispatchai.telnyx import stream_tokens as tokens
 from tests.telephony.gateway_support import (
     KEY,
     SECRET,

@@ -6,11 +6,11 @@ import dataclasses
 
 from prometheus_client import CollectorRegistry
 
+from dispatchai.gateway.media_stream import Stream
+from dispatchai.gateway.metrics import PREFIX, CommandsExposed, Exposed, GatewayMetrics, WebhookOutcome
 from dispatchai.records import Track
-from dispatchai.telephony.client import CommandCounts
-from dispatchai.telephony.media import Stream
-from dispatchai.telephony.metrics import PREFIX, CommandsExposed, Exposed, GatewayMetrics, WebhookOutcome
-from dispatchai.telephony.wire import Media, MediaFormat
+from dispatchai.telnyx.client import CommandCounts
+from dispatchai.telnyx.wire import Media, MediaFormat
 
 
 def shown(collector: Exposed | CommandsExposed) -> dict[tuple[str, tuple[str, ...]], float]:

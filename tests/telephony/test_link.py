@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import WSMsgType
 
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.telephony import tokens
-from dispatchai.telephony.link import UNREAD_MAX_BYTES
+from dispatchai.gateway.connection import UNREAD_MAX_BYTES
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.telnyx import stream_tokens as tokens
 from tests.telephony.gateway_support import (
     STOP,
     Gateway,

@@ -17,15 +17,15 @@ import pytest
 from aiohttp import WSMsgType, WSServerHandshakeError
 
 from dispatchai.audio import g711
-from dispatchai.engine.broker import EmbeddedBroker
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics, apply
+from dispatchai.gateway.media_stream import HELD_BESIDE, QUIET_S, Stream
+from dispatchai.gateway.metrics import GatewayMetrics, SocketRefusal
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import EmbeddedBroker
+from dispatchai.kafka.topics import Topics, apply
 from dispatchai.records import AudioFrame, FrameKind, Track, decode_as
-from dispatchai.telephony import tokens
-from dispatchai.telephony.media import HELD_BESIDE, QUIET_S, Stream
-from dispatchai.telephony.metrics import GatewayMetrics, SocketRefusal
-from dispatchai.telephony.signatures import WebhookVerifier
-from dispatchai.telephony.wire import BadMessageKind, Media, MediaFormat
+from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx.signatures import WebhookVerifier
+from dispatchai.telnyx.wire import BadMessageKind, Media, MediaFormat
 from tests.telephony.gateway_support import (
     CONNECTED,
     STOP,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.telephony.reorder import DEPTH, Arrival, ReorderBuffer
+from dispatchai.gateway.reorder_buffer import DEPTH, Arrival, ReorderBuffer
 
 
 def run(sequences: list[int]) -> tuple[list[int], list[Arrival]]:

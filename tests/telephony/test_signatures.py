@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from multidict import CIMultiDict
 
-from dispatchai.telephony.signatures import Refusal, SignatureError, WebhookVerifier, public_key, sign
+from dispatchai.telnyx.signatures import Refusal, SignatureError, WebhookVerifier, public_key, sign
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 NEXT = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.telephony import tokens
-from dispatchai.telephony.tokens import MAX_TOKEN_CHARS, Subject, issue, stream_secret, verify
+from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx.stream_tokens import MAX_TOKEN_CHARS, Subject, issue, stream_secret, verify
 
 SECRET = b"sixteen bytes or more"
 LEG = Subject("v3:T02llNDk1_-x", "ff55a038-session")

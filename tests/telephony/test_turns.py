@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from dispatchai.telephony.turns import Turns
+from dispatchai.gateway.fair_queue import Turns
 
 
 @dataclass(slots=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from bench.recorded import Packets, command_differences, differences, read_streams
-from dispatchai.engine.broker import free_port
-from dispatchai.engine.kafka import KafkaConnection
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import free_port
+from dispatchai.process.run_info import RunInfo
+from dispatchai.simulator import Faults, SimulatedAccount, SimulatedCarrier, StreamEnd, Timing, load
 from dispatchai.speech.engines import RECORDINGS
-from dispatchai.telephony.carrier import Faults, SimulatedAccount, SimulatedCarrier, StreamEnd, Timing, load
-from dispatchai.telephony.run_info import RunInfo
 from tests.e2e.system import System, read_until
 from tests.relay import relay
 

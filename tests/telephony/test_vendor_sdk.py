@@ -26,9 +26,9 @@ from telnyx.types.calls import (
     ActionTransferParams,
 )
 
-from dispatchai.telephony.carrier import CallerAudio, SimulatedAccount, SimulatedCarrier, Timing
-from dispatchai.telephony.client import TelnyxClient
-from dispatchai.telephony.commands import (
+from dispatchai.simulator import CallerAudio, SimulatedAccount, SimulatedCarrier, Timing
+from dispatchai.telnyx.client import TelnyxClient
+from dispatchai.telnyx.commands import (
     COMMANDS,
     Answer,
     Command,

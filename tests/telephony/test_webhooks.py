@@ -16,13 +16,13 @@ import pytest
 from aiokafka import ConsumerRecord
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dispatchai.engine.broker import EmbeddedBroker
-from dispatchai.engine.kafka import KafkaConnection
-from dispatchai.engine.topics import Topics, apply
+from dispatchai.gateway.metrics import WebhookOutcome
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.embedded_broker import EmbeddedBroker
+from dispatchai.kafka.topics import Topics, apply
 from dispatchai.records import CallEvent, decode_as
-from dispatchai.telephony import signatures
-from dispatchai.telephony.metrics import WebhookOutcome
-from dispatchai.telephony.signatures import Refusal, WebhookVerifier
+from dispatchai.telnyx import signatures
+from dispatchai.telnyx.signatures import Refusal, WebhookVerifier
 from tests.telephony.gateway_support import (
     KEY,
     SECRET,

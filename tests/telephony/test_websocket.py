@@ -10,7 +10,7 @@ from aiohttp import WSCloseCode, WSMsgType
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.telephony.websocket import (
+from dispatchai.gateway.websocket import (
     NO_STATUS,
     REASON_MAX_BYTES,
     Binary,

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dispatchai.records import Track
-from dispatchai.telephony.wire import (
+from dispatchai.telnyx.wire import (
     BadMessage,
     BadMessageKind,
     CarrierError,

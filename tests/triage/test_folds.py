@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from dispatchai.calls.state import fold as fold_call
 from dispatchai.records import (
     Assessment,
     AssessmentKind,
@@ -25,10 +26,9 @@ from dispatchai.records import (
     decode_fields,
     encode,
 )
-from dispatchai.telephony.callflow.fold import fold as fold_call
-from dispatchai.triage.encoding import encode_live
-from dispatchai.triage.folds import is_complete, step, version_of
+from dispatchai.triage.live_encoding import encode_live
 from dispatchai.triage.ranking import live_call, packet
+from dispatchai.triage.step import is_complete, step, version_of
 from tests.agents.recorded import (
     CARDIAC_ARREST,
     DEADLINE,

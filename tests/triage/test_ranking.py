@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.console import shape
+from dispatchai.calls.state import fold as fold_call
+from dispatchai.console import json_view as shape
 from dispatchai.records import (
     Assessment,
     AssessmentKind,
@@ -24,10 +25,9 @@ from dispatchai.records import (
     decode,
     encode,
 )
-from dispatchai.telephony.callflow.fold import fold as fold_call
-from dispatchai.triage.folds import step
 from dispatchai.triage.ranking import live_call, packet, rank
-from dispatchai.triage.rulebook import UNITS
+from dispatchai.triage.rules_file import UNITS
+from dispatchai.triage.step import step
 from tests.agents.recorded import RULES, T0, S, assessment, whole_call
 
 LEVELS = list(RiskLevel)

@@ -11,7 +11,7 @@ import yaml
 
 from dispatchai.records import RiskLevel
 from dispatchai.triage import Rules, RulesError
-from dispatchai.triage.rulebook import DEFAULT_PATH
+from dispatchai.triage.rules_file import DEFAULT_PATH
 from evals.triage import BEGIN, END, PAGE, read_lines, report, run
 
 RULE = {"kind": "fire", "points": 0.5, "adds": 0.1, "says": "x", "reason": "y", "any_of": ["some pattern"]}

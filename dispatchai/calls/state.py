@@ -1,0 +1,355 @@
+"""What a call's events say of it: its state, in whatever order they arrived and however often.
+
+`fold` is commutative and idempotent over the events of a call, so that whoever reads `call-events` concludes the same.
+How a command ended and which timers fired are events too: the state knows of them by their records alone. Leaves to
+`step` what a state calls for, to `timers` when.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from dispatchai.calls.events import OWN_EVENTS, EventType, micros, micros_in, payload_of, text_in
+from dispatchai.records.values import (
+    CallEvent,
+    CallState,
+    CallStatus,
+    CommandOutcome,
+    CommandState,
+    Micros,
+    StreamStatus,
+)
+from dispatchai.telnyx.commands import (
+    TRANSFER_LEG_STATE,
+    Answer,
+    Hangup,
+    RecordStart,
+    Speak,
+    StreamingStart,
+    Transfer,
+)
+
+SEEN_EVENTS_MAX: Final = 256
+"""Event ids kept for deduplication. A call has about twenty events; more than this only with keypad or recording
+storms, and then only a redelivery of the oldest is counted again, whose command carries the same command_id."""
+
+COMMANDS_MAX: Final = 64
+"""Commands that are remembered: more than a call of hours brings."""
+
+FAILURES_MAX: Final = 64
+"""Failures of a stream that are remembered: far above any setting of how often it is started again."""
+
+STRAY_AFTER_S: Final = 900.0
+"""A hangup that is received so long after it happened, of a call of which nothing else is known, ends no call: it is
+delivered once more to a program that has given the call up. Carriers retry for some minutes."""
+
+STOP_GRACE_S: Final = 1.0
+"""How long a stopped stream is taken for a call's end, whose hangup is reported some milliseconds after it."""
+
+INT_MAX: Final = 2**31 - 1
+"""What a round's number in a record can be."""
+
+NO_AUDIO: Final = "the caller's audio does not come in: its stream failed"
+"""Degraded: nothing is heard of the caller until a stream starts again."""
+
+_AIMS: Final = {
+    Answer.action: "the call could not be answered",
+    StreamingStart.action: "the caller's audio could not be asked for",
+    Transfer.action: "the call could not be transferred",
+    Hangup.action: "the call could not be hung up",
+    Speak.action: "nothing could be said to the caller",
+    RecordStart.action: "the call could not be recorded",
+}
+"""What a dispatcher is told of a command that failed, the gravest first."""
+
+
+def fold(state: CallState | None, event: CallEvent) -> CallState:
+    """The state of a call after `event`; `state` is None before its first one.
+
+    The result does not depend on the order or repetition of events, apart from the order of `seen_event_ids`:
+    times are the earliest recorded, the status only rises, of a stream and of a command the latest by their own
+    clocks count, and what differs between events of one leg (it should not) is settled by value and not by arrival.
+    Events of the leg to the human line are seen and change nothing else. Never raises on an event's content.
+    """
+    if state is None:
+        state = CallState(
+            call_control_id="",
+            status=CallStatus.RINGING,
+            from_number=None,
+            to_number=None,
+            started_at=None,
+            answered_at=None,
+            ended_at=None,
+            hangup_cause=None,
+            degraded=None,
+            streams_started=0,
+            stream=None,
+            stream_at=None,
+            stream_seen_at=None,
+            stream_failed_at=(),
+            first_seen_at=event.received_at,
+            deadline_passed=False,
+            deadline_seen_at=None,
+            stray=True,
+            commands=(),
+            seen_event_ids=(),
+            seen_action_ids=(),
+        )
+    # A redelivery is the same event received again: only its earlier receipt counts.
+    state = replace(state, first_seen_at=min(state.first_seen_at, event.received_at))
+    if event.type == EventType.DEADLINE:
+        seen_at = _earliest(state.deadline_seen_at, event.received_at)
+        state = replace(state, deadline_passed=True, deadline_seen_at=seen_at)
+    state = _applied(state, event)
+    return replace(state, stray=_is_stray(state))
+
+
+def _applied(state: CallState, event: CallEvent) -> CallState:
+    repeated = event.event_id in state.seen_event_ids
+    if repeated and event.type not in _STREAM_EVENTS:
+        return state
+    body = payload_of(event)
+    if body.get("client_state") == TRANSFER_LEG_STATE and not event.type.startswith(OWN_EVENTS):
+        return state if repeated else _seen(state, event)
+    if (stream := _stream_of(event, body)) is not None:
+        status, at = stream
+        state = _with_stream(state, status, at, seen_at=event.received_at, again=repeated)
+        if status in _FAILURES and not repeated:
+            state = replace(state, stream_failed_at=tuple(sorted((*state.stream_failed_at, at))[-FAILURES_MAX:]))
+    if not repeated:
+        state = _folded(_seen(state, event), event, body)
+    return replace(state, degraded=_degraded(state))
+
+
+def _seen(state: CallState, event: CallEvent) -> CallState:
+    return replace(state, seen_event_ids=(*state.seen_event_ids, event.event_id)[-SEEN_EVENTS_MAX:])
+
+
+def _folded(state: CallState, event: CallEvent, body: dict[str, Any]) -> CallState:
+    state = replace(
+        state,
+        call_control_id=_settled(state.call_control_id, event.call_control_id) or "",
+        from_number=_settled(state.from_number, event.from_number),
+        to_number=_settled(state.to_number, event.to_number),
+    )
+    match event.type:
+        case EventType.INITIATED:
+            return replace(state, started_at=_earliest(state.started_at, event.occurred_at))
+        case EventType.ANSWERED:
+            return replace(
+                state,
+                status=CallStatus.ENDED if state.status is CallStatus.ENDED else CallStatus.ACTIVE,
+                answered_at=_earliest(state.answered_at, event.occurred_at),
+            )
+        case EventType.STREAMING_STARTED:
+            return replace(state, streams_started=state.streams_started + 1)
+        case EventType.COMMAND:
+            outcome = _command_state(event, body)
+            return state if outcome is None else _with_command(state, outcome)
+        case EventType.HANGUP:
+            ended_at, cause = _first_hangup(state, event, text_in(body, "hangup_cause"))
+            return replace(state, status=CallStatus.ENDED, ended_at=ended_at, hangup_cause=cause)
+        case _:
+            return state
+
+
+def _is_stray(state: CallState) -> bool:
+    """Whether nothing says that there is, or lately was, a call: what came is of one that was given up."""
+    if state.started_at is not None or state.answered_at is not None or state.streams_started:
+        return False
+    return state.ended_at is None or state.first_seen_at - state.ended_at > micros(STRAY_AFTER_S)
+
+
+def takes_commands(state: CallState) -> bool:
+    """Whether the call can still be told something: not over, neither by its events nor by an answer of the carrier."""
+    return (
+        state.status is not CallStatus.ENDED
+        and not state.deadline_passed
+        and all(command.outcome is not CommandOutcome.ALREADY_ENDED for command in state.commands)
+    )
+
+
+def audio_comes_in(state: CallState) -> bool | None:
+    """Whether the caller's audio is streamed, as far as the carrier said; None where it said nothing yet.
+
+    A stream that stopped counts as streamed until it is known that the call went on without it; it did not if the
+    hangup, which may be told late, was when the stream stopped.
+    """
+    if state.stream is None:
+        return None
+    if state.stream is StreamStatus.LOST and _stopped_with_the_call(state):
+        return True
+    if state.stream in (StreamStatus.STARTED, StreamStatus.STOPPED):
+        return True
+    latest = latest_command(state, StreamingStart.action)
+    return (
+        latest is not None
+        and latest.outcome is CommandOutcome.ALREADY_STREAMING
+        and state.stream_seen_at is not None
+        and latest.at >= state.stream_seen_at
+    )
+
+
+def _stopped_with_the_call(state: CallState) -> bool:
+    """Whether the hangup is of the moment in which the stream stopped, by the carrier's clock."""
+    if state.ended_at is None or state.stream_at is None:
+        return False
+    return state.ended_at - state.stream_at <= micros(STOP_GRACE_S)
+
+
+# ---- the stream --------------------------------------------------------------------------------------------------
+
+_STREAM_EVENTS: Final = {
+    EventType.STREAMING_STARTED: StreamStatus.STARTED,
+    EventType.STREAMING_STOPPED: StreamStatus.STOPPED,
+    EventType.STREAM_LOST: StreamStatus.LOST,
+    EventType.STREAMING_FAILED: StreamStatus.FAILED,
+}
+_FAILURES: Final = frozenset({StreamStatus.LOST, StreamStatus.FAILED})
+_STREAM_RANK: Final = {status: rank for rank, status in enumerate(StreamStatus)}
+
+
+def _stream_of(event: CallEvent, body: dict[str, Any]) -> tuple[StreamStatus, Micros] | None:
+    """What `event` says of the stream, and of which moment; None where it says nothing of it."""
+    match event.type:
+        case EventType.STREAM_LOST:
+            # Of the moment of the stop: a stream that started since then is not lost.
+            stopped_at = micros_in(body, "stopped_at")
+            return None if stopped_at is None else (StreamStatus.LOST, stopped_at)
+        case EventType.STREAMING_STARTED | EventType.STREAMING_STOPPED | EventType.STREAMING_FAILED:
+            return _STREAM_EVENTS[EventType(event.type)], event.occurred_at
+        case _:
+            return None
+
+
+def _with_stream(state: CallState, status: StreamStatus, at: Micros, *, seen_at: Micros, again: bool) -> CallState:
+    """The state with what was recorded of the stream: the latest by the carrier's clock, first received at `seen_at`.
+
+    A redelivery (`again`) only tells an earlier receipt of what is known.
+    """
+    if state.stream is None or state.stream_at is None or state.stream_seen_at is None:
+        return state if again else replace(state, stream=status, stream_at=at, stream_seen_at=seen_at)
+    known, new = (state.stream_at, _STREAM_RANK[state.stream]), (at, _STREAM_RANK[status])
+    if new == known:
+        return replace(state, stream_seen_at=min(state.stream_seen_at, seen_at))
+    if new < known or again:
+        return state
+    return replace(state, stream=status, stream_at=at, stream_seen_at=seen_at)
+
+
+# ---- commands and how they ended ---------------------------------------------------------------------------------
+
+_OUTCOME_RANK: Final = {outcome: rank for rank, outcome in enumerate(CommandOutcome)}
+
+
+def _command_state(event: CallEvent, body: dict[str, Any]) -> CommandState | None:
+    """What a dispatchai.command says; None where it is none."""
+    match body:
+        case {
+            "command_id": str() as command_id,
+            "action": str() as action,
+            "round": int() as number,
+            "outcome": str() as outcome,
+            "code": str() as code,
+            "request": (str() | None) as request,
+        } if type(number) is int and 1 <= number <= INT_MAX and outcome in _OUTCOMES:
+            retry_at = micros_in(body, "retry_at")
+            kind = CommandOutcome(outcome)
+            return CommandState(command_id, action, number, kind, code, event.occurred_at, retry_at, request)
+        case _:
+            return None
+
+
+_OUTCOMES: Final = frozenset(outcome.value for outcome in CommandOutcome)
+
+
+def _with_command(state: CallState, new: CommandState) -> CallState:
+    """The state with `new` in it, unless a later round of the command is known, or a better outcome of the same."""
+    by_id = {command.command_id: command for command in state.commands}
+    known = by_id.get(new.command_id)
+    if known is not None and _precedence(known) >= _precedence(new):
+        return state
+    by_id[new.command_id] = new
+    newest = sorted(by_id.values(), key=lambda command: (command.at, command.command_id))[-COMMANDS_MAX:]
+    return replace(state, commands=tuple(sorted(newest, key=lambda command: command.command_id)))
+
+
+def _precedence(command: CommandState) -> tuple[int, int, Micros, Micros, str, str, str]:
+    # Beyond round and outcome nothing differs, unless a record was written by hand: then its value decides.
+    return (
+        command.round,
+        _OUTCOME_RANK[command.outcome],
+        command.at,
+        command.retry_at or 0,
+        command.action,
+        command.code,
+        command.request or "",
+    )
+
+
+def find_command(state: CallState, command_id: str) -> CommandState | None:
+    """How the command ended so far; None where that is not known."""
+    return next((command for command in state.commands if command.command_id == command_id), None)
+
+
+def latest_command(state: CallState, action: str) -> CommandState | None:
+    """How the newest command of this kind ended."""
+    return max(
+        (command for command in state.commands if command.action == action),
+        key=lambda command: (command.at, command.command_id),
+        default=None,
+    )
+
+
+def is_wanted(state: CallState, command: CommandState) -> bool:
+    """Whether what `command` was to bring about is not so by another way."""
+    if command.outcome is CommandOutcome.NOT_ANSWERED and state.answered_at is None:
+        return False  # its time comes with call.answered
+    match command.action:
+        case Answer.action:
+            return state.answered_at is None
+        case StreamingStart.action:
+            return not audio_comes_in(state) and command == latest_command(state, StreamingStart.action)
+        case Hangup.action:
+            return state.status is not CallStatus.ENDED
+        case _:
+            return True
+
+
+def _degraded(state: CallState) -> str | None:
+    """Why the call is worse off than it should be, the gravest reason; None when nothing is wrong."""
+    if audio_comes_in(state) is False:
+        return NO_AUDIO
+    for action, aim in _AIMS.items():
+        latest = latest_command(state, action)
+        if latest is None or not is_wanted(state, latest):
+            continue
+        match latest.outcome:
+            case CommandOutcome.UNAVAILABLE:
+                return f"{aim}: the carrier cannot be reached"
+            case CommandOutcome.REJECTED if action != Hangup.action:  # refused of a call that is gone already
+                return f"{aim}: the carrier refused ({latest.code})"
+            case _:
+                continue
+    return None
+
+
+# ---- values ------------------------------------------------------------------------------------------------------
+
+
+def _earliest(known: Micros | None, new: Micros) -> Micros:
+    return new if known is None else min(known, new)
+
+
+def _settled(known: str | None, new: str | None) -> str | None:
+    """The smaller of two values that are there: a choice that does not depend on which came first."""
+    return min(filter(None, (known, new)), default=None)
+
+
+def _first_hangup(state: CallState, event: CallEvent, cause: str | None) -> tuple[Micros, str | None]:
+    """Time and cause of the earliest hangup. At one same time a stated cause goes before none, then by the alphabet."""
+    if state.ended_at is None:
+        return event.occurred_at, cause
+    hangups = ((state.ended_at, state.hangup_cause), (event.occurred_at, cause))
+    return min(hangups, key=lambda hangup: (hangup[0], hangup[1] is None, hangup[1] or ""))

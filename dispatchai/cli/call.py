@@ -1,0 +1,330 @@
+"""What `dispatchai call` does: places simulated calls to the running program and shows the packets they lead to.
+
+Decides which addresses are used, what is shown and the exit code. The calls themselves are the carrier's matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TextIO
+from urllib.parse import quote
+
+import aiohttp
+import orjson
+
+from dispatchai.process.run_info import RunInfo, RunInfoError
+from dispatchai.settings import Settings
+from dispatchai.simulator import (
+    NO_FAULTS,
+    AccountError,
+    AudioFileError,
+    CallerAudio,
+    CallReport,
+    Faults,
+    PortTakenError,
+    Progress,
+    SimulatedAccount,
+    SimulatedCarrier,
+    Stage,
+    Timing,
+    load,
+)
+
+EXIT_OK: Final = 0
+EXIT_INCOMPLETE: Final = 1
+"""A call did not take place as it should, or its packet did not come."""
+EXIT_UNUSABLE: Final = 2
+"""Nothing was called: a file, a number, the port or the program is not there."""
+
+CALLED_NUMBER: Final = "+15550100911"
+CALLER_NUMBERS: Final = "+1555010{:04d}"
+"""Numbers of the range that is kept for fiction; filled with 1001 and up, one a call."""
+
+BETWEEN_CALLS_S: Final = 0.5
+"""Real callers do not dial in the same millisecond; half a second also lets one see the list grow."""
+
+PACKET_POLL_S: Final = 0.25
+PACKET_WAIT_S: Final = 60.0
+"""Twice the default of CALL_DEADLINE_S, after which a packet is final whatever is missing."""
+
+REQUEST_S: Final = 3.0
+PLAIN_STEP_S: Final = 5
+"""Without a terminal, a line of progress for every so many seconds of speech."""
+
+_NUMBER = re.compile(r"\+[1-9]\d{1,14}|sips?:\S{1,250}")
+
+
+class UnusableError(Exception):
+    """The command cannot begin. The message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where the program listens."""
+
+    gateway_url: str
+    console_url: str
+    carrier_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """How one file's call went, and its packet, as the console gives it, or why there is none."""
+
+    file: str
+    packet: dict[str, Any] | None
+    failure: str | None
+    report: CallReport
+
+
+async def call(
+    files: Sequence[Path],
+    *,
+    settings: Settings,
+    from_number: str | None = None,
+    speed: float = 1.0,
+    console_url: str | None = None,
+    as_json: bool = False,
+    packet_wait_s: float = PACKET_WAIT_S,
+    timing: Timing | None = None,
+    faults: Faults = NO_FAULTS,
+    out: TextIO | None = None,
+    err: TextIO | None = None,
+) -> int:
+    """Calls with each file at the same time, waits for each call's final packet, prints them and returns the exit code.
+
+    `from_number` is the first caller's; the others have numbers of their own. `speed` above 1 speaks faster than
+    real time. `console_url` overrides the console that the running program names. With `as_json` `out` gets one JSON
+    array of the packets, ranked, and nothing else; progress then goes to `err`. Otherwise `out` gets the progress, a
+    ranked table and each packet. `timing` overrides how long a caller waits (its speed included). With `faults` each
+    call also tells what was sent of it and what of that was lost.
+    """
+    out = out or sys.stdout
+    err = err or sys.stderr
+    try:
+        target = _target(settings, console_url)
+        audios = [load(path) for path in files]
+        if not audios:
+            raise UnusableError("name at least one WAV file")
+        numbers = _numbers(len(audios), from_number)
+        account = SimulatedAccount.load_or_create(settings.state_dir)
+        board = _Board(err if as_json else out, [audio.name for audio in audios])
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REQUEST_S)) as http:
+            await _check_gateway(http, target.gateway_url)
+            carrier = SimulatedCarrier(
+                account,
+                target.carrier_port,
+                target.gateway_url,
+                timing=timing or Timing(speed=speed),
+                faults=faults,
+            )
+            async with carrier, asyncio.TaskGroup() as callers:
+                tasks = [
+                    callers.create_task(_one_call(index, audio, number, carrier, http, target, board, packet_wait_s))
+                    for index, (audio, number) in enumerate(zip(audios, numbers, strict=True))
+                ]
+    except (AccountError, AudioFileError, PortTakenError, RunInfoError, UnusableError) as error:
+        print(f"dispatchai call: {error}", file=err)
+        return EXIT_UNUSABLE
+    results = sorted((task.result() for task in tasks), key=_rank)
+    _print(results, out, as_json=as_json)
+    if faults != NO_FAULTS:
+        for result in results:
+            print(f"{result.file}: {_told(result.report)}", file=err if as_json else out)
+    for result in results:
+        if result.failure is not None:
+            print(f"{result.file}: {result.failure}", file=err)
+    return EXIT_OK if all(result.packet is not None for result in results) else EXIT_INCOMPLETE
+
+
+def _target(settings: Settings, console_url: str | None) -> _Target:
+    if not settings.carrier_is_simulated:
+        raise UnusableError(
+            "TELNYX_API_KEY is set, so commands go to Telnyx and no simulated call would be answered: "
+            "unset it for `dispatchai up` and `dispatchai call`"
+        )
+    run = RunInfo.load(settings.state_dir)
+    if run is None:
+        return _Target(
+            gateway_url=f"http://{settings.gateway_host}:{settings.gateway_port}",
+            console_url=console_url or f"http://{settings.console_host}:{settings.console_port}",
+            carrier_port=settings.simulated_carrier_port,
+        )
+    return _Target(run.gateway_url, console_url or run.console_url, run.carrier_port)
+
+
+def _numbers(count: int, from_number: str | None) -> list[str]:
+    numbers = [CALLER_NUMBERS.format(1001 + index) for index in range(count)]
+    if from_number is not None:
+        if not _NUMBER.fullmatch(from_number):
+            raise UnusableError(f"{from_number!r} is no caller's number: +15550101234 or sip:name@host")
+        numbers = [from_number, *(number for number in numbers if number != from_number)][:count]
+        numbers += [CALLER_NUMBERS.format(1001 + count)] * (count - len(numbers))
+    return numbers
+
+
+async def _check_gateway(http: aiohttp.ClientSession, gateway_url: str) -> None:
+    """Any answer will do: the webhooks themselves tell the rest. Raises UnusableError."""
+    try:
+        async with http.get(f"{gateway_url}/health/live"):
+            pass
+    except (TimeoutError, aiohttp.ClientError, OSError) as error:
+        raise UnusableError(f"no gateway answers at {gateway_url}: is `dispatchai up` running?") from error
+
+
+async def _one_call(
+    index: int,
+    audio: CallerAudio,
+    number: str,
+    carrier: SimulatedCarrier,
+    http: aiohttp.ClientSession,
+    target: _Target,
+    board: _Board,
+    packet_wait_s: float,
+) -> _Result:
+    await asyncio.sleep(index * BETWEEN_CALLS_S)
+    placed = carrier.place_call(audio, number, CALLED_NUMBER, lambda progress: board.progress(index, progress))
+    report = await placed.finished()
+    if report.failure is not None:
+        board.show(index, f"failed: {report.failure}")
+        return _Result(audio.name, None, report.failure, report)
+    board.show(index, f"hung up ({report.hangup_source}), waiting for the packet")
+    packet = await _final_packet(http, target.console_url, report.leg.call_session_id, packet_wait_s)
+    if isinstance(packet, str):
+        board.show(index, f"no packet: {packet}")
+        return _Result(audio.name, None, packet, report)
+    board.show(index, f"packet: {_text(packet, 'risk', 'level')} {_text(packet, 'nlp', 'category')}")
+    return _Result(audio.name, packet, None, report)
+
+
+async def _final_packet(
+    http: aiohttp.ClientSession, console_url: str, call_id: str, wait_s: float
+) -> dict[str, Any] | str:
+    """The call's packet once the console has it as FINAL, or why there is none after `wait_s`."""
+    url = f"{console_url.rstrip('/')}/api/v1/calls/{quote(call_id, safe='')}"
+    last = "nothing"
+    try:
+        async with asyncio.timeout(wait_s):
+            while True:
+                try:
+                    async with http.get(url) as reply:
+                        content: Any = orjson.loads(await reply.read()) if reply.status == 200 else None
+                        last = f"{reply.status}"
+                except (aiohttp.ClientError, OSError, orjson.JSONDecodeError) as error:
+                    content, last = None, type(error).__name__
+                match content:
+                    case {"status": "FINAL", "packet": dict() as packet}:
+                        return packet
+                    case {"status": str() as status}:
+                        last = status
+                # The console is asked and does not tell: its interface for one call is a plain GET.
+                await asyncio.sleep(PACKET_POLL_S)
+    except TimeoutError:
+        return f"not final {wait_s:g} s after the call (the console at {console_url} said last: {last})"
+
+
+class _Board:
+    """Shows how far each call is: one line a call that is rewritten on a terminal, a line for each change elsewhere."""
+
+    def __init__(self, out: TextIO, names: Sequence[str]) -> None:
+        self._out = out
+        self._width = max(map(len, names))
+        self._names = names
+        self._texts = [""] * len(names)
+        self._on_terminal = out.isatty()
+        self._drawn = False
+
+    def progress(self, index: int, progress: Progress) -> None:
+        match progress.stage:
+            case Stage.STREAMING:
+                spoken = int(progress.spoken_s)
+                if self._on_terminal or spoken % PLAIN_STEP_S == 0:
+                    self.show(index, f"streaming {spoken}/{round(progress.total_s)} s")
+            case Stage.ENDED:
+                self.show(index, "hung up")
+            case stage:
+                self.show(index, stage.value)
+
+    def show(self, index: int, text: str) -> None:
+        if text == self._texts[index]:
+            return
+        self._texts[index] = text
+        if not self._on_terminal:
+            print(self._line(index), file=self._out, flush=True)
+            return
+        columns = shutil.get_terminal_size().columns - 1
+        lines = "".join(f"{self._line(each)[:columns]}\x1b[K\n" for each in range(len(self._names)))
+        home = f"\x1b[{len(self._names)}F" if self._drawn else ""
+        self._out.write(home + lines)
+        self._out.flush()
+        self._drawn = True
+
+    def _line(self, index: int) -> str:
+        return f"{self._names[index]:<{self._width}}  {self._texts[index]}"
+
+
+def _rank(result: _Result) -> tuple[bool, float, str, str]:
+    """By weight, then age, then id, as the queue is; calls without a packet last."""
+    packet = result.packet
+    if packet is None:
+        return True, 0.0, "", result.file
+    weight = packet.get("ranking", {}).get("weight", 0)
+    return False, -weight, _text(packet, "ranking", "created_at"), _text(packet, "call_id")
+
+
+def _print(results: Sequence[_Result], out: TextIO, *, as_json: bool) -> None:
+    packets = [result.packet for result in results if result.packet is not None]
+    if as_json:
+        print(_pretty(packets), file=out)
+        return
+    if not packets:
+        return
+    rows = [("RANK", "LEVEL", "SCORE", "CATEGORY", "FILE", "SUMMARY")]
+    rows += [
+        (
+            str(rank),
+            _text(packet, "risk", "level"),
+            _text(packet, "risk", "score"),
+            _text(packet, "nlp", "category"),
+            result.file,
+            _text(packet, "summary"),
+        )
+        for rank, (result, packet) in enumerate(((r, r.packet) for r in results if r.packet is not None), start=1)
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print(file=out)
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip(), file=out)
+    for packet in packets:
+        print(f"\n{_pretty(packet)}", file=out)
+
+
+def _told(report: CallReport) -> str:
+    """What of a call reached the line, in one line."""
+    lost = sum(len(stream.lost) for stream in report.streams)
+    ends = ", ".join(stream.end for stream in report.streams) or "none"
+    requests = sum(command.requests for command in report.commands)
+    effects = sum(command.effects for command in report.commands)
+    return (
+        f"{report.frames_sent} frames sent, {lost} lost; streams: {ends}; "
+        f"{len(report.webhook_answers_s)} webhooks answered; {requests} requests for {effects} effects of commands"
+    )
+
+
+def _pretty(value: Any) -> str:
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+
+
+def _text(packet: dict[str, Any], *path: str) -> str:
+    """The value at `path` of `packet` as text; empty where it has none."""
+    value: Any = packet
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return "" if value is None else str(value)

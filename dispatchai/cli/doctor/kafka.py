@@ -1,0 +1,284 @@
+"""Checks of Kafka: each address, the credentials, the topics, and whether records outlive a broker."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.conn import create_conn
+from aiokafka.errors import (
+    IllegalSaslStateError,
+    KafkaError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+)
+from aiokafka.protocol.metadata import MetadataRequest
+
+from dispatchai.cli.doctor.asking import ssl_reason
+from dispatchai.cli.doctor.result import Check, Limits, Result, fail, ok, skipped, warn
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topics, TopicsError, TopicsFileError, TopicState, drift_of, show
+from dispatchai.process.run_info import RunInfo
+from dispatchai.settings import Settings
+
+MIN_INSYNC: Final = 2
+"""Copies that must have a record before it is acknowledged, so that it outlives the loss of a broker."""
+
+CLUSTER_COPIES: Final = 3
+"""Copies of each topic with which one broker may be away and MIN_INSYNC still be met."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cluster:
+    """What one broker says of its cluster: its id, and the addresses at which clients are sent on."""
+
+    identifier: str | None
+    brokers: tuple[tuple[str, int], ...]
+
+
+async def check_kafka(settings: Settings, run: RunInfo | None, limits: Limits) -> list[Result]:
+    """Whether every address answers, the credentials are taken, and the topics are as declared."""
+    if settings.kafka_bootstrap_servers:
+        servers = None
+    elif run is not None:
+        servers = run.bootstrap_servers
+    else:
+        return [
+            skipped(Check.KAFKA, "KAFKA_BOOTSTRAP_SERVERS is not set: `dispatchai up` starts an embedded broker, "
+            "which keeps nothing")
+        ]  # fmt: skip
+    try:
+        connection = settings.kafka(servers)
+        options = connection.client_options()
+    except (ValueError, OSError) as error:
+        return [fail(Check.KAFKA, f"the settings of Kafka cannot be used: {error}", "see KAFKA_* in .env.example")]
+    del options["bootstrap_servers"]
+    cluster: _Cluster | None = None
+    faults = []
+    for server in connection.servers:
+        answer = await _ask_broker(server, options, limits)
+        if isinstance(answer, _Cluster):
+            cluster = cluster or answer
+        else:
+            faults.append(answer)
+    if cluster is None:
+        return faults
+    if faults:  # the clients try one after the other, so one that answers is enough
+        return [
+            *(warn(fault.check, fault.seen, fault.todo) for fault in faults),
+            *await _check_cluster(settings, connection, cluster, options, limits),
+        ]
+    return await _check_cluster(settings, connection, cluster, options, limits)
+
+
+async def _ask_broker(server: str, options: Mapping[str, Any], limits: Limits) -> _Cluster | Result:
+    host, _, port = server.rpartition(":")
+    try:
+        async with asyncio.timeout(limits.kafka_s):
+            # Connecting asks for the versions of the protocol and, with SASL, authenticates.
+            wire = await create_conn(host, int(port), **options)
+            try:
+                metadata = (await wire.send(MetadataRequest([]))).to_object()
+            finally:
+                wire.close()
+    except (KafkaError, OSError, TimeoutError) as error:
+        seen, todo = _kafka_fault(error, limits)
+        return fail(Check.KAFKA, f"{server}: {seen}", todo)
+    brokers = tuple((str(broker["host"]), int(broker["port"])) for broker in metadata["brokers"])
+    return _Cluster(metadata.get("cluster_id"), brokers)
+
+
+async def refusal(connection: KafkaConnection, limits: Limits) -> str | None:
+    """Why a broker that answers does not let this program in, and what to do; None where that is not the matter.
+
+    For whoever knows no more than that no broker could be used, which is all that Kafka's clients tell.
+    """
+    try:
+        options = connection.client_options()
+    except (ValueError, OSError) as error:
+        return f"the settings of Kafka cannot be used: {error}"
+    del options["bootstrap_servers"]
+    for server in connection.servers:
+        host, _, port = server.rpartition(":")
+        try:
+            async with asyncio.timeout(limits.kafka_s):
+                (await create_conn(host, int(port), **options)).close()
+        except _REFUSALS as error:
+            seen, todo = _kafka_fault(error, limits)
+            return f"Kafka at {server}: {seen}: {todo}"
+        except (KafkaError, OSError, TimeoutError):
+            continue
+    return None
+
+
+_REFUSALS: Final = (SaslAuthenticationFailed, UnsupportedSaslMechanismError, IllegalSaslStateError, ssl.SSLError)
+
+
+def _kafka_fault(error: Exception, limits: Limits) -> tuple[str, str]:
+    """What went wrong with a broker, and what to do. No text of the error: a broker may repeat what it was sent."""
+    match error:
+        case SaslAuthenticationFailed():
+            return (
+                "the user name or the password is refused",
+                "compare KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD and KAFKA_SASL_MECHANISM with the cluster's",
+            )
+        case UnsupportedSaslMechanismError() | IllegalSaslStateError():
+            return "it does not offer this SASL mechanism", "set KAFKA_SASL_MECHANISM to one that the listener offers"
+        case ssl.SSLCertVerificationError():
+            return (
+                f"its certificate is not believed: {error.verify_message}",
+                "set KAFKA_SSL_CA_FILE to the authority's PEM file, and use a name that the certificate has",
+            )
+        case ssl.SSLError():
+            return (
+                f"no TLS: {ssl_reason(error)}",
+                "the listener may speak without TLS (KAFKA_SECURITY_PROTOCOL), or ask for a certificate "
+                "(KAFKA_SSL_CERT_FILE)",
+            )
+        case TimeoutError():
+            return (
+                f"no answer in {limits.kafka_s:g} s",
+                "look for a firewall, and for KAFKA_SECURITY_PROTOCOL: a TLS listener does not answer without TLS",
+            )
+        case socket.gaierror():
+            return "its name is not known", "correct KAFKA_BOOTSTRAP_SERVERS, or the name service"
+        case ConnectionRefusedError():
+            return "nothing listens there", "start Kafka, or correct KAFKA_BOOTSTRAP_SERVERS"
+        case KafkaError():
+            return (
+                f"it ended the connection ({type(error).__name__})",
+                "look into the broker's log; KAFKA_SECURITY_PROTOCOL must be that of the listener",
+            )
+        case OSError():
+            return error.strerror or type(error).__name__, "correct KAFKA_BOOTSTRAP_SERVERS, or the network"
+        case _:
+            return type(error).__name__, "look into the broker's log"
+
+
+async def _check_cluster(
+    settings: Settings, connection: KafkaConnection, cluster: _Cluster, options: Mapping[str, Any], limits: Limits
+) -> list[Result]:
+    count = len(cluster.brokers)
+    how = f"{connection.security_protocol}, user {connection.sasl_username}" if connection.uses_sasl else (
+        connection.security_protocol
+    )  # fmt: skip
+    named = f"cluster {cluster.identifier}" if cluster.identifier else "a cluster without an id"
+    results = [ok(Check.KAFKA, f"{named} of {count} broker{'' if count == 1 else 's'} ({how})")]
+    answers = await asyncio.gather(*(_ask_broker(f"{host}:{port}", options, limits) for host, port in cluster.brokers))
+    away = [answer for answer in answers if isinstance(answer, Result)]
+    results += [
+        fail(
+            Check.BROKERS,
+            f"clients are sent on to {fault.seen}",
+            "make advertised.listeners of that broker an address that this machine reaches",
+        )
+        for fault in away
+    ] or [ok(Check.BROKERS, "every broker answers at the address that it advertises")]
+    if away:
+        return [*results, skipped(Check.TOPICS, "not every broker is reached")]
+    try:
+        async with asyncio.timeout(2 * limits.kafka_s):
+            results.extend(await _check_topics(settings, connection, count))
+    except (TopicsError, TopicsFileError, KafkaError, OSError, TimeoutError) as error:
+        why = str(error) if isinstance(error, TopicsError | TopicsFileError) else type(error).__name__
+        results.append(
+            fail(
+                Check.TOPICS,
+                f"the topics cannot be looked at: {why}",
+                "give this user the right to Describe and DescribeConfigs the topics; the broker's log says more",
+            )
+        )
+    return results
+
+
+async def _check_topics(settings: Settings, connection: KafkaConnection, brokers: int) -> list[Result]:
+    topics = Topics.load()
+    states = await show(connection, topics)
+    results = [_topics_result(topics, states, settings.kafka_replication_factor)]
+    there = [state.name for state in states if state.exists]
+    if connection.embedded:
+        results.append(warn(Check.DURABILITY, "the embedded broker keeps records in memory alone", _OWN_KAFKA))
+    elif there:
+        min_insync = await _min_insync(connection, there)
+        results.append(check_durability(settings.kafka_replication_factor, brokers, min_insync))
+    return results
+
+
+_OWN_KAFKA: Final = "set KAFKA_BOOTSTRAP_SERVERS to a Kafka whose records outlive it"
+
+
+def _topics_result(topics: Topics, states: Sequence[TopicState], copies: int) -> Result:
+    check = Check.TOPICS
+    missing = [state.name for state in states if not state.exists]
+    if missing:
+        return fail(
+            check,
+            f"missing: {', '.join(missing)}",
+            "`dispatchai topics apply`; if they exist, this Kafka user may not Describe them",
+        )
+    drift = drift_of(topics, states, copies)
+    if not drift:
+        return ok(check, f"all {len(states)} topics and changelogs are as declared")
+    told = "; ".join(f"{item.topic}: {item.what} is {item.found}, declared {item.declared}" for item in drift)
+    if any(item.what == "partitions" for item in drift):
+        return fail(check, told, "partitions must be alike in all topics: docs/deploy.md, Kafka")
+    return warn(check, told, "change it with Kafka's own tools, or change topics.yaml; KAFKA_REPLICATION_FACTOR too")
+
+
+async def _min_insync(connection: KafkaConnection, names: Sequence[str]) -> dict[str, int]:
+    """`min.insync.replicas` of each topic whose broker tells it."""
+    admin = AIOKafkaAdminClient(**connection.client_options())
+    try:
+        await admin.start()
+        responses = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names])
+    finally:
+        await admin.close()
+    return {
+        name: int(entry[1])
+        for response in responses
+        for code, _, _, name, entries in response.resources
+        if not code
+        for entry in entries
+        if entry[0] == "min.insync.replicas" and entry[1] is not None
+    }
+
+
+def check_durability(copies: int, brokers: int, min_insync: Mapping[str, int]) -> Result:
+    """Whether an acknowledged record outlives the loss of a broker, and the gateway goes on without it.
+
+    `copies` of each topic are asked for, `min_insync` is by topic.
+    """
+    check = Check.DURABILITY
+    if copies > brokers:
+        return fail(
+            check,
+            f"KAFKA_REPLICATION_FACTOR is {copies}, and there are {brokers} brokers",
+            "add brokers, or lower it before `dispatchai topics apply`",
+        )
+    if brokers < CLUSTER_COPIES or copies < CLUSTER_COPIES:
+        return warn(
+            check,
+            f"{brokers} brokers, {copies} copies of each topic: a broker's loss stops the gateway or loses records",
+            f"{CLUSTER_COPIES} brokers, KAFKA_REPLICATION_FACTOR={CLUSTER_COPIES}, min.insync.replicas={MIN_INSYNC}",
+        )
+    low = sorted(name for name, value in min_insync.items() if value < MIN_INSYNC)
+    if low:
+        return warn(
+            check,
+            f"min.insync.replicas below {MIN_INSYNC}: {', '.join(low)}",
+            f"set it to {MIN_INSYNC}, or an acknowledged record may be on one broker only",
+        )
+    high = sorted(name for name, value in min_insync.items() if value >= copies)
+    if high:
+        return warn(
+            check,
+            f"min.insync.replicas is as high as the copies: {', '.join(high)}",
+            f"set it to {MIN_INSYNC}, or one broker's restart stops the gateway",
+        )
+    return ok(check, f"{copies} copies, acknowledged by {MIN_INSYNC} or more")

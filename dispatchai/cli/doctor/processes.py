@@ -1,0 +1,97 @@
+"""Checks of the processes of this machine: well, or not running and their ports free."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Mapping
+from typing import Any, Final
+
+import aiohttp
+from yarl import URL
+
+from dispatchai.cli.doctor.asking import Answer, Unreached, ask
+from dispatchai.cli.doctor.result import Check, Result, fail, ok, skipped, warn
+from dispatchai.process.run_info import RunInfo
+from dispatchai.settings import Settings
+
+_ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - recognised, not bound
+"""Where a process that listens on all addresses is reached from this machine."""
+
+
+async def check_processes(http: aiohttp.ClientSession, settings: Settings, run: RunInfo | None) -> list[Result]:
+    """Whether gateway, worker and speech process are well, or their ports free, on this machine."""
+    gateway = _base(settings.gateway_host, settings.gateway_port)
+    console = _base(settings.console_host, settings.console_port)
+    speech = _base(settings.console_host, settings.speech_port)
+    if run is not None:
+        gateway, console = URL(run.gateway_url), URL(run.console_url)
+    results = await asyncio.gather(
+        _process(http, Check.GATEWAY, gateway, "GATEWAY_PORT", expected=run is not None),
+        _process(http, Check.WORKER, console, "CONSOLE_PORT", expected=run is not None),
+        _process(http, Check.SPEECH, speech, "SPEECH_PORT", expected=run is not None),
+    )
+    return [*results, check_carrier_port(settings)]
+
+
+def _base(host: str, port: int) -> URL:
+    return URL.build(scheme="http", host=_ANY.get(host, host), port=port)
+
+
+async def _process(http: aiohttp.ClientSession, check: Check, base: URL, setting: str, *, expected: bool) -> Result:
+    answer = await ask(http, "GET", base / "health" / "ready")
+    match answer:
+        case Unreached(refused=True) if expected:
+            return fail(check, f"does not answer at {base}, though `dispatchai up` runs here", "look into its log")
+        case Unreached(refused=True):
+            return skipped(check, f"not running here; port {base.port} is free")
+        case Unreached():
+            return fail(check, answer.seen, f"another program may hold the port: stop it, or set {setting}")
+        case Answer(status=200, body={"status": "ready" | "ok"}):
+            return ok(check, f"ready at {base}")
+        case Answer(status=503, body={"status": str()} as body):
+            return fail(check, f"runs at {base} and is not ready: {_unready(body)}", _UNREADY_TODO)
+        case _:
+            return fail(
+                check,
+                f"another program answers at {base} ({answer.status}{answer.server})",
+                f"stop it, or set {setting} to a free port",
+            )
+
+
+_UNREADY_TODO: Final = (
+    "a process is ready some seconds after its start; after that see `kafka` and `topics` and its log"
+)
+
+
+def _unready(body: Mapping[str, Any]) -> str:
+    """What a health page says is missing. Only names of checks and topics are repeated."""
+    match body:
+        case {"checks": dict() as checks}:
+            return ", ".join(sorted(str(name) for name, holds in checks.items() if not holds)) or "no reason given"
+        case {"kafka": {"reachable": False}}:
+            return "Kafka cannot be reached"
+        case {"kafka": {"missing_topics": [_, *_] as missing}}:
+            return f"topics are missing: {', '.join(map(str, missing))}"
+        case {"kafka": {"problem": str() as problem}}:
+            return problem
+        case _:
+            return "no reason given"
+
+
+def check_carrier_port(settings: Settings) -> Result:
+    """Whether `dispatchai call` could serve its commands."""
+    check, port = Check.CARRIER_PORT, settings.simulated_carrier_port
+    if not settings.carrier_is_simulated:
+        return skipped(check, "TELNYX_API_KEY is set: nothing is simulated")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            return warn(
+                check,
+                f"port {port} cannot be used ({error.strerror}): a `dispatchai call` is running, or another program",
+                "wait for it, or set SIMULATED_CARRIER_PORT to a free port",
+            )
+    return ok(check, f"port {port} is free for `dispatchai call`")

@@ -1,0 +1,31 @@
+"""Check of the speech engine: whether its model loads here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from dispatchai.cli.doctor.result import Check, Limits, Result, fail, ok, warn
+from dispatchai.settings import Settings, SpeechEngine
+from dispatchai.speech.engines import recognizer
+from dispatchai.speech.recognizer import RecognizerError
+
+
+async def check_speech_model(settings: Settings, limits: Limits) -> Result:
+    """Whether the speech engine starts here."""
+    check = Check.SPEECH_MODEL
+    if settings.speech_engine is SpeechEngine.SCRIPTED:
+        return warn(check, "SPEECH_ENGINE=scripted hears the recordings of the tests alone", "unset SPEECH_ENGINE")
+    started = time.monotonic()
+    try:
+        engine = recognizer(settings.model_copy(update={"speech_processes": 1}))
+        try:
+            async with asyncio.timeout(limits.speech_s):
+                await engine.start()
+        finally:
+            await engine.close()
+    except RecognizerError as error:
+        return fail(check, str(error), "install the package again: the model is part of it")
+    except TimeoutError:
+        return fail(check, f"not loaded after {limits.speech_s:g} s", "look for memory: a process needs about 300 MB")
+    return ok(check, f"{engine.name} loads in {time.monotonic() - started:.0f} s")

@@ -1,0 +1,469 @@
+"""The command line: what can be asked, and how errors are told. What is done is elsewhere.
+
+Imports of the heavy parts are in the commands, so that each starts with what it needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from pydantic import ValidationError
+
+from dispatchai import __version__
+from dispatchai.settings import Settings
+from dispatchai.settings import settings as read_settings
+
+
+def _settings(process: str) -> Settings:
+    """The settings, with logging set up. Ends the program with a clear error if they make no sense."""
+    from dispatchai.process.logs import configure
+
+    try:
+        settings = read_settings()
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            name = "_".join(str(part) for part in problem["loc"]).upper()
+            click.echo(
+                f"dispatchai: {name + ': ' if name else ''}{problem['msg'].removeprefix('Value error, ')}", err=True
+            )
+        click.echo("dispatchai: set it in the environment or in .env; .env.example explains each setting", err=True)
+        raise SystemExit(2) from None
+    configure(settings.log_format, settings.log_level, process)
+    return settings
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    click.echo(f"dispatchai: {message}", err=True)
+    raise SystemExit(code)
+
+
+def _run(main: Coroutine[Any, Any, int]) -> NoReturn:
+    """Run `main` and end the program with its exit code; Ctrl-C ends it with 130, without a traceback."""
+    try:
+        code = asyncio.run(main)
+    except KeyboardInterrupt:
+        code = 130
+    raise SystemExit(code)
+
+
+async def _supervised(body: Coroutine[Any, Any, int]) -> int:
+    """Run `body`, which starts processes, so that Ctrl-C at any moment stops them in order."""
+    from dispatchai.cli.up import supervise
+
+    return await supervise(body, click.echo)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dispatchai")
+def main() -> None:
+    """Triage of emergency calls while they are in progress."""
+
+
+@main.command()
+def up() -> None:
+    """Run one process of each kind here; with no KAFKA_BOOTSTRAP_SERVERS, an embedded broker too."""
+    settings = _settings("up")
+
+    async def run() -> int:
+        from dispatchai.cli.up import UpError, up
+
+        async with up(settings, click.echo) as running:
+            click.echo(f"page     {running.info.console_url}/")
+            click.echo(f"webhooks {running.info.gateway_url}/api/v1/call/incoming")
+            click.echo(f"media    {running.info.ws_url}")
+            if settings.carrier_is_simulated:
+                click.echo("no TELNYX_API_KEY: call in with `dispatchai call FILE.wav`")
+            click.echo("Ctrl-C stops everything")
+            raise UpError(await running.failure())
+
+    _run(_supervised(run()))
+
+
+@main.command()
+@click.option("--tunnel", "provider", type=click.Choice(["ngrok", "cloudflared"]), help="Default: which is installed.")
+def dev(provider: str | None) -> None:
+    """As `up`, behind a tunnel: sets HTTP_PUBLIC_URL and WS_PUBLIC_URL and prints the URL for the Telnyx Portal."""
+    settings = _settings("up")
+
+    async def run() -> int:
+        from dispatchai.cli.dev import Provider
+        from dispatchai.cli.dev import dev as run_dev
+
+        return await run_dev(settings, click.echo, None if provider is None else Provider(provider))
+
+    _run(_supervised(run()))
+
+
+@main.command()
+@click.option("--exit", "leave", is_flag=True, help="End when the packets are there, and do not keep the page up.")
+@click.option("--json", "as_json", is_flag=True, help="Print the packets as JSON.")
+def demo(leave: bool, as_json: bool) -> None:
+    """Start everything here, let three recorded callers call in at once, show how they are ranked."""
+    settings = _settings("demo")
+
+    async def run() -> int:
+        from dispatchai.cli.demo import demo as run_demo
+
+        return await run_demo(settings, leave=leave, as_json=as_json)
+
+    _run(_supervised(run()))
+
+
+@main.command()
+def gateway() -> None:
+    """Run the gateway: webhooks and media of the carrier."""
+    settings = _settings("gateway")
+
+    async def run() -> int:
+        from dispatchai.cli.up import until_signal
+        from dispatchai.gateway.app import serve
+
+        serving = asyncio.create_task(serve(settings, settings.kafka()))
+        asked = asyncio.create_task(until_signal())
+        await asyncio.wait([serving, asked], return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if not serving.done():
+            serving.cancel()
+        try:
+            await serving
+        except asyncio.CancelledError:
+            return 0
+        except OSError as error:
+            where = f"{settings.gateway_host}:{settings.gateway_port}"
+            _fail(f"cannot listen on {where}: {error.strerror or error}; set GATEWAY_PORT to a free port", 2)
+        except ValueError as error:
+            _fail(str(error), 2)
+        return 0
+
+    _need_kafka(settings)
+    from dispatchai.engine.app import use_uvloop
+
+    use_uvloop()
+    _run(run())
+
+
+@main.command()
+def worker() -> None:
+    """Run a worker: the agents calls, signals, triage and ranking, and the page."""
+    settings = _settings("worker")
+
+    async def run() -> int:
+        from dispatchai.app import worker_app
+        from dispatchai.engine.app import run_app
+
+        return await run_app(worker_app(settings))
+
+    _need_kafka(settings)
+    _run_faust(run())
+
+
+@main.command()
+def speech() -> None:
+    """Run a speech process: it turns what callers say into text."""
+    settings = _settings("speech")
+
+    async def run() -> int:
+        from dispatchai.app import speech_app
+        from dispatchai.engine.app import run_app
+
+        return await run_app(speech_app(settings))
+
+    _need_kafka(settings)
+    _run_faust(run())
+
+
+def _run_faust(main: Coroutine[Any, Any, int]) -> NoReturn:
+    from dispatchai.engine.app import use_uvloop
+
+    use_uvloop()
+    _run(main)
+
+
+def _need_kafka(settings: Settings) -> None:
+    if not settings.kafka_bootstrap_servers:
+        _fail("KAFKA_BOOTSTRAP_SERVERS is not set: name the brokers, or let `dispatchai up` start all of it", 2)
+
+
+class _CallCommand(click.Command):
+    """The help of `call` ends with the list of faults."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from dispatchai.simulator.faults import catalogue
+
+        with formatter.section("Faults, each described in docs/simulated-carrier.md"):
+            formatter.write_dl([(f"{name}={unit}" if unit else name, about) for name, unit, about in catalogue()])
+
+
+@main.command(cls=_CallCommand)
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--from", "from_number", help="Number that the first caller calls from.")
+@click.option("--speed", default=1.0, show_default=True, help="Times real time at which callers speak.")
+@click.option("--console", "console_url", help="URL of the page, where it is not that of the local run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the packets as JSON.")
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="What goes wrong on the line; several may. Listed below, in brackets what a bare NAME means.",
+)
+@click.option("--seed", default=0, show_default=True, help="Decides which frames, events and commands a rate hits.")
+def call(
+    files: tuple[Path, ...],
+    from_number: str | None,
+    speed: float,
+    console_url: str | None,
+    as_json: bool,
+    faults: tuple[str, ...],
+    seed: int,
+) -> None:
+    """Call in with recordings, as Telnyx would; several FILES are simultaneous calls. Prints their packets."""
+    from dispatchai.engine.app import use_uvloop
+    from dispatchai.simulator.faults import FaultError, Faults
+
+    try:
+        line = Faults.parse(faults, seed)
+    except FaultError as error:
+        _fail(f"--fault: {error}", 2)
+    settings = _settings("call")
+
+    async def run() -> int:
+        from dispatchai.cli.call import call as run_call
+
+        return await run_call(
+            files,
+            from_number=from_number,
+            settings=settings,
+            speed=speed,
+            console_url=console_url,
+            as_json=as_json,
+            faults=line,
+        )
+
+    use_uvloop()
+    _run(run())
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+@click.option(
+    "--env-file",
+    "env_files",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Read settings from this file and not from .env; of several the later wins.",
+)
+def doctor(as_json: bool, env_files: tuple[Path, ...]) -> None:
+    """Check keys, URLs, Kafka, topics, clock, the public webhook and the media socket, and say what to do.
+
+    Changes nothing. Exit code 1 if a check failed.
+    """
+    from dispatchai.cli import doctor as checks
+    from dispatchai.process.logs import configure
+    from dispatchai.settings import LogFormat
+
+    # The results say what went wrong; the lines of the libraries would say it again.
+    configure(LogFormat.CONSOLE, "CRITICAL", "doctor")
+
+    async def run() -> int:
+        files = env_files or (Path(".env"),)
+        try:
+            settings = Settings(_env_file=files)
+        except ValidationError as error:
+            results = checks.settings_failed(error)
+        else:
+            results = await checks.examine(settings, files)
+        colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        click.echo(checks.as_json(results) if as_json else checks.render(results, colours=colours))
+        return checks.exit_code(results)
+
+    _run(run())
+
+
+@main.group()
+def topics() -> None:
+    """The topics of topics.yaml on the configured Kafka."""
+
+
+@topics.command("apply")
+def topics_apply() -> None:
+    """Create what is missing; report what differs without touching it (exit code 1)."""
+    settings = _settings("topics")
+
+    async def run() -> int:
+        from dispatchai.kafka.topics import Topics, apply, render_report
+
+        report = await apply(_kafka(settings), Topics.load(), settings.kafka_replication_factor)
+        click.echo(render_report(report))
+        return report.exit_code
+
+    _run(_telling(run()))
+
+
+@topics.command("show")
+def topics_show() -> None:
+    """List the topics as they are: partitions, policy, retention, offsets."""
+    settings = _settings("topics")
+
+    async def run() -> int:
+        from dispatchai.kafka.topics import Topics, render_show, show
+
+        click.echo(render_show(await show(_kafka(settings), Topics.load())))
+        return 0
+
+    _run(_telling(run()))
+
+
+@main.group("dead-letters")
+def dead_letters() -> None:
+    """Records that could not be processed: list them, look at one, send them again."""
+
+
+class _Place(click.ParamType):
+    """A record, as `dead-letters list` names it."""
+
+    name = "record"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from dispatchai.kafka.dead_letters import Place
+
+        try:
+            return Place.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Moment(click.ParamType):
+    """A time, in ms since the epoch."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from dispatchai.cli.dead_letters import moment_ms
+
+        try:
+            return moment_ms(value, time.time_ns() // 1_000_000)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _filters(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say which letters count; the command gets them as one `Filter` named `wanted`."""
+
+    @click.option("--topic", help="Only records of this topic.")
+    @click.option("--reader", help="Only what this agent could not process.")
+    @click.option("--since", type=_Moment(), help="Only letters from then on: 90m, 2h, 7d or 2026-01-31T08:00.")
+    @click.option("--until", type=_Moment(), help="Only letters from before then.")
+    @functools.wraps(command)
+    def filtered(topic: str | None, reader: str | None, since: int | None, until: int | None, **others: Any) -> None:
+        from dispatchai.kafka.dead_letter_store import Filter
+
+        command(wanted=Filter(topic, reader, since, until), **others)
+
+    return filtered
+
+
+@dead_letters.command("list")
+@_filters
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Show so many records.")
+@click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
+def dead_letters_list(wanted: Any, limit: int, as_json: bool) -> None:
+    """List the records that could not be processed, each once, the newest first."""
+    settings = _settings("dead-letters")
+
+    async def run() -> int:
+        from dispatchai.cli.dead_letters import list_letters
+
+        return await list_letters(_kafka(settings), wanted, limit, as_json=as_json, out=sys.stdout, err=sys.stderr)
+
+    _run(_telling(run()))
+
+
+@dead_letters.command("show")
+@click.argument("record", type=_Place())
+@click.option("--content", is_flag=True, help="Show what callers said, their numbers, and bytes that are no record.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def dead_letters_show(record: Any, content: bool, as_json: bool) -> None:
+    """Show a RECORD, given as TOPIC/PARTITION/OFFSET: each reader's error, headers and value."""
+    settings = _settings("dead-letters")
+
+    async def run() -> int:
+        from dispatchai.cli.dead_letters import show_letter
+
+        return await show_letter(
+            _kafka(settings), record, content=content, as_json=as_json, out=sys.stdout, err=sys.stderr
+        )
+
+    _run(_telling(run()))
+
+
+@dead_letters.command("retry")
+@click.argument("records", nargs=-1, type=_Place())
+@click.option("--all", "every", is_flag=True, help="All open ones that the other options leave.")
+@_filters
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def dead_letters_retry(records: tuple[Any, ...], every: bool, wanted: Any, yes: bool) -> None:
+    """Send RECORDS again, to where they came from. The letters stay. docs/dead-letters.md says what that can do."""
+    from dispatchai.kafka.dead_letter_store import Filter
+
+    if every == bool(records):
+        _fail("name records as `dead-letters list` shows them, or say --all", 2)
+    if records and wanted != Filter():
+        _fail("--topic, --reader, --since and --until choose among all: they go with --all", 2)
+    settings = _settings("dead-letters")
+
+    def confirm(question: str) -> bool:
+        if not yes and not sys.stdin.isatty():
+            _fail("nobody here to ask: say --yes", 2)
+        return yes or click.confirm(question)
+
+    async def run() -> int:
+        from dispatchai.cli.dead_letters import retry_letters
+
+        return await retry_letters(
+            _kafka(settings), settings, records, wanted, confirm=confirm, out=sys.stdout, err=sys.stderr
+        )
+
+    _run(_telling(run()))
+
+
+def _kafka(settings: Settings) -> Any:
+    """The configured Kafka, else the embedded one of a run on this machine."""
+    from dispatchai.process.run_info import RunInfo
+
+    if settings.kafka_bootstrap_servers:
+        return settings.kafka()
+    run = RunInfo.load(settings.state_dir)
+    if run is None:
+        _fail("KAFKA_BOOTSTRAP_SERVERS is not set and no `dispatchai up` is running here", 2)
+    return settings.kafka(run.bootstrap_servers)
+
+
+async def _telling(command: Coroutine[Any, Any, int]) -> int:
+    """Run what needs Kafka; what goes wrong with it, or with the file of topics, is told in one line."""
+    from aiokafka.errors import KafkaError
+
+    from dispatchai.cli.up import unreachable
+    from dispatchai.kafka.dead_letter_store import LetterboxError
+    from dispatchai.kafka.topics import TopicsError, TopicsFileError
+
+    try:
+        return await command
+    except (TopicsError, TopicsFileError, LetterboxError, OSError) as error:
+        click.echo(f"dispatchai: {error}", err=True)
+        return 1
+    except KafkaError as error:
+        click.echo(f"dispatchai: {await unreachable(_kafka(read_settings()), error)}", err=True)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""The gateway process: one HTTP server for webhooks, media sockets and health, one producer to Kafka.
+
+Decides how its parts are put together, started and stopped. Leaves webhooks to `webhooks`, media to `media`, what is
+on its way to Kafka to `outbox`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+import structlog
+from aiohttp import web
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError
+
+from dispatchai.engine.metrics import PATH as METRICS_PATH
+from dispatchai.engine.metrics import ProcessMetrics
+from dispatchai.gateway.config import GatewayConfig
+from dispatchai.gateway.errors import UnreadableRequests, errors_as_json
+from dispatchai.gateway.kafka_writer import Outbox
+from dispatchai.gateway.media_sockets import MediaSockets
+from dispatchai.gateway.metrics import Exposed, GatewayMetrics
+from dispatchai.gateway.webhooks import Webhooks
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.process import memory
+from dispatchai.process.watchdog import Pulse
+from dispatchai.settings import Settings
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+WEBHOOK_PATH: Final = "/api/v1/call/incoming"
+MEDIA_PATH: Final = "/ws"
+
+METRICS: Final = web.AppKey("metrics", GatewayMetrics)
+"""The counts of an application made by `create_app`."""
+
+_PROCESS: Final = web.AppKey("process", ProcessMetrics)
+_OUTBOX: Final = web.AppKey("outbox", Outbox)
+
+_BATCH_BYTES: Final = 900_000
+"""3000 frames, so that what waited out an outage, or a busy moment of this process, goes in one request a partition:
+Kafka takes 1 MiB in a batch."""
+
+_RETRY_S: Final = 1.0
+"""Pause between two attempts to reach Kafka at the start."""
+
+_HANDLER_GRACE_S: Final = 3.0
+"""How long requests and closing sockets may take at the stop: above the close timeout of a media socket."""
+
+_PRODUCER_GRACE_S: Final = 2.0
+"""How long the producer may take to deliver what it holds at the stop, after the media records were drained."""
+
+_BACKLOG: Final = 1024
+"""Connections that may wait to be accepted: all calls of a gateway that come back at once."""
+
+
+def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Application:
+    """The gateway's application. `producer` is started, and stopped after the application, by the caller."""
+    metrics = GatewayMetrics()
+    process = ProcessMetrics()
+    process.registry.register(Exposed(metrics))
+    answered = process.stage("webhook_answer")
+    outbox = Outbox(producer, metrics, max_waiting=config.records_waiting_max, ack_timeout_s=config.ack_timeout_s)
+    webhooks = Webhooks(config, outbox, metrics)
+    media = MediaSockets(config, outbox, metrics)
+
+    async def webhook(request: web.Request) -> web.StreamResponse:
+        begun = time.perf_counter()
+        try:
+            return await webhooks.handle(request)
+        finally:
+            answered.observe(time.perf_counter() - begun)
+
+    async def shown(request: web.Request) -> web.StreamResponse:
+        process.kafka_reachable.set((await outbox.readiness()).reachable)
+        return await process.show(request)
+
+    async def live(_: web.Request) -> web.Response:
+        return web.json_response({"status": "live", "metrics": metrics.as_json()})
+
+    async def ready(_: web.Request) -> web.Response:
+        readiness = await outbox.readiness()
+        answer = {
+            "status": "ready" if readiness.ready else "unready",
+            "kafka": {
+                "reachable": readiness.reachable,
+                "missing_topics": list(readiness.missing_topics),
+                "problem": readiness.problem,
+            },
+            "metrics": metrics.as_json(),
+        }
+        return web.json_response(answer, status=200 if readiness.ready else 503)
+
+    async def sending(_: web.Application) -> AsyncIterator[None]:
+        await outbox.readiness()  # so that the first webhook need not ask
+        sender = asyncio.create_task(outbox.run(), name="outbox")
+        sender.add_done_callback(outbox.stopped)
+        try:
+            yield
+            await outbox.drain(config.drain_timeout_s)
+        finally:
+            sender.cancel()
+            await asyncio.wait([sender])
+
+    async def dismiss(_: web.Application) -> None:
+        media.dismiss_all()
+
+    app = web.Application(middlewares=[errors_as_json(metrics)])
+    app[METRICS] = metrics
+    app[_PROCESS] = process
+    app[_OUTBOX] = outbox
+    app.router.add_post(WEBHOOK_PATH, webhook)
+    app.router.add_post(f"{WEBHOOK_PATH}/", webhook)
+    app.router.add_get(MEDIA_PATH, media.handle, allow_head=False)
+    app.router.add_get("/health/live", live)
+    app.router.add_get("/health/ready", ready)
+    app.router.add_get(METRICS_PATH, shown)
+    app.cleanup_ctx.append(sending)
+    app.on_shutdown.append(dismiss)
+    if not config.verify_webhooks:
+        log.warning("WEBHOOK_VERIFICATION=off: anyone who reaches this port can invent calls")
+    elif not config.verifier.configured:
+        log.warning("no TELNYX_PUBLIC_KEY and no TELNYX_WEBHOOK_SECRET: every webhook is refused")
+    return app
+
+
+def app_runner(app: web.Application) -> web.AppRunner:
+    """What serves an application made by `create_app`."""
+    return web.AppRunner(
+        app, access_log=None, logger=UnreadableRequests.logger(app[METRICS]), shutdown_timeout=_HANDLER_GRACE_S
+    )
+
+
+async def serve(
+    settings: Settings, kafka: KafkaConnection, *, listening: Callable[[str, int], None] | None = None
+) -> None:
+    """Run the gateway until cancelled; then take nothing more, store what was taken, and stop.
+
+    `listening` is called with address and port once connections are accepted. Waits for Kafka at the start for as
+    long as it takes. Raises OSError if the port is taken, ValueError for settings that make no sense, and
+    ProducerBrokenError when only a new process can go on.
+    """
+    config = GatewayConfig.from_settings(settings)
+    producer = await _start_producer(kafka)
+    try:
+        app = create_app(config, producer)
+        runner = app_runner(app)
+        await runner.setup()
+        memory.settle()
+        pulse = Pulse(app[_PROCESS].loop_delay, settings.stuck_after_s)
+        pulse.start()
+        try:
+            site = web.TCPSite(runner, settings.gateway_host, settings.gateway_port, backlog=_BACKLOG)
+            await site.start()
+            host, port = runner.addresses[0][:2]
+            log.info("gateway listening", host=host, port=port)
+            if listening is not None:
+                listening(host, port)
+            await app[_OUTBOX].broken()
+        finally:
+            pulse.stop()
+            await runner.cleanup()
+    finally:
+        await _stop_producer(producer)
+
+
+async def _start_producer(kafka: KafkaConnection) -> AIOKafkaProducer:
+    while True:
+        producer = AIOKafkaProducer(
+            # Idempotent, but on the embedded broker: there a retried request can store a record twice, which consumers
+            # skip by event id and sequence.
+            **kafka.producer_options(),
+            client_id="dispatchai-gateway",
+            linger_ms=5,
+            max_batch_size=_BATCH_BYTES,
+        )
+        try:
+            await producer.start()
+        except KafkaConnectionError:
+            await producer.stop()
+            log.warning("Kafka cannot be reached", servers=kafka.bootstrap_servers, retry_s=_RETRY_S)
+            await asyncio.sleep(_RETRY_S)
+        except BaseException:
+            await producer.stop()
+            raise
+        else:
+            return producer
+
+
+async def _stop_producer(producer: AIOKafkaProducer) -> None:
+    try:
+        async with asyncio.timeout(_PRODUCER_GRACE_S):
+            await producer.stop()
+    except TimeoutError:
+        log.error("Kafka did not take everything before the stop")
+        await producer.client.close()

@@ -1,0 +1,248 @@
+"""What a dead letter is: the original bytes of a record that could not be processed, with what became of it in headers.
+
+Decides the headers, how large a letter may be, how attempts are counted. Leaves to `letterbox` how letters are found
+and sent again. No content is logged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import aiokafka
+import structlog
+
+from dispatchai.engine.emitter import Emitter
+
+log = structlog.get_logger(__name__)
+
+DEAD_LETTERS: Final = "dead-letters"
+"""Topic of the records that could not be processed."""
+
+ERROR_MAX_CHARS: Final = 500
+"""An error's text is cut here: some libraries put what they choked on into it."""
+
+LETTER_MAX_BYTES: Final = 950_000
+"""Key, value and headers of a letter together. Faust's producer refuses a request of more than 1,000,000 bytes, Kafka
+a batch of more than 1,048,588; what frames a record takes some of it."""
+
+TRUNCATED_VALUE_BYTES: Final = 65_536
+"""What is kept of a value that would make its letter too large: enough to see what it was."""
+
+TRUNCATED_KEY_BYTES: Final = 1_024
+"""The same of a key: a call id has some 40 bytes."""
+
+TRUNCATED_HEADERS_BYTES: Final = 65_536
+"""Headers of a record that is too large are kept, in their order, up to here."""
+
+ATTEMPT_MAX: Final = 1_000_000
+"""A higher number is not one that this program wrote."""
+
+_ORIGIN_HEADER: Final = "origin.header."
+_RETRY_ATTEMPT: Final = "retry.attempt"
+_RETRY_OF: Final = "retry.of"
+_RETRIED: Final = "retried"
+
+Headers = tuple[tuple[str, bytes | None], ...]
+
+
+class UnreadableError(ValueError):
+    """The record is not one for its reader. The message holds nothing of the record."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """Where a record lies. As text ``topic/partition/offset``."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}/{self.offset}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The place of ``topic/partition/offset``. Raises ValueError."""
+        topic, *numbers = text.split("/")
+        if not topic or len(numbers) != 2 or not all(number.isascii() and number.isdigit() for number in numbers):
+            raise ValueError(f"{text!r} is no record: give TOPIC/PARTITION/OFFSET, as `dead-letters list` shows it")
+        return cls(topic, int(numbers[0]), int(numbers[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Truncated:
+    """What is missing from a letter: the whole value had `value_bytes`, and this SHA-256 in hex."""
+
+    value_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One reader's complaint about one record.
+
+    `first` names the record whatever became of it later: where it lay when it failed first. `origin` is where it lay
+    this time, at another offset after a retry; None for what never was a record, such as a webhook's body.
+    """
+
+    place: Place
+    written_ms: int
+    first: Place
+    origin: Place | None
+    origin_timestamp_ms: int | None
+    reader: str
+    error: str
+    attempt: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    truncated: Truncated | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """The note that the record `first` was sent again for its attempt number `attempt`, and lies at `sent_to` now."""
+
+    place: Place
+    written_ms: int
+    first: Place
+    attempt: int
+    sent_to: Place
+
+
+def describe(error: Exception) -> str:
+    """Type and message of `error`, cut to `ERROR_MAX_CHARS`."""
+    return f"{type(error).__name__}: {error}"[:ERROR_MAX_CHARS]
+
+
+async def bury(emitter: Emitter, record: aiokafka.ConsumerRecord, *, reader: str, error: Exception) -> None:
+    """Write `record` to the dead letters: who could not read it (`reader`), where it lies, and why.
+
+    Whatever the record is, its letter fits: what is too large of it is cut, and the letter says so.
+    """
+    log.warning(
+        "dead_letter",
+        reader=reader,
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        error=type(error).__name__,
+    )
+    emitter.dead_letter(reader, error)
+    key, value, headers = letter_of(record, reader=reader, error=error)
+    await emitter.send(DEAD_LETTERS, key, value, headers=headers)
+
+
+def letter_of(
+    record: aiokafka.ConsumerRecord, *, reader: str, error: Exception
+) -> tuple[bytes | None, bytes, list[tuple[str, bytes]]]:
+    """Key, value and headers of the letter about `record`."""
+    own = dict(record.headers)
+    attempt, first = _retry_of(own)
+    about: list[tuple[str, bytes]] = [
+        ("origin.topic", record.topic.encode()),
+        ("origin.partition", str(record.partition).encode()),
+        ("origin.offset", str(record.offset).encode()),
+        ("origin.timestamp_ms", str(record.timestamp).encode()),
+        ("reader", reader.encode()),
+        ("error", describe(error).encode(errors="replace")),
+        ("attempt", str(attempt).encode()),
+    ]
+    if first is not None:
+        about.append(("first", str(first).encode()))
+    if record.value is None:
+        # Kafka's clients do not write a record that has neither key nor value; and a tombstone is not an empty value.
+        about.append(("origin.null", b"value"))
+    key, value = record.key, record.value or b""
+    carried = own_headers(record)
+    if len(key or b"") + len(value) + _size(about) + _size(carried, _ORIGIN_HEADER) > LETTER_MAX_BYTES:
+        about += [("truncated", str(len(value)).encode()), ("sha256", hashlib.sha256(value).hexdigest().encode())]
+        key, value = None if key is None else key[:TRUNCATED_KEY_BYTES], value[:TRUNCATED_VALUE_BYTES]
+        carried = _first_of(carried, TRUNCATED_HEADERS_BYTES)
+    # A header without a value is a header with an empty one: not all clients can write the former.
+    return key, value, [*about, *((f"{_ORIGIN_HEADER}{name}", content or b"") for name, content in carried)]
+
+
+def own_headers(record: aiokafka.ConsumerRecord) -> list[tuple[str, bytes | None]]:
+    """The headers of `record` that it had before it was ever sent again."""
+    return [(name, content) for name, content in record.headers if name not in (_RETRY_ATTEMPT, _RETRY_OF)]
+
+
+def retry_headers(first: Place, attempt: int) -> list[tuple[str, bytes]]:
+    """What a record bears that is sent again: whose it is, and the number that its next letter has."""
+    return [(_RETRY_ATTEMPT, str(attempt).encode()), (_RETRY_OF, str(first).encode())]
+
+
+def retried_note(first: Place, attempt: int, sent_to: Place) -> list[tuple[str, bytes]]:
+    """Headers of the note in the dead letters that `first` was sent again."""
+    return [("first", str(first).encode()), (_RETRIED, str(attempt).encode()), ("retried.to", str(sent_to).encode())]
+
+
+def read_letter(record: aiokafka.ConsumerRecord) -> Letter | Retried:
+    """What a record of the dead letters says. Never raises: what is not there, or makes no sense, is left empty."""
+    headers = {name: content or b"" for name, content in record.headers}
+    place = Place(record.topic, record.partition, record.offset)
+    first = _place(headers.get("first"))
+    sent_to = _place(headers.get("retried.to"))
+    if first is not None and sent_to is not None:
+        return Retried(place, record.timestamp, first, _number(headers.get(_RETRIED)) or 1, sent_to)
+    origin = _place(b"/".join(headers.get(f"origin.{part}", b"") for part in ("topic", "partition", "offset")))
+    length = _number(headers.get("truncated"))
+    return Letter(
+        place=place,
+        written_ms=record.timestamp,
+        first=first or origin or place,
+        origin=origin,
+        origin_timestamp_ms=_number(headers.get("origin.timestamp_ms")),
+        reader=headers.get("reader", b"").decode(errors="replace"),
+        error=headers.get("error", b"").decode(errors="replace"),
+        attempt=_attempt(headers.get("attempt")),
+        key=record.key,
+        value=None if "origin.null" in headers else record.value,
+        headers=tuple(
+            (name.removeprefix(_ORIGIN_HEADER), content)
+            for name, content in record.headers
+            if name.startswith(_ORIGIN_HEADER)
+        ),
+        truncated=None if length is None else Truncated(length, headers.get("sha256", b"").decode(errors="replace")),
+    )
+
+
+def _retry_of(headers: Mapping[str, bytes | None]) -> tuple[int, Place | None]:
+    """Number of the attempt that just failed, and the record's first place if it is not the first attempt."""
+    first = _place(headers.get(_RETRY_OF))
+    return (1, None) if first is None else (_attempt(headers.get(_RETRY_ATTEMPT)), first)
+
+
+def _place(text: bytes | None) -> Place | None:
+    try:
+        return Place.parse((text or b"").decode())
+    except ValueError:
+        return None
+
+
+def _number(text: bytes | None) -> int | None:
+    return int(text) if text is not None and text.isdigit() and len(text) <= 19 else None
+
+
+def _attempt(text: bytes | None) -> int:
+    return min(max(_number(text) or 1, 1), ATTEMPT_MAX)
+
+
+def _size(headers: Iterable[tuple[str, Any]], prefix: str = "") -> int:
+    """Bytes of headers in a record, at most: lengths are variable-length integers of up to five bytes."""
+    return sum(len(prefix) + len(name.encode()) + len(content or b"") + 10 for name, content in headers)
+
+
+def _first_of(headers: Iterable[tuple[str, Any]], most: int) -> list[tuple[str, Any]]:
+    """The first of `headers` that take no more than `most` bytes together."""
+    kept = []
+    for header in headers:
+        most -= _size([header], _ORIGIN_HEADER)
+        if most < 0:
+            break
+        kept.append(header)
+    return kept

@@ -1,0 +1,283 @@
+"""Commands to the carrier: sends one over HTTPS and says how it ended.
+
+Decides what is tried again, how long and how the carrier's errors are to be understood. Which command is given when
+is `callflow`'s matter. The API key leaves this module in the Authorization header alone.
+Sources: Telnyx Voice API v2 (call-control commands, error codes, `command_id`); RFC 9110, section 10.2.3 (Retry-After).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import quote
+
+import aiohttp
+import orjson
+import structlog
+from pydantic import SecretStr
+from yarl import URL
+
+from dispatchai.settings import Settings
+from dispatchai.telnyx.commands import (
+    AlreadyEnded,
+    AlreadyStreaming,
+    Answer,
+    Command,
+    Done,
+    Hangup,
+    NotAnswered,
+    Outcome,
+    RecordStart,
+    Rejected,
+    Speak,
+    StreamingStart,
+    Transfer,
+    Unavailable,
+    achieved,
+)
+
+__all__ = [
+    "SIMULATED_API_KEY",
+    "AlreadyEnded",
+    "AlreadyStreaming",
+    "Answer",
+    "Command",
+    "Done",
+    "Hangup",
+    "NotAnswered",
+    "Outcome",
+    "RecordStart",
+    "Rejected",
+    "RetryPolicy",
+    "Speak",
+    "StreamingStart",
+    "TelnyxClient",
+    "Transfer",
+    "Unavailable",
+    "achieved",
+]
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+SIMULATED_API_KEY: Final = "KEY-simulated"
+"""Sent to the simulated carrier, which stands on this machine and guards nothing."""
+
+CODE_ALREADY_ENDED: Final = "90018"
+CODES_TOO_EARLY: Final = frozenset({"90034", "90020"})
+"""Not answered yet; and of a recording, no audio yet, which the carrier wants given again after the answer."""
+CODE_ALREADY_STREAMING: Final = "90045"
+CODES_CHANNEL_LIMIT: Final = frozenset({"90041", "90042", "90043"})
+"""The account's channels are all taken for the moment: worth another try, whatever the status."""
+
+STATUSES_RETRIED: Final = frozenset({408, 429})
+"""Besides every 5xx."""
+
+BODY_MAX_BYTES: Final = 65_536
+"""A reply is some hundred bytes; what is beyond this is not read."""
+
+TITLE_MAX_CHARS: Final = 200
+
+SHORTEST_TRY_S: Final = 0.05
+"""A try at the very end of the budget still gets this long: aiohttp takes a timeout of 0 for none at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often and how long. The budget stays far below the 60 s in which the carrier knows a command_id again."""
+
+    attempts: int = 5
+    budget_s: float = 10.0
+    """From the first try to the end of the last. A caller hears it ring meanwhile."""
+    connect_s: float = 2.0
+    total_s: float = 5.0
+    """Of one try. Replies take well under a second; five cover a slow failover on the carrier's side."""
+    first_delay_s: float = 0.2
+    factor: float = 2.5
+    """Waits of at most .2, .5, 1.25 and 3.1 s: about 5 s, half the budget, the rest is for the tries themselves."""
+
+
+@dataclass(slots=True)
+class CommandCounts:
+    """What became of the commands since the process started."""
+
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By action and type of the outcome, such as ("answer", "Done")."""
+    retries: Counter[str] = field(default_factory=Counter)
+    """Tries beyond the first of a command, by action."""
+
+    def as_json(self) -> dict[str, dict[str, int]]:
+        """The counts as nested objects: of each action the outcomes, and `retries` by action."""
+        counted: dict[str, dict[str, int]] = {"retries": dict(self.retries)}
+        for (action, outcome), count in sorted(self.outcomes.items()):
+            counted.setdefault(action, {})[outcome] = count
+        return counted
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """A try that failed in a way that another may not."""
+
+    reason: str
+    wait_s: float | None = None
+
+
+class TelnyxClient:
+    """Sends commands, any number at a time, over one pool of connections. Use it as `async with`, or `close()` it."""
+
+    def __init__(
+        self,
+        api_url: str,
+        api_key: SecretStr,
+        *,
+        policy: RetryPolicy | None = None,
+        jitter: random.Random | None = None,
+    ) -> None:
+        """`api_url` such as ``https://api.telnyx.com/v2``. `jitter` spreads the waits; seeded, they repeat."""
+        self._api_url = api_url.rstrip("/")
+        self._api_key = api_key
+        self._policy = policy or RetryPolicy()
+        self._jitter = jitter or random.Random()  # noqa: S311 - spreads load, guards nothing
+        self._http: aiohttp.ClientSession | None = None
+        self._closed = False
+        self.counts = CommandCounts()
+
+    @classmethod
+    def from_settings(cls, settings: Settings, *, carrier_port: int | None = None) -> Self:
+        """The client of `settings`: Telnyx, or the simulated carrier on this machine where no API key is set.
+
+        `carrier_port` where the simulated carrier listens on another port than the settings say.
+        """
+        if settings.carrier_is_simulated:
+            port = settings.simulated_carrier_port if carrier_port is None else carrier_port
+            return cls(f"http://127.0.0.1:{port}/v2", SecretStr(SIMULATED_API_KEY))
+        return cls(settings.telnyx_api_url, settings.telnyx_api_key)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connections. Commands still under way end as Unavailable."""
+        self._closed = True
+        if self._http is not None:
+            await self._http.close()
+
+    async def run(self, command: Command) -> Outcome:
+        """Sends `command`, again where it helps, with the same body and so the same command_id on each try.
+
+        Ends within the policy's budget. Raises nothing but CancelledError.
+        """
+        outcome = await self._run(command)
+        self.counts.outcomes[command.action, type(outcome).__name__] += 1
+        return outcome
+
+    async def _run(self, command: Command) -> Outcome:
+        if command.call_control_id in ("", ".", ".."):  # no id of a call, and as a path segment another resource
+            return Rejected(0, "", "the command names no call")
+        url = URL(
+            f"{self._api_url}/calls/{quote(command.call_control_id, safe=':')}/actions/{command.action}", encoded=True
+        )
+        body = orjson.dumps(command.body())
+        told = log.bind(action=command.action, call_control_id=command.call_control_id)
+        policy = self._policy
+        give_up_at = time.monotonic() + policy.budget_s
+        attempt = 0
+        while not self._closed:
+            attempt += 1
+            left_s = give_up_at - time.monotonic()
+            tried = await self._try(url, body, attempt, min(policy.total_s, max(left_s, SHORTEST_TRY_S)))
+            if not isinstance(tried, _Again):
+                return tried
+            wait_s = tried.wait_s
+            if wait_s is None:
+                longest = policy.first_delay_s * policy.factor ** (attempt - 1)
+                wait_s = longest * self._jitter.uniform(0.5, 1.0)
+            if attempt >= policy.attempts or time.monotonic() + wait_s >= give_up_at:
+                told.error("command given up", attempts=attempt, reason=tried.reason)
+                return Unavailable(attempt, tried.reason, tried.wait_s)
+            told.warning("command failed, trying again", attempt=attempt, reason=tried.reason)
+            self.counts.retries[command.action] += 1
+            await asyncio.sleep(wait_s)
+        return Unavailable(attempt, "the client is closed")
+
+    async def _try(self, url: URL, body: bytes, attempt: int, total_s: float) -> Outcome | _Again:
+        try:
+            async with self._session().post(
+                url,
+                data=body,
+                headers={
+                    "Authorization": f"Bearer {self._api_key.get_secret_value()}",
+                    "Content-Type": "application/json",
+                },
+                timeout=aiohttp.ClientTimeout(total=total_s, sock_connect=min(self._policy.connect_s, total_s)),
+                allow_redirects=False,  # the key goes to the configured host and no other
+            ) as reply:
+                return _understood(reply.status, reply.headers, await _read(reply), attempt)
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            # The type alone: an exception's text may quote the request and with it the key.
+            return _Again(type(error).__name__)
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._http is None:
+            self._http = aiohttp.ClientSession()
+        return self._http
+
+
+async def _read(reply: aiohttp.ClientResponse) -> bytes:
+    body = b""
+    async for chunk in reply.content.iter_any():
+        body += chunk
+        if len(body) > BODY_MAX_BYTES:
+            return body[:BODY_MAX_BYTES]
+    return body
+
+
+def _understood(status: int, headers: Mapping[str, str], body: bytes, attempt: int) -> Outcome | _Again:
+    if 200 <= status < 300:
+        return Done(attempt)
+    code, title = _first_error(body)
+    match code:
+        case _ if code == CODE_ALREADY_ENDED:
+            return AlreadyEnded()
+        case _ if code in CODES_TOO_EARLY:
+            return NotAnswered()
+        case _ if code == CODE_ALREADY_STREAMING:
+            return AlreadyStreaming()
+    if status >= 500 or status in STATUSES_RETRIED or code in CODES_CHANNEL_LIMIT:
+        return _Again(f"{status} {code}".rstrip(), _asked_wait_s(headers))
+    return Rejected(status, code, title)
+
+
+def _first_error(body: bytes) -> tuple[str, str]:
+    """Code and title of the first error in the reply. Its detail is left out: it may quote what was sent."""
+    try:
+        reply: Any = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return "", ""
+    match reply:
+        case {"errors": [{"code": str() | int() as code, **rest}, *_]}:
+            title = rest.get("title")
+            return str(code), title[:TITLE_MAX_CHARS] if isinstance(title, str) else ""
+        case _:
+            return "", ""
+
+
+def _asked_wait_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the carrier asks to wait, by `x-ratelimit-reset` (seconds) or `Retry-After` (seconds or a date)."""
+    for name in ("x-ratelimit-reset", "retry-after"):
+        value = headers.get(name, "").strip()
+        if value.isdecimal():
+            return float(value)
+    date = email.utils.parsedate_tz(headers.get("retry-after", ""))
+    return None if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())

@@ -1,0 +1,120 @@
+"""What a dispatcher reads beside the score: the caller's state, what was not stated, one line for the queue.
+
+Decides their wording. What was found and how much it weighs is decided in `rulebook` and `rules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from heapq import nlargest
+from math import isfinite
+
+from dispatchai.records.values import AudioSummary, Emotion, Utterance
+from dispatchai.triage.rules_file import Analysis, Mood, Place, Rules
+
+LISTENING = "Listening…"
+"""Summary of a call in which no word was understood yet."""
+
+_MAX_DETAILS = 3
+_MAX_QUOTE = 80
+"""Characters of the caller's words in the summary of a call that no rule knows."""
+
+_STRONGEST_TURNS = 3
+"""Utterances whose words make the mood: the strongest ones, so that a long polite call does not add up to panic."""
+_AUDIO_SHARE = 0.25
+"""Most that loudness onset adds to the intensity: it alone never shows more than TENSE."""
+_ANGRY_FROM = 0.3
+_HIGHLY_DISTRESSED_FROM = 0.7
+_DISTRESSED_FROM = 0.4
+_TENSE_FROM = 0.15
+
+
+def share(value: float) -> float:
+    """`value` within 0 and 1; 0 for what is no number."""
+    return min(1.0, max(0.0, value)) if isfinite(value) else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MoodOfWords:
+    """What the words alone say of the caller's state. `fear` and `anger` are sums of the weights of cues."""
+
+    fear: float
+    anger: float
+    sentiment: str
+
+
+def mood_of_words(analyses: Sequence[Analysis], found: Collection[int], rules: Rules) -> MoodOfWords:
+    """The caller's state by words. `analyses` are those of the utterances, `found` the rules that hold."""
+    cued = [[rules.cues[cue] for cue in analysis.cues] for analysis in analyses if analysis.cues]
+    heard = {
+        mood: sum(nlargest(_STRONGEST_TURNS, (sum(cue.weight for cue in cues if cue.mood is mood) for cues in cued)))
+        for mood in Mood
+    }
+    fear, anger = heard[Mood.FEAR], heard[Mood.ANGER]
+    medium = rules.levels[-1][1]
+    if fear or anger or any(rules.rules[number].units >= medium for number in found):
+        sentiment = "negative"
+    elif heard[Mood.RELIEF]:
+        sentiment = "positive"
+    else:
+        sentiment = "neutral"
+    return MoodOfWords(fear, anger, sentiment)
+
+
+def emotion(mood: MoodOfWords, audio: AudioSummary) -> Emotion:
+    """The caller's state by words and voice."""
+    intensity = round(min(1.0, max(mood.fear, mood.anger) + _AUDIO_SHARE * share(audio.distress_score)), 4)
+    if mood.anger >= _ANGRY_FROM and mood.anger > mood.fear:
+        label = "ANGRY"
+    elif intensity >= _HIGHLY_DISTRESSED_FROM:
+        label = "HIGHLY_DISTRESSED"
+    elif intensity >= _DISTRESSED_FROM:
+        label = "DISTRESSED"
+    elif intensity >= _TENSE_FROM:
+        label = "TENSE"
+    else:
+        label = "CALM"
+    return Emotion(label, intensity, mood.sentiment)
+
+
+def unknowns(
+    analyses: Sequence[Analysis], found: Collection[int], place: Place | None, rules: Rules
+) -> tuple[str, ...]:
+    """What a dispatcher needs for such a call and the caller has not stated, in the order of the rules file."""
+    facts = frozenset[int]().union(*(analysis.facts for analysis in analyses))
+    holding = frozenset(found)
+    kinds = {rules.rules[number].kind for number in holding}
+    return tuple(
+        question.name
+        for question in rules.questions
+        if (not question.kinds or question.kinds & kinds)
+        and not (question.answered_by_facts & facts)
+        and not (question.answered_by_rules & holding)
+        and not (question.answered_by_place and place)
+    )
+
+
+def best_place(analyses: Sequence[Analysis]) -> Place | None:
+    """The most exactly stated place; of equals the last, since callers correct themselves."""
+    places = [place for analysis in analyses for place in analysis.places]
+    return max(reversed(places), key=lambda place: place.kind, default=None)
+
+
+def summary(spoken: Sequence[Utterance], found: Sequence[int], place: Place | None, rules: Rules) -> str:
+    """One line for the queue: the leading finding, the next ones, the place. `found` is strongest first."""
+    telling = [rules.rules[number] for number in found if rules.rules[number].units]
+    if telling and telling[0].units >= rules.unrecognised.units:
+        title = telling[0].says
+        details = dict.fromkeys(rule.says for rule in telling[1:] if not rule.quiet and rule.says not in title)
+        named = ", ".join(list(details)[:_MAX_DETAILS])
+        line = f"{_capitalised(title)}{': ' if named else ''}{named}."
+    else:
+        words = " ".join(" ".join(utterance.text.split()) for utterance in spoken)
+        quote = words if len(words) <= _MAX_QUOTE else f"…{words[1 - _MAX_QUOTE :]}"
+        line = f"{_capitalised(rules.unrecognised.says)}: “{quote}”."
+    return line if place is None else f"{line} {_capitalised(' '.join(place.text.split()))}."
+
+
+def _capitalised(text: str) -> str:
+    return text[0].upper() + text[1:]
