@@ -86,5 +86,5 @@ lock: $(VENV)/.created
 	$(LOCK) --upgrade --extra dev --constraints requirements.lock --output-file requirements-dev.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) .ci/.venv .dispatchai tests/kafka/libs .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf $(VENV) .ci/.venv .dispatchai tests/support/kafka/libs .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,11 +21,6 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from bench import processes
-from bench.follow import follow
-from bench.kafka import apache_kafka
-from bench.recorded import Packets, Streams, command_differences, delays_s, differences, read_streams
-from bench.report import machine, quantiles_ms, table, write_section
 from dispatchai.calls.events import EventType
 from dispatchai.engine.app import use_uvloop
 from dispatchai.kafka.connection import KafkaConnection
@@ -42,12 +37,16 @@ from dispatchai.simulator import (
     load,
 )
 from dispatchai.speech.engines import RECORDINGS
+from tests.support import processes
+from tests.support.callers import CALLED_NUMBER, CALLERS
+from tests.support.follow import follow
+from tests.support.kafka.node import LOADED, Node
+from tests.support.recorded_run import Packets, Streams, command_differences, delays_s, differences, read_streams
+from tests.support.report import machine, quantiles_ms, table, write_section
 
 CARRIER: Final = "simulated carrier"
 """What this process is called among the others."""
 
-CALLED_NUMBER: Final = "+15550100911"
-CALLERS: Final = ("noise_complaint.wav", "kitchen_fire.wav", "cardiac_arrest.wav")
 
 LINE: Final = Faults(frame_duplicates=0.02, frame_swaps=0.02, frame_losses=0.01, command_failures=0.1)
 
@@ -213,7 +212,8 @@ async def _system(options: Options, folder: Path) -> AsyncIterator[tuple[process
         broker = "embedded broker"
         if options.apache:
             environment = {**os.environ, processes.MARK: uuid4().hex}
-            kafka = await stack.enter_async_context(apache_kafka(folder, environment))
+            kafka = await Node.prepare(folder, jvm=LOADED)
+            await stack.enter_async_context(kafka.running(environment))
             variables |= {
                 "KAFKA_BOOTSTRAP_SERVERS": kafka.connection.bootstrap_servers,
                 processes.MARK: environment[processes.MARK],

@@ -7,8 +7,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from bench.report import write_section
 from dispatchai.engine.app import use_uvloop
+from tests.support.report import write_section
 
 Measure = Callable[[argparse.Namespace], Coroutine[Any, Any, str]]
 """Measures as the options say; returns the section of the page."""

@@ -13,13 +13,13 @@ from typing import Final
 from dispatchai.records import AudioFrame, FrameKind, Track, encode
 from dispatchai.simulator import load
 from dispatchai.speech.engines import RECORDINGS
+from tests.support.callers import CALLERS
 
 FRAMES_PER_S: Final = 50
 FRAME_S: Final = 1 / FRAMES_PER_S
 FRAME_BYTES: Final = 160
 """20 ms of PCMU at 8 kHz."""
 
-CALLERS: Final = ("noise_complaint.wav", "kitchen_fire.wav", "cardiac_arrest.wav")
 
 _SEQUENCES_KEPT: Final = FRAMES_PER_S * 600
 """Numbers whose encoding is kept: those of a call of ten minutes."""

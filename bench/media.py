@@ -19,11 +19,11 @@ import aiohttp
 import orjson
 
 from bench import command
-from bench.gateway import STREAM_SECRET, Running, gateway
-from bench.kafka import broker
-from bench.processes import rounds
-from bench.report import machine, table
 from dispatchai.telnyx import stream_tokens as tokens
+from tests.support.gateway_process import STREAM_SECRET, Running, gateway
+from tests.support.kafka.measured import broker
+from tests.support.processes import rounds
+from tests.support.report import machine, table
 
 FRAME_S: Final = 0.02
 _PAYLOAD: Final = bytes(range(160))

@@ -19,10 +19,10 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from bench import command
 from bench.frames import FRAME_S, Call, zigzag
-from bench.kafka import Broker, broker
 from bench.lanes import BATCH_BYTES, Lanes
-from bench.report import machine, table
 from dispatchai.gateway.kafka_writer import AUDIO_FRAMES, LINGER_S
+from tests.support.kafka.measured import Broker, broker
+from tests.support.report import machine, table
 
 Portions = Sequence[Sequence[tuple[bytes, bytes]]]
 """(key, value) of the frames of all calls, one portion for each 20 ms."""

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bench.report import machine, table, write_section
 from dispatchai.audio import signals
 from dispatchai.calls.state import fold as fold_call
 from dispatchai.records import AudioFrame, CallEvent, FrameKind, Signal, Track, TriageState, Utterance, encode
@@ -28,6 +27,7 @@ from dispatchai.speech.scripted import ScriptedRecognizer, load_script
 from dispatchai.speech.session import CallSpeech, FrameRun, Streams
 from dispatchai.triage import step as folds
 from dispatchai.triage.scoring import Reading, Rules
+from tests.support.report import machine, table, write_section
 
 CALLS: Final = (
     ("cardiac_arrest.wav", 1),

@@ -25,15 +25,15 @@ import aiokafka
 
 from bench import command
 from bench.arrivals import Arrivals
-from bench.follow import follow
-from bench.kafka import Broker, broker
 from bench.lanes import Lanes
 from bench.load import Plan, load
-from bench.processes import environment, rounds
-from bench.report import machine, table
 from bench.signals import RAMP_CALLS_PER_S, Seen, probe, workers
 from dispatchai.app import WORKER
 from dispatchai.records import SignalState, StreamSignal, encode
+from tests.support.follow import follow
+from tests.support.kafka.measured import Broker, broker
+from tests.support.processes import environment, rounds
+from tests.support.report import machine, table
 
 CHANGELOG: Final = f"{WORKER}-signals-changelog"
 

@@ -20,19 +20,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import command
-from bench.follow import follow
-from bench.frames import CALLERS, FRAME_BYTES
-from bench.gateway import gateway
-from bench.kafka import Broker, broker
+from bench.frames import FRAME_BYTES
 from bench.lanes import Lanes
 from bench.load import BEGINNING, put_event
 from bench.media import Sending, call_of, connect
-from bench.processes import cores, used_by_each
-from bench.report import machine, milliseconds, quantile, table
 from bench.signals import PARTS, probe_worker, workers
 from dispatchai.records.codec import decode_fields
 from dispatchai.simulator import load
 from dispatchai.speech.engines import RECORDINGS
+from tests.support.callers import CALLERS
+from tests.support.follow import follow
+from tests.support.gateway_process import gateway
+from tests.support.kafka.measured import Broker, broker
+from tests.support.processes import cores, used_by_each
+from tests.support.report import machine, milliseconds, quantile, table
 
 GATEWAY: Final = "gateway"
 WORKER: Final = "worker"

@@ -9,9 +9,9 @@ import argparse
 import sys
 
 from bench import command
-from bench.kafka import broker
-from bench.report import machine, quantiles_ms, table
 from bench.signals import BROKER, Measured, measure
+from tests.support.kafka.measured import broker
+from tests.support.report import machine, quantiles_ms, table
 
 
 def row(measured: Measured) -> list[str]:

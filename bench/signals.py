@@ -30,19 +30,19 @@ from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from agents.signals import FRAMES
 from bench import command
-from bench.follow import Progress, follow
 from bench.frames import Call, zigzag
-from bench.kafka import Broker, broker
 from bench.lanes import Lanes
 from bench.load import Plan, Sent, load
-from bench.processes import cores, environment, rounds, used_by_each
-from bench.report import machine, milliseconds, quantile, table
 from bench.worker import UPDATED
 from dispatchai.app import WORKER as WORKER_GROUP
 from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.kafka.topics import Topics
 from dispatchai.process.child import Child
 from dispatchai.records.codec import decode_fields
+from tests.support.follow import Progress, follow
+from tests.support.kafka.measured import Broker, broker
+from tests.support.processes import cores, environment, rounds, used_by_each
+from tests.support.report import machine, milliseconds, quantile, table
 
 RAMP_CALLS_PER_S: Final = 400.0
 """How fast the first calls come."""

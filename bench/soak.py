@@ -22,14 +22,16 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from bench import command, processes
+from bench import command
 from bench.arrivals import Arrivals
-from bench.calls import CALLED_NUMBER, CALLERS, PATIENCE_S, Stages
-from bench.follow import follow
-from bench.kafka import broker
-from bench.report import machine, quantiles_ms, table
+from bench.calls import PATIENCE_S, Stages
 from dispatchai.simulator import CallerAudio, SimulatedAccount, SimulatedCarrier, Timing, load
 from dispatchai.speech.engines import RECORDINGS
+from tests.support import processes
+from tests.support.callers import CALLED_NUMBER, CALLERS
+from tests.support.follow import follow
+from tests.support.kafka.measured import broker
+from tests.support.report import machine, quantiles_ms, table
 
 EXPIRY_S: Final = 60.0
 """After a call its state is kept for so long; by default an hour, which would be all of a soak."""

@@ -21,11 +21,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from bench import command
-from bench.gateway import gateway
-from bench.kafka import broker
-from bench.report import machine, quantile, table
 from dispatchai.gateway.app import WEBHOOK_PATH
 from dispatchai.telnyx import signatures
+from tests.support.gateway_process import gateway
+from tests.support.kafka.measured import broker
+from tests.support.report import machine, quantile, table
 
 EVENT_TYPES: Final = ("call.initiated", "call.answered", "streaming.started", "call.speak.ended", "call.hangup")
 _PARTS: Final = (0.5, 0.99, 1.0)

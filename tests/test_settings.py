@@ -9,8 +9,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from dispatchai.settings import Settings
-
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
 
 EXAMPLE = ROOT / ".env.example"
 

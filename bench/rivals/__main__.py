@@ -32,18 +32,19 @@ import aiokafka
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from bench import command
-from bench.follow import follow
 from bench.frames import FRAMES_PER_S, Call, zigzag
-from bench.kafka import Broker, broker
 from bench.lanes import Lanes
-from bench.processes import environment, rounds, used_by
-from bench.report import machine, table
 from bench.rivals import job
 from dispatchai.audio import signals
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.topics import Topics, apply
 from dispatchai.process.child import Child
 from dispatchai.records import AudioFrame, decode_as, encode
+from tests.support.follow import follow
+from tests.support.kafka.measured import Broker, broker
+from tests.support.paths import ROOT
+from tests.support.processes import environment, rounds, used_by
+from tests.support.report import machine, table
 
 WARM_FRAMES: Final = 20
 """Frames of each call that a rival warms up with."""
@@ -62,7 +63,6 @@ OUTPUT_LINES: Final = 40
 
 POLL_S: Final = 0.05
 
-_ROOT: Final = Path(__file__).parent.parent.parent
 _QUIX_ENVIRONMENT: Final = Path(__file__).parent / ".venv"
 _QUIX_REQUIREMENTS: Final = Path(__file__).parent / "quix-requirements.txt"
 _QUIX_PYTHON: Final = _QUIX_ENVIRONMENT / "bin" / "python"
@@ -182,7 +182,7 @@ async def measure(kafka: Broker, rival: Rival, number: int, frames: Frames, expe
             job.BOOTSTRAP: connection.bootstrap_servers,
             job.EMBEDDED: "1" if connection.embedded else "",
             job.QUIX_STATE: rival.quix_state,
-            "PYTHONPATH": str(_ROOT),
+            "PYTHONPATH": str(ROOT),
             "PYTHONWARNINGS": "ignore",
         }
         started = Child(

@@ -18,9 +18,7 @@ from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.topics import Topics
 from dispatchai.records import CallEvent
 from dispatchai.telnyx.client import RetryPolicy, TelnyxClient
-from tests.agents.carrier import running_carrier
-from tests.agents.recorded import S, event
-from tests.agents.support import (
+from tests.support.application import (
     PARTITIONS,
     RESTARTS,
     call_name,
@@ -31,7 +29,9 @@ from tests.agents.support import (
     running,
     until,
 )
-from tests.telephony.call_events import CONFIG
+from tests.support.call_control_api import running_carrier
+from tests.support.call_events import CONFIG
+from tests.support.recorded_call import S, event
 
 FORGETFUL = replace(CONFIG, call_expiry_s=1)
 """Gives a call up a second after its deadline was written."""

@@ -29,13 +29,13 @@ from dispatchai.kafka.topics import Topics
 from dispatchai.process.child import Child
 from dispatchai.records import AudioFrame, CallEvent, CallPacket, FrameKind, encode, to_json
 from dispatchai.records.codec import HEADER_LENGTH, MARKER
-from tests.agents.carrier import running_carrier
-from tests.agents.recorded import S, assessment, event, signal, utterance
-from tests.agents.support import PATIENCE_S, RESTARTS, call_name, produce, read_call
 from tests.records.examples import example, record_class
 from tests.speech.audio import record as frame
 from tests.speech.audio import recording
 from tests.speech.audio import records as stream_records
+from tests.support.application import PATIENCE_S, RESTARTS, call_name, produce, read_call
+from tests.support.call_control_api import running_carrier
+from tests.support.recorded_call import S, assessment, event, signal, utterance
 
 READERS: Mapping[str, frozenset[str]] = {
     "call-events": frozenset({"calls", "signals", "speech", "triage"}),

@@ -13,8 +13,7 @@ from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.topics import Topics
 from dispatchai.records import AssessmentKind, Risk, RiskLevel
 from dispatchai.triage.ranking import live_call, packet
-from tests.agents.recorded import assessment, event
-from tests.agents.support import (
+from tests.support.application import (
     buried,
     call_name,
     committed,
@@ -26,6 +25,7 @@ from tests.agents.support import (
     until,
     values,
 )
+from tests.support.recorded_call import assessment, event
 
 BURST = 60
 

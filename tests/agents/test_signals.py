@@ -16,10 +16,10 @@ from dispatchai.audio.signals import step
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.records import AudioFrame, SignalKind, decode_as, encode
 from dispatchai.records import Signal as SignalRecord
-from tests.agents.recorded import EXPIRED, event, utterance
-from tests.agents.support import PARTITIONS, new_group
 from tests.engine.test_app import read, running, until
 from tests.speech.audio import pcmu, records, tone
+from tests.support.application import PARTITIONS, new_group
+from tests.support.recorded_call import EXPIRED, event, utterance
 
 
 def test_a_stream_is_signalled_from_its_start_to_its_end() -> None:

@@ -18,8 +18,8 @@ from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.topics import Topics
 from dispatchai.records import AudioFrame, CallEvent, Utterance, UtteranceKind
 from dispatchai.settings import Settings, SpeechEngine
-from tests.agents.recorded import event
-from tests.agents.support import (
+from tests.speech.audio import FRAME_MS, pcmu, quiet, recording, records, tone
+from tests.support.application import (
     PARTITIONS,
     RESTARTS,
     Group,
@@ -32,7 +32,7 @@ from tests.agents.support import (
     running,
     until,
 )
-from tests.speech.audio import FRAME_MS, pcmu, quiet, recording, records, tone
+from tests.support.recorded_call import event
 
 SETTINGS = Settings(speech_engine=SpeechEngine.SCRIPTED)
 

@@ -20,14 +20,15 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from bench.report import machine, table, write_section
 from dispatchai.engine.app import use_uvloop
 from dispatchai.records import CallPacket
 from tests.crash.run import Options, Outcome, end_with_parent, run, run_alone
 from tests.crash.schedule import LINES, UNDISTURBED, Group, Kind
 from tests.crash.verdict import Problem
+from tests.support.paths import DOCS
+from tests.support.report import machine, table, write_section
 
-PAGE: Final = Path(__file__).parent.parent.parent / "docs" / "guarantees.md"
+PAGE: Final = DOCS / "guarantees.md"
 
 KINDS_SHOWN: Final = 20
 

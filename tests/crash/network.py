@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tests.relay import relay
+from tests.support.relay import relay
 
 
 class Line:

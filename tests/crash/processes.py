@@ -18,7 +18,6 @@ from uuid import uuid4
 
 import aiohttp
 
-from bench.processes import MARK
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import EmbeddedBroker, free_port
 from dispatchai.kafka.topics import Topics, apply
@@ -28,6 +27,7 @@ from dispatchai.simulator import SimulatedAccount
 from tests.crash.kafka import Kafka
 from tests.crash.network import Line
 from tests.crash.schedule import ON_THE_LINE, WORKERS, Victim
+from tests.support.processes import MARK
 
 RESTART_PAUSE_S: Final = 1.0
 """After which a process that ended by itself is started again, as `dispatchai up` does."""

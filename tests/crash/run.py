@@ -20,7 +20,6 @@ from typing import Final
 
 import orjson
 
-from bench.calls import CALLED_NUMBER, CALLERS
 from dispatchai.app import SPEECH, WORKER
 from dispatchai.engine.app import use_uvloop
 from dispatchai.kafka.embedded_broker import wait_until_ready
@@ -34,6 +33,7 @@ from tests.crash.processes import READY_S, System, system
 from tests.crash.recorded import AUDIO_FRAMES, CALL_EVENTS, QUEUE, Reader, Recorded
 from tests.crash.schedule import Group, Kind, PlannedCall, Strike, Victim, calls, schedule
 from tests.crash.verdict import SLACK_S, Verdict, judge, run_differences
+from tests.support.callers import CALLED_NUMBER, CALLERS
 
 FRAMES_PER_S: Final = 50
 FRAME_BYTES: Final = 160

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import KafkaUnavailableError, fetch_kafka, find_java, leave_out
 from tests.crash.__main__ import groups
 from tests.crash.run import Options, run
+from tests.support.kafka.node import KafkaUnavailableError, fetch_jars, find_java
+from tests.support.left_out import leave_out
 
 APACHE_SEEDS = (1, 2)
 EMBEDDED_SEEDS = (3,)
@@ -31,7 +32,7 @@ async def test_packets_are_those_of_undisturbed_processing_on_the_embedded_broke
 async def test_packets_are_those_of_undisturbed_processing_on_apache_kafka(seed: int, tmp_path: Path) -> None:
     try:
         find_java()
-        fetch_kafka()
+        fetch_jars()
     except KafkaUnavailableError as error:
         leave_out("Apache Kafka", str(error), "DISPATCHAI_REQUIRE_KAFKA")
     outcome = await run(Options(seed, groups("all", "apache"), True, tmp_path, CALLS))

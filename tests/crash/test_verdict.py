@@ -33,7 +33,6 @@ from dispatchai.simulator import (
     load,
 )
 from dispatchai.speech.engines import RECORDINGS
-from tests.agents.recorded import T0, S, event
 from tests.crash.oracle import Expected, expected
 from tests.crash.recorded import (
     AUDIO_FRAMES,
@@ -46,6 +45,7 @@ from tests.crash.recorded import (
     Recorded,
 )
 from tests.crash.verdict import Verdict, comparable, judge, run_differences, to_come
+from tests.support.recorded_call import T0, S, event
 
 STREAM = "S1"
 FRAMES = 400

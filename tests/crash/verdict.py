@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from bench.recorded import carriers_id, command_differences
 from dispatchai.app import SPEECH, WORKER
 from dispatchai.calls.events import OWN_EVENTS, EventType
 from dispatchai.records import (
@@ -42,6 +41,7 @@ from tests.crash.recorded import (
     TRANSCRIPTS,
     Recorded,
 )
+from tests.support.recorded_run import carriers_id, command_differences
 
 PROCESSING_TIMES: Final = {"recognized_at", "as_of"}
 """When something was made, not what: left out of states and utterances. A packet has neither."""

@@ -15,7 +15,7 @@ import pytest
 from dispatchai.console.topic_feed import QUEUE_TOPIC
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.records import CallPacket, decode_as
-from tests.e2e.system import System, packets_in, read_until
+from tests.support.system import System, packets_in, read_until
 
 IDS_AND_TIMES = {"call_id", "call_control_id", "utterance_id", "started_at", "answered_at", "ended_at", "created_at"}
 

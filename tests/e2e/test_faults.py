@@ -10,15 +10,6 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from bench.recorded import (
-    Packets,
-    RecordedStream,
-    Streams,
-    command_differences,
-    differences,
-    read_streams,
-    stream_differences,
-)
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.process.run_info import RunInfo
 from dispatchai.records import AudioFrame, FrameKind, Track
@@ -34,12 +25,21 @@ from dispatchai.simulator import (
     load,
 )
 from dispatchai.speech.engines import RECORDINGS
-from tests.e2e.system import System, read_until
+from tests.support.callers import CALLERS
+from tests.support.recorded_run import (
+    Packets,
+    RecordedStream,
+    Streams,
+    command_differences,
+    differences,
+    read_streams,
+    stream_differences,
+)
+from tests.support.system import System, read_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CALLED = "+15550100911"
-CALLERS = ("noise_complaint.wav", "kitchen_fire.wav", "cardiac_arrest.wav")
 CALLS = 20
 SPEED = 4.0
 PATIENCE_S = 30.0

@@ -14,7 +14,7 @@ from dispatchai.kafka.topics import Topics
 from dispatchai.records import AudioFrame, FrameKind, decode_as
 from dispatchai.simulator.recording import load
 from dispatchai.speech.engines import RECORDINGS
-from tests.e2e.system import System, packets_in, read_until
+from tests.support.system import System, packets_in, read_until
 
 FILES = [RECORDINGS / f"{name}.wav" for name in ("cardiac_arrest", "kitchen_fire", "noise_complaint", "cardiac_arrest")]
 

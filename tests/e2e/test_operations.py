@@ -22,7 +22,6 @@ from faust.types import TP
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from bench.recorded import Packets
 from dispatchai.app import SPEECH, WORKER
 from dispatchai.audio.g711 import decode
 from dispatchai.engine.transport import true_ends
@@ -35,8 +34,9 @@ from dispatchai.simulator import CallReport, PlacedCall, SimulatedAccount, Simul
 from dispatchai.simulator.recording import CallerAudio
 from dispatchai.speech.engines import RECORDINGS
 from dispatchai.speech.scripted import digest, load_script, voiced_runs
-from tests.e2e.system import System, read_until
-from tests.monitoring import metrics_asked_for
+from tests.deploy.monitoring import metrics_asked_for
+from tests.support.recorded_run import Packets
+from tests.support.system import System, read_until
 
 CALLED = "+15550100911"
 CALLER = "+15557340912"

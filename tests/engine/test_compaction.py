@@ -21,8 +21,8 @@ from dispatchai.console.topic_feed import LIVE_TOPIC, QUEUE_TOPIC, Feed
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.topics import Topics, apply
 from dispatchai.records import CallPacket, decode_as, encode
-from tests.conftest import leave_out
 from tests.console.samples import final_packet, live_call
+from tests.support.left_out import leave_out
 
 PATIENCE_S = 60.0
 SEGMENT_S = 1.0

@@ -14,7 +14,7 @@ from dispatchai.engine.effects import Effects
 from dispatchai.engine.keyed_state import States
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.topics import Topics
-from tests.agents.support import PARTITIONS, buried, call_name, new_group, produce, running, until
+from tests.support.application import PARTITIONS, buried, call_name, new_group, produce, running, until
 
 SOURCE = "dispatch-actions"
 """A topic of the project that nothing else writes to in these tests: the values are numbers all the same."""

@@ -1,6 +1,6 @@
 """Whatever is sent to the gateway: no unhandled error, each bad input counted, memory given back.
 
-A short run of `python -m bench.fuzz`, which says what broken input is made of.
+A short run of `python -m tests.fuzz`, which says what broken input is made of.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from hypothesis import HealthCheck, example, find, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from bench import fuzz
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.telnyx import signatures
 from dispatchai.telnyx.signatures import WebhookVerifier
-from tests.telephony.gateway_support import KEY, SECRET, STREAM_SECRET, Gateway, running_gateway
+from tests.fuzz import gateway_fuzzer as fuzz
+from tests.support.gateway import KEY, SECRET, STREAM_SECRET, Gateway, running_gateway
 
 if TYPE_CHECKING:
-    from tests.conftest import Brokers
+    from tests.support.kafka.brokers import Brokers
 
 NOW = int(time.time())
 VERIFIER = WebhookVerifier((KEY.public_key(),), SECRET.encode(), 300)

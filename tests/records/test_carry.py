@@ -8,7 +8,7 @@ import pytest
 
 from dispatchai.records import LiveCall, Ranking, codec, decode, decode_fields, encode
 from dispatchai.records.carry import Carrier
-from tests.agents.recorded import assessment
+from tests.support.recorded_call import assessment
 
 GIVEN = {"call_id": "call", "updated_at": 1, "ranking": {"priority": 1, "weight": 2, "created_at": -3}}
 

@@ -15,9 +15,10 @@ from dispatchai.speech.moonshine import MoonshineRecognizer
 from dispatchai.speech.recognizer import AudioFormat, Ended, Event, Hypothesis, RecognizerError, StreamKey
 from dispatchai.speech.scripted import ScriptedRecognizer, load_script
 from tests.speech.audio import chunks, pcmu, quiet, recording, tone
+from tests.support.paths import ROOT
 
 NAMES = ("cardiac_arrest", "kitchen_fire", "noise_complaint")
-TEXTS = Path(__file__).parents[2] / "scripts" / "recordings"
+TEXTS = ROOT / "scripts" / "recordings"
 KEY = StreamKey("call", "s1")
 PCMU = AudioFormat("PCMU", 8000)
 

@@ -25,20 +25,12 @@ from dispatchai.records import Action, ActionKind, FrameKind, RiskLevel
 from dispatchai.resources import data_path
 from dispatchai.settings import Settings, SpeechEngine
 from dispatchai.telnyx.client import TelnyxClient
-from tests.agents.carrier import running_carrier
-from tests.agents.recorded import RULES, S, event
-from tests.agents.support import (
-    PARTITIONS,
-    buried,
-    call_name,
-    new_group,
-    produce,
-    read,
-    read_call,
-    running,
-)
-from tests.conftest import Brokers, leave_out
 from tests.speech.audio import recording, records
+from tests.support.application import PARTITIONS, buried, call_name, new_group, produce, read, read_call, running
+from tests.support.call_control_api import running_carrier
+from tests.support.kafka.brokers import Brokers
+from tests.support.left_out import leave_out
+from tests.support.recorded_call import RULES, S, event
 
 CONSUMER = Path(__file__).with_name("consumer.py")
 

@@ -28,7 +28,7 @@ from dispatchai.records import (
 from dispatchai.triage.ranking import live_call, packet, rank
 from dispatchai.triage.rules_file import UNITS
 from dispatchai.triage.step import step
-from tests.agents.recorded import RULES, T0, S, assessment, whole_call
+from tests.support.recorded_call import RULES, T0, S, assessment, whole_call
 
 LEVELS = list(RiskLevel)
 MEDIUM_FROM = dict(RULES.levels)[RiskLevel.MEDIUM] / UNITS

@@ -1,0 +1,369 @@
+"""`dispatchai dead-letters`: what an operator sees, what stays hidden, and that a retry asks and tells."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import uuid
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import aiokafka
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dispatchai.cli import dead_letters as letters
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.dead_letter_store import RETRY_AT_ONCE, Complaint, Entry
+from dispatchai.kafka.dead_letters import DEAD_LETTERS, Letter, Place, letter_of, read_letter
+from dispatchai.kafka.embedded_broker import free_port
+from dispatchai.kafka.topics import Topics
+from dispatchai.records import AssessmentKind, DecodeError, Record, decode, encode
+from tests.records.examples import RECORD_NAMES, example, record_class
+from tests.support.recorded_call import assessment, event, utterance
+
+NUMBER = "+15550101234"
+SAID = "My husband has collapsed at 42 Garden Street."
+WRITTEN_MS = 1_795_000_000_000
+
+FAILED = DecodeError("broken CallEvent: EOFError")
+
+
+def raw(value: bytes | None, *, topic: str, offset: int = 7, key: bytes | None = b"call-1") -> aiokafka.ConsumerRecord:
+    return aiokafka.ConsumerRecord(topic, 0, offset, WRITTEN_MS, 0, key, value, None, 0, 0, (("trace", b"abc"),))
+
+
+def letter(value: bytes | None, *, topic: str = "call-events", error: Exception = FAILED) -> Letter:
+    key, kept, headers = letter_of(raw(value, topic=topic), reader="calls", error=error)
+    record = aiokafka.ConsumerRecord(DEAD_LETTERS, 0, 3, WRITTEN_MS, 0, key, kept, None, 0, 0, tuple(headers))
+    read = read_letter(record)
+    assert isinstance(read, Letter)
+    return read
+
+
+def shown(one: Letter, *, content: bool) -> str:
+    entry = Entry(one.first, None, is_record=True)
+    entry.take(one)
+    text = letters.render_entry(entry, one, content=content)
+    as_json = letters.entry_as_json(entry, content=content) | letters.value_as_json(one, content=content)
+    return text + json.dumps(as_json)
+
+
+# -- what is shown
+
+
+def of_a_caller() -> list[Record]:
+    said = utterance(1, SAID)
+    return [
+        replace(event("call.initiated", call="call-1"), payload=SAID.encode(), from_number=NUMBER),
+        replace(said, words=()),
+        assessment(transcript=SAID),
+        *(example(record_class(name)) for name in RECORD_NAMES),
+    ]
+
+
+@pytest.mark.parametrize("record", of_a_caller(), ids=lambda record: type(record).__name__)
+def test_what_a_caller_said_and_the_whole_number_are_shown_on_demand_alone(record: Record) -> None:
+    one = letter(encode(record))
+    hidden, full = shown(one, content=False), shown(one, content=True)
+    assert SAID not in hidden
+    assert NUMBER not in hidden
+    assert type(record).__name__ in hidden
+    for name in ("from_number", "to_number"):
+        if number := getattr(record, name, None):
+            assert number not in hidden
+            assert f"•{number[-3:]}" in hidden
+            assert number in full
+    # Texts of the made-up examples begin with the name of their field.
+    for name in ("text", "summary", "transcript", "partial", "quote", "note"):
+        assert f"{name} é" not in hidden, name
+
+
+def test_with_content_all_of_it_is_shown() -> None:
+    full = shown(letter(encode(replace(event("call.initiated"), payload=SAID.encode()))), content=True)
+    assert SAID in full
+    assert "trace: abc" in full
+
+
+@pytest.mark.parametrize("value", [SAID.encode(), b"\xc3\x01" + b"12345678" + SAID.encode(), SAID.encode() * 1000])
+def test_bytes_that_are_no_record_are_dumped_on_demand_alone_and_no_more_than_some(value: bytes) -> None:
+    one = letter(value)
+    hidden, full = shown(one, content=False), shown(one, content=True)
+    assert "My husband" not in hidden
+    assert SAID.encode().hex()[:40] not in hidden
+    assert str(len(value)) in hidden
+    assert "My hus" in full, "the dump has the text beside the bytes"
+    assert len(full) < 10_000
+
+
+def test_a_schema_of_another_version_is_named() -> None:
+    assert "schema fingerprint 3132333435363738" in shown(letter(b"\xc3\x01" + b"12345678" + b"x"), content=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (FAILED, "DecodeError: broken CallEvent: EOFError"),
+        (RuntimeError(SAID), "RuntimeError"),
+        (KeyError(NUMBER), "KeyError"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "invalid start byte"),
+    ],
+)
+def test_an_error_is_shown_without_what_it_may_repeat_of_the_call(error: Exception, says: str) -> None:
+    hidden = shown(letter(b"x", error=error), content=False)
+    assert says in hidden
+    assert SAID not in hidden
+    assert NUMBER not in hidden
+
+
+@given(st.binary(max_size=100) | st.none())
+def test_a_key_of_any_kind_is_one_line_and_no_number(key: bytes | None) -> None:
+    told = letters.told_key(key)
+    assert told.isprintable()
+    assert len(told) < 120
+
+
+@pytest.mark.parametrize("key", [NUMBER, NUMBER[1:]])
+def test_a_key_that_may_be_a_number_is_masked(key: str) -> None:
+    assert letters.told_key(key.encode()) == "•234"
+
+
+def test_what_a_poison_record_holds_does_not_steer_the_terminal() -> None:
+    evil = "\x1b[2J\x1b]0;title\x07"
+    one = letter(evil.encode(), error=DecodeError(evil))
+    entry = Entry(one.first, evil.encode(), is_record=True)
+    entry.complaints[1, "calls"] = Complaint("calls", 1, f"DecodeError: {evil}", WRITTEN_MS)
+    for text in (letters.render_list([entry]), letters.render_entry(entry, one, content=True)):
+        assert "\x1b" not in text
+        assert "\x07" not in text
+
+
+def test_an_old_value_of_a_view_and_a_live_assessment_are_not_sent_again() -> None:
+    refusals = letters.Refusals.load()
+    final = replace(assessment(), kind=AssessmentKind.FINAL)
+    assert "compacted" in (refusals(letter(b"x", topic="dispatch-queue")) or "")
+    assert "live assessment" in (refusals(letter(encode(assessment()), topic="assessments")) or "")
+    assert refusals(letter(encode(final), topic="assessments")) is None
+    assert refusals(letter(b"x", topic="call-events")) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "before_ms"),
+    [("90m", 5_400_000), ("2h", 7_200_000), ("7d", 604_800_000), ("30s", 30_000)],
+)
+def test_a_time_is_a_duration_before_now(text: str, before_ms: int) -> None:
+    assert letters.moment_ms(text, WRITTEN_MS) == WRITTEN_MS - before_ms
+
+
+def test_a_time_without_a_zone_is_utc() -> None:
+    assert letters.moment_ms("2026-01-31T08:00", 0) == letters.moment_ms("2026-01-31T09:00+01:00", 0)
+    with pytest.raises(ValueError, match="90m, 2h, 7d"):
+        letters.moment_ms("yesterday", 0)
+
+
+# -- the command
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Letters of one test, about records of a topic of its own."""
+
+    broker: KafkaConnection
+    folder: Path
+    topic: str
+
+    async def run(self, *arguments: str) -> tuple[int | None, str, str]:
+        """Exit code, output and errors of `dispatchai dead-letters` with `arguments`."""
+        process = await self.start(*arguments)
+        async with asyncio.timeout(100):
+            out, err = await process.communicate()
+        assert "Traceback" not in err.decode(), err.decode()
+        return process.returncode, out.decode(), err.decode()
+
+    async def start(self, *arguments: str) -> asyncio.subprocess.Process:
+        """`dispatchai dead-letters` with `arguments`, and nobody to ask."""
+        environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "dispatchai", "dead-letters", *arguments),
+            cwd=self.folder,
+            env={
+                **environment,
+                "KAFKA_BOOTSTRAP_SERVERS": self.broker.bootstrap_servers,
+                "KAFKA_IS_EMBEDDED": str(self.broker.embedded).lower(),
+            },
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+
+
+@pytest.fixture
+async def left(broker: KafkaConnection, topics: Topics, tmp_path: Path) -> Left:
+    """Two readers' letters about an event that is spoilt, and one about a good one."""
+    topic = f"origin-{uuid.uuid4().hex[:8]}"
+    admin = AIOKafkaAdminClient(**broker.client_options())
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(topic, 1, 1)])
+    finally:
+        await admin.close()
+    spoilt = raw(b"not a record of this project", topic=topic, offset=1)
+    good = raw(encode(event("call.answered", call="call-1")), topic=topic, offset=2)
+    async with aiokafka.AIOKafkaProducer(**broker.producer_options()) as producer:
+        for one, reader, error in (
+            (spoilt, "calls", FAILED),
+            (spoilt, "triage", FAILED),
+            (good, "triage", RuntimeError(SAID)),
+        ):
+            key, value, headers = letter_of(one, reader=reader, error=error)
+            await producer.send_and_wait(DEAD_LETTERS, value, key=key, headers=headers)
+    return Left(broker, tmp_path, topic)
+
+
+async def test_the_list_has_each_record_once_with_all_its_readers(left: Left) -> None:
+    code, out, _ = await left.run("list", "--topic", left.topic)
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert [line[0] for line in lines] == ["RECORD", f"{left.topic}/0/2", f"{left.topic}/0/1"]
+    assert lines[2][4] == "calls,triage"
+    assert SAID not in out
+    code, out, _ = await left.run("list", "--topic", left.topic, "--reader", "calls", "--json")
+    (entry,) = json.loads(out)
+    assert (entry["record"], entry["state"], entry["attempt"]) == (f"{left.topic}/0/1", "OPEN", 1)
+    assert {one["reader"] for one in entry["failed"]} == {"calls", "triage"}
+    code, out, _ = await left.run("list", "--topic", left.topic, "--limit", "1")
+    assert "the newest 1" in out
+    code, out, _ = await left.run("list", "--topic", left.topic, "--since", "2020-01-01", "--until", "2020-01-02")
+    assert (code, out) == (0, "no dead letters match\n")
+
+
+async def test_one_record_is_shown_with_errors_headers_and_value(left: Left) -> None:
+    code, out, _ = await left.run("show", f"{left.topic}/0/2")
+    assert code == 0
+    for expected in (
+        "OPEN, attempt 1",
+        "triage, attempt 1: RuntimeError",
+        "trace: 3 bytes",
+        "CallEvent",
+        "call.answered",
+    ):
+        assert expected in out
+    assert SAID not in out
+    code, out, _ = await left.run("show", f"{left.topic}/0/2", "--content", "--json")
+    assert json.loads(out)["value"]["fields"]["type"] == "call.answered"
+    assert SAID in out
+    code, out, _ = await left.run("show", f"{left.topic}/0/1", "--content")
+    assert "not a record of" in out, "a hex dump has the text beside it"
+
+
+async def test_a_retry_asks_sends_and_is_listed(left: Left) -> None:
+    code, out, err = await left.run("retry", "--all", "--topic", left.topic)
+    assert (code, out) == (2, "")
+    assert "--yes" in err
+    code, out, _ = await left.run("retry", "--all", "--topic", left.topic, "--yes")
+    assert code == 0, out
+    assert "2 sent, 0 refused; the letters stay" in out
+    sent = await records_of(left, 2)
+    assert sorted(record.value for record in sent) == sorted(
+        [b"not a record of this project", encode(event("call.answered", call="call-1"))]
+    )
+    assert {(record.key, record.timestamp, record.headers[0]) for record in sent} == {
+        (b"call-1", WRITTEN_MS, ("trace", b"abc"))
+    }
+    code, out, _ = await left.run("list", "--topic", left.topic, "--json")
+    assert {(entry["state"], entry["attempt"]) for entry in json.loads(out)} == {("RETRIED", 2)}
+    code, out, _ = await left.run("retry", "--all", "--topic", left.topic, "--yes")
+    assert (code, out) == (0, "nothing to send: no open record matches\n")
+    # Named, it is sent again all the same.
+    code, out, _ = await left.run("retry", f"{left.topic}/0/1", "--yes")
+    assert f"sent     {left.topic}/0/1 as {left.topic}/0/2, attempt 3" in out
+
+
+async def records_of(left: Left, count: int) -> list[aiokafka.ConsumerRecord]:
+    async with (
+        aiokafka.AIOKafkaConsumer(
+            left.topic, auto_offset_reset="earliest", enable_auto_commit=False, **left.broker.client_options()
+        ) as consumer,
+        asyncio.timeout(60),
+    ):
+        return [await consumer.getone() for _ in range(count)]
+
+
+async def test_an_event_that_was_sent_again_is_the_event(left: Left) -> None:
+    await left.run("retry", f"{left.topic}/0/2", "--yes")
+    (record,) = await records_of(left, 1)
+    assert decode(record.value) == event("call.answered", call="call-1")
+
+
+async def test_a_retry_that_is_killed_loses_no_record_and_goes_on_where_it_was(left: Left) -> None:
+    count = 5 * RETRY_AT_ONCE
+    async with aiokafka.AIOKafkaProducer(**left.broker.producer_options()) as producer:
+        for number in range(count):
+            one = raw(str(number).encode(), topic=left.topic, offset=1000 + number)
+            key, value, headers = letter_of(one, reader="killed", error=FAILED)
+            await producer.send(DEAD_LETTERS, value, key=key, headers=headers)
+    choice = ("--all", "--topic", left.topic, "--reader", "killed", "--yes")
+    process = await left.start("retry", *choice)
+    assert process.stdout is not None
+    assert await process.stdout.readline(), "nothing was sent"
+    process.kill()
+    await process.wait()
+    code, out, err = await left.run("retry", *choice)
+    assert code == 0, err
+    sent_later = int(out.splitlines()[-1].split()[0])
+    assert 0 < sent_later < count
+    async with aiokafka.AIOKafkaConsumer(**left.broker.client_options(), enable_auto_commit=False) as consumer:
+        partition = aiokafka.TopicPartition(left.topic, 0)
+        consumer.assign([partition])
+        written = (await consumer.end_offsets([partition]))[partition]
+    everything = await records_of(left, max(written, count))
+    assert {record.value for record in everything} == {str(number).encode() for number in range(count)}
+    assert len(everything) - count <= RETRY_AT_ONCE, "what is sent twice is no more than was under way"
+    _, out, _ = await left.run("list", "--topic", left.topic, "--reader", "killed", "--limit", "10000", "--json")
+    assert Counter(entry["state"] for entry in json.loads(out)) == {"RETRIED": count}
+
+
+async def test_a_webhook_is_refused_and_told_so(left: Left) -> None:
+    async with aiokafka.AIOKafkaProducer(**left.broker.producer_options()) as producer:
+        sent = await producer.send_and_wait(
+            DEAD_LETTERS,
+            b"{}",
+            key=b"v3:leg",
+            headers=[("origin", b"webhook"), ("reader", b"gateway"), ("error", b"the event names no call")],
+        )
+    name = str(Place(DEAD_LETTERS, sent.partition, sent.offset))
+    code, out, _ = await left.run("retry", name, "--yes")
+    assert code == 1
+    assert f"refused  {name}: it never was a record of a topic: a webhook's body" in out
+    code, out, _ = await left.run("show", name)
+    assert "the event names no call" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("show", "call-events"), "give TOPIC/PARTITION/OFFSET"),
+        (("list", "--since", "yesterday"), "90m, 2h, 7d"),
+        (("retry",), "name records as `dead-letters list` shows them, or say --all"),
+        (("retry", "--all", "call-events/0/1"), "name records"),
+        (("retry", "call-events/0/1", "--reader", "calls"), "they go with --all"),
+        (("show", "call-events/0/9999999"), "no dead letter names call-events/0/9999999"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+async def test_a_wrong_argument_is_told_in_a_line(left: Left, arguments: tuple[str, ...], says: str) -> None:
+    code, _, err = await left.run(*arguments)
+    assert code != 0
+    assert says in err
+
+
+async def test_a_kafka_that_is_not_there_is_named(tmp_path: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    code, _, err = await Left(KafkaConnection(address), tmp_path, "").run("list")
+    assert code == 1
+    assert f"no Kafka answers at {address}" in err
