@@ -24,6 +24,7 @@ from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.effects import Effects
 from dispatchai.engine.keyed_state import States
+from dispatchai.kafka.topics import Topic
 from dispatchai.process.clock import now_micros
 from dispatchai.records import Action, ActionKind, CallEvent, CallState, decode_as, encode
 from dispatchai.telnyx.client import TelnyxClient
@@ -32,12 +33,10 @@ from dispatchai.telnyx.commands import AlreadyEnded, Command, Rejected, achieved
 log = structlog.get_logger(__name__)
 
 NAME: Final = "calls"
-TOPIC: Final = "call-events"
-ACTIONS_TOPIC: Final = "dispatch-actions"
 
 SOURCES: Final[dict[str, Callable[[bytes], CallEvent | Action]]] = {
-    TOPIC: partial(decode_as, CallEvent),
-    ACTIONS_TOPIC: partial(decode_as, Action),
+    Topic.CALL_EVENTS: partial(decode_as, CallEvent),
+    Topic.DISPATCH_ACTIONS: partial(decode_as, Action),
 }
 """What is read, and how."""
 
@@ -124,7 +123,9 @@ def make(
         if isinstance(outcome, AlreadyEnded):
             over.add(call_id)
         event = outcome_event(command, number, outcome, now_micros())
-        await app.emitter.send(TOPIC, call_id.encode(), encode(event), partition=states.partition_of(call_id))
+        await app.emitter.send(
+            Topic.CALL_EVENTS, call_id.encode(), encode(event), partition=states.partition_of(call_id)
+        )
 
     effects: Effects[Owed | Refused] = Effects(states, perform)
     agent.run(app, states, SOURCES, step=fold, effects=effects)
@@ -144,7 +145,7 @@ def make(
                     if event.event_id not in written:
                         written.add(event.event_id)
                         await app.emitter.send(
-                            TOPIC, call_id.encode(), encode(event), partition=states.partition_of(call_id)
+                            Topic.CALL_EVENTS, call_id.encode(), encode(event), partition=states.partition_of(call_id)
                         )
             written &= due  # what is due no more was read back
             await asyncio.sleep(TIMERS_EVERY_S)

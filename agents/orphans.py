@@ -20,12 +20,12 @@ from dispatchai.calls.events import EventType, own_event
 from dispatchai.calls.timers import timer_id
 from dispatchai.engine.app import App
 from dispatchai.engine.keyed_state import States
+from dispatchai.kafka.topics import Topic
 from dispatchai.process.clock import now_micros
 from dispatchai.records import encode
 
 log = structlog.get_logger(__name__)
 
-TOPIC: Final = "call-events"
 
 LOOK_EVERY_S: Final = 60.0
 """How often states are looked through. What is left over costs memory and nothing else, and is given up after hours."""
@@ -116,8 +116,8 @@ def make(app: App, states: States[Any], *, counts: Callable[[Any], bool], after_
             call_control_id="",
             payload=None,
         )
-        await app.emitter.send(TOPIC, call_id.encode(), encode(expired), partition=tp.partition)
+        await app.emitter.send(Topic.CALL_EVENTS, call_id.encode(), encode(expired), partition=tp.partition)
 
-    made = Leftovers(app, states, TOPIC, expire, after_s=after_s, counts=counts)
+    made = Leftovers(app, states, Topic.CALL_EVENTS, expire, after_s=after_s, counts=counts)
     app.background(made.run)
     return made

@@ -19,15 +19,12 @@ from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.throttle import Throttle
 from dispatchai.engine.transport import Fetch, Record, whole
-from dispatchai.kafka.dead_letters import bury
+from dispatchai.kafka.topics import Topic
 from dispatchai.records import Assessment, AssessmentKind, DecodeError, decode_as, decode_fields, encode
 from dispatchai.triage.live_encoding import encode_live
 from dispatchai.triage.ranking import packet
 
 NAME: Final = "ranking"
-SOURCE: Final = "assessments"
-LIVE_TOPIC: Final = "live-calls"
-QUEUE_TOPIC: Final = "dispatch-queue"
 
 LIVE_APART_S: Final = 0.25
 """Four live entries a second of a call: as fast as a dispatcher can read one change after another."""
@@ -104,18 +101,18 @@ class _Writing:
 
     def live_entry(self, call_id: str, source: _Source) -> None:
         """The live entry of `source`."""
-        self.entry(LIVE_TOPIC, live_entry, call_id, source)
+        self.entry(Topic.LIVE_CALLS, live_entry, call_id, source)
         self.live.append(call_id)
         self.settled[call_id] = source.tp
 
     def packet(self, call_id: str, source: _Source) -> None:
         """The packet of `source`."""
-        self.entry(QUEUE_TOPIC, packet_entry, call_id, source)
+        self.entry(Topic.DISPATCH_QUEUE, packet_entry, call_id, source)
         self.final.append(call_id)
 
     def no_live_entry(self, call_id: str, tp: TP) -> None:
         """A tombstone: the call is over."""
-        self.records[LIVE_TOPIC][tp.partition].append((call_id.encode(), None))
+        self.records[Topic.LIVE_CALLS][tp.partition].append((call_id.encode(), None))
         self.settled[call_id] = tp
 
 
@@ -123,13 +120,13 @@ def make(app: App) -> None:
     """Make the agent."""
     throttle: Throttle[_Source] = Throttle(LIVE_APART_S)
     app.on_forget.append(throttle.forget)
-    for topic in (LIVE_TOPIC, QUEUE_TOPIC):
+    for topic in (Topic.LIVE_CALLS, Topic.DISPATCH_QUEUE):
         app.latest.add(topic)
     to_live, to_packet = app.metrics.journey("webhook_to_live"), app.metrics.journey("hangup_to_packet")
 
     async def write(writing: _Writing) -> None:
         # A call's packet before the tombstone of its live entry: it is not to be missing from the queue meanwhile.
-        for topic in (QUEUE_TOPIC, LIVE_TOPIC):
+        for topic in (Topic.DISPATCH_QUEUE, Topic.LIVE_CALLS):
             if records := writing.records.get(topic):
                 await app.latest.send(topic, records)
         for call_id in writing.live:
@@ -137,7 +134,7 @@ def make(app: App) -> None:
         for call_id in writing.final:
             to_packet.end(call_id)
         for source, error in writing.broken:
-            await bury(app.emitter, whole(source.tp, source.record), reader=NAME, error=error)
+            await app.emitter.dead_letter(whole(source.tp, source.record), reader=NAME, error=error)
         for call_id, tp in writing.settled.items():
             if (held := throttle.held(call_id)) is None:
                 app.coverage.release(tp, (NAME, call_id))
@@ -177,5 +174,5 @@ def make(app: App) -> None:
             await write(writing)
             await asyncio.sleep(LIVE_APART_S / 4)
 
-    agent.run_fetches(app, NAME, [SOURCE], process)
+    agent.run_fetches(app, NAME, [Topic.ASSESSMENTS], process)
     app.background(write_held_back)

@@ -23,20 +23,18 @@ from dispatchai.calls.events import EventType
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.transport import Batch, Fetch
+from dispatchai.kafka.topics import Topic
 from dispatchai.records import AudioFrame, CallEvent, Signal, SignalState, decode_as, encode
 from dispatchai.records.columns import encode_columns
 from dispatchai.records.frames import decode_frame, decode_frames
 
 NAME: Final = "signals"
-FRAMES: Final = "audio-frames"
-EVENTS: Final = "call-events"
-TOPIC: Final = "signals"
 
 
 def hear_frames(call_id: str, state: SignalState | None, frames: Sequence[AudioFrame]) -> agent.Stepped[SignalState]:
     """The pure step over the frames of one call, with its signals as outputs."""
     stepped = signals.step(state, frames)
-    outputs = [agent.Output(TOPIC, encode(signal)) for signal in stepped.signals]
+    outputs = [agent.Output(Topic.SIGNALS, encode(signal)) for signal in stepped.signals]
     return agent.Stepped(stepped.state, outputs, snapshot=stepped.snapshot)
 
 
@@ -120,7 +118,7 @@ class SignalsAgent:
 
     async def process(self, fetch: Fetch) -> None:
         """Apply what one fetch brought of either topic."""
-        if fetch.batches[0].tp.topic == EVENTS:
+        if fetch.batches[0].tp.topic == Topic.CALL_EVENTS:
             for batch in fetch.batches:
                 await agent.apply(
                     self._app, self.states, batch, decode=partial(decode_as, CallEvent), step=follow_events
@@ -167,7 +165,7 @@ class SignalsAgent:
         # Outputs before the states: a snapshot of them covers what was sent by then.
         await self._app.emitter.ready()
         for partition, made in outputs.items():
-            self._app.emitter.send_soon(TOPIC, partition, made, timestamp_ms=time.time_ns() // 1_000_000)
+            self._app.emitter.send_soon(Topic.SIGNALS, partition, made, timestamp_ms=time.time_ns() // 1_000_000)
         self.states.voices.keep(step)
         ends = np.cumsum([len(batch.records) for batch in fetch.batches])
         cuts = np.searchsorted(heard.record, [0, *ends])
@@ -181,5 +179,5 @@ class SignalsAgent:
 def make(app: App, partitions: int) -> SignalStates:
     """Make the agent."""
     made = SignalsAgent(app, partitions)
-    agent.run_fetches(app, NAME, (FRAMES, EVENTS), made.process)
+    agent.run_fetches(app, NAME, (Topic.AUDIO_FRAMES, Topic.CALL_EVENTS), made.process)
     return made.states

@@ -35,7 +35,7 @@ from dispatchai.engine.app import App
 from dispatchai.engine.emitter import AssignmentOverError
 from dispatchai.engine.keyed_state import States
 from dispatchai.engine.transport import Batch, Record, whole
-from dispatchai.kafka.dead_letters import bury
+from dispatchai.kafka.topics import Topic
 from dispatchai.process.clock import now_micros
 from dispatchai.records import AudioFrame, CallEvent, SpeechState, Track, decode_as, encode
 from dispatchai.records.frames import decode_frame, decode_frames
@@ -47,10 +47,7 @@ from dispatchai.speech.session import CallSpeech, FrameRun, Step, Streams
 log = structlog.get_logger(__name__)
 
 NAME: Final = "speech"
-FRAMES: Final = "audio-frames"
-EVENTS: Final = "call-events"
-SOURCES: Final = (FRAMES, EVENTS)
-TOPIC: Final = "transcripts"
+SOURCES: Final = (Topic.AUDIO_FRAMES, Topic.CALL_EVENTS)
 
 REPORT_EVERY_S: Final = 0.05
 REPORTS_A_ROUND: Final = 20
@@ -150,7 +147,7 @@ class SpeechAgent:
         """By partition: calls whose deadline passed, until it is known that no audio of them is unread."""
         self._audio: dict[int, _Span] = {}
         """What was read of each partition's audio since it was assigned."""
-        self.leftovers = Leftovers(app, states, FRAMES, self._give_up, after_s=longest_s)
+        self.leftovers = Leftovers(app, states, Topic.AUDIO_FRAMES, self._give_up, after_s=longest_s)
         """States that are older than any call."""
         self._started = asyncio.Event()
 
@@ -193,7 +190,7 @@ class SpeechAgent:
         with self._app.watch.excused(NAME):  # as below: the recogniser has limits of its own
             await self._started.wait()
         generation = self._app.lease.generation
-        if batch.tp.topic == EVENTS:
+        if batch.tp.topic == Topic.CALL_EVENTS:
             await self._follow_events(batch, generation)
         else:
             await self._follow_audio(batch, generation)
@@ -212,7 +209,7 @@ class SpeechAgent:
                 raise
             except Exception as error:  # noqa: BLE001 - an agent never raises: what failed goes to the dead letters
                 for record in records:
-                    await bury(self._app.emitter, whole(batch.tp, record), reader=NAME, error=error)
+                    await self._app.emitter.dead_letter(whole(batch.tp, record), reader=NAME, error=error)
         if generation == self._app.lease.generation:
             first_ms, last_ms = batch.records[0].timestamp, batch.records[-1].timestamp
             span = self._audio.setdefault(batch.tp.partition, _Span(first_ms, last_ms))
@@ -298,11 +295,11 @@ class SpeechAgent:
                 continue
             self._overdue[partition].pop(call_id, None)
             try:
-                await self._end_streams(call_id, TP(FRAMES, partition), deadline)
+                await self._end_streams(call_id, TP(Topic.AUDIO_FRAMES, partition), deadline)
             except AssignmentOverError:
                 raise
             except Exception as error:  # noqa: BLE001 - as where frames are heard
-                await bury(self._app.emitter, whole(deadline.tp, deadline.record), reader=NAME, error=error)
+                await self._app.emitter.dead_letter(whole(deadline.tp, deadline.record), reader=NAME, error=error)
                 self._app.coverage.release(deadline.tp, (NAME, "deadline", call_id))
 
     def _is_silent(self, partition: int, deadline: _Deadline) -> bool:
@@ -314,7 +311,7 @@ class SpeechAgent:
         if span is not None and max(span.first_ms, deadline.at_ms) <= span.last_ms - SILENT_S * 1000:
             return True
         waited_s = asyncio.get_running_loop().time() - deadline.seen_s
-        return waited_s >= SILENT_S and self._app.watch.idle_s(TP(FRAMES, partition)) >= SILENT_S
+        return waited_s >= SILENT_S and self._app.watch.idle_s(TP(Topic.AUDIO_FRAMES, partition)) >= SILENT_S
 
     async def _end_streams(self, call_id: str, tp: TP, deadline: _Deadline) -> None:
         """End what is open of a call of which no audio is unread, unless it still speaks."""
@@ -357,7 +354,9 @@ class SpeechAgent:
         call.writing += 1
         try:
             for utterance in step.utterances:
-                await self._app.emitter.send(TOPIC, call_id.encode(), encode(utterance), partition=call.tp.partition)
+                await self._app.emitter.send(
+                    Topic.TRANSCRIPTS, call_id.encode(), encode(utterance), partition=call.tp.partition
+                )
         finally:
             call.writing -= 1
         for abandoned in step.abandoned:

@@ -15,18 +15,18 @@ from dispatchai.calls.state import fold as fold_call
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.keyed_state import States
+from dispatchai.kafka.topics import Topic
 from dispatchai.records import CallEvent, Signal, TriageState, Utterance, decode_as, encode
 from dispatchai.triage import step as folds
 from dispatchai.triage.scoring import Reading, Rules
 
 NAME: Final = "triage"
-TOPIC: Final = "assessments"
 
 Input = CallEvent | Signal | Utterance
 SOURCES: Final[dict[str, Callable[[bytes], Input]]] = {
-    "call-events": partial(decode_as, CallEvent),
-    "signals": partial(decode_as, Signal),
-    "transcripts": partial(decode_as, Utterance),
+    Topic.CALL_EVENTS: partial(decode_as, CallEvent),
+    Topic.SIGNALS: partial(decode_as, Signal),
+    Topic.TRANSCRIPTS: partial(decode_as, Utterance),
 }
 """What is read, and how."""
 
@@ -53,7 +53,7 @@ def make(app: App, partitions: int, rules: Rules) -> States[TriageState]:
         stepped = folds.step(state, inputs, fold_call=fold_call, rules=rules, reading=readings.pop(call_id, None))
         if stepped.reading is not None:
             readings[call_id] = stepped.reading
-        outputs = [agent.Output(TOPIC, encode(assessment)) for assessment in stepped.assessments]
+        outputs = [agent.Output(Topic.ASSESSMENTS, encode(assessment)) for assessment in stepped.assessments]
         return agent.Stepped(stepped.state, outputs, snapshot=stepped.snapshot)
 
     agent.run(app, states, SOURCES, step=fold)

@@ -24,6 +24,7 @@ from uuid import uuid4
 from dispatchai.calls.events import EventType
 from dispatchai.engine.app import use_uvloop
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topic
 from dispatchai.records.codec import decode_fields
 from dispatchai.simulator import (
     CallerAudio,
@@ -121,9 +122,9 @@ class Stages:
     async def followed(self, connection: KafkaConnection) -> AsyncIterator[None]:
         """While this lasts the topics are followed: `live-calls` is compacted, so afterwards it is too late."""
         async with (
-            follow(connection, "call-events", self.on_event),
-            follow(connection, "live-calls", self.on_live),
-            follow(connection, "signals", self.on_signal),
+            follow(connection, Topic.CALL_EVENTS, self.on_event),
+            follow(connection, Topic.LIVE_CALLS, self.on_live),
+            follow(connection, Topic.SIGNALS, self.on_signal),
         ):
             yield
 

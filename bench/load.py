@@ -26,6 +26,7 @@ from bench.lanes import Lanes
 from dispatchai.calls.events import EventType
 from dispatchai.engine.app import use_uvloop
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topic
 from dispatchai.process import memory
 from dispatchai.process.child import Child
 from dispatchai.records import CallEvent, encode
@@ -233,7 +234,7 @@ async def load(plan: Plan, environment: dict[str, str]) -> AsyncIterator[Running
 async def _send(plan: Plan, connection: KafkaConnection) -> Sent:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    async with Lanes(connection, "audio-frames") as frames, Lanes(connection, "call-events") as events:
+    async with Lanes(connection, Topic.AUDIO_FRAMES) as frames, Lanes(connection, Topic.CALL_EVENTS) as events:
         sending = Load(plan, frames, events)
         memory.settle()
         before = time.process_time()

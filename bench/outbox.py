@@ -20,7 +20,8 @@ from confluent_kafka import KafkaError, Message, Producer
 from bench import command
 from bench.frames import FRAME_S, Call, zigzag
 from bench.lanes import BATCH_BYTES, Lanes
-from dispatchai.gateway.kafka_writer import AUDIO_FRAMES, LINGER_S
+from dispatchai.gateway.kafka_writer import LINGER_S
+from dispatchai.kafka.topics import Topic
 from tests.support.kafka.measured import Broker, broker
 from tests.support.report import machine, table
 
@@ -45,7 +46,7 @@ async def _paced(frames: Portions, put: Callable[[bytes, bytes], None]) -> None:
 
 async def by_batches(kafka: Broker, frames: Portions) -> None:
     """aiokafka, batches built by the caller."""
-    async with Lanes(kafka.connection, AUDIO_FRAMES, linger_s=LINGER_S) as lanes:
+    async with Lanes(kafka.connection, Topic.AUDIO_FRAMES, linger_s=LINGER_S) as lanes:
         partitions = {key: lanes.partition(key) for key, _ in frames[0]}
         now_ms = int(time.time() * 1000)
         await _paced(frames, lambda key, value: lanes.append(partitions[key], key, value, now_ms))
@@ -59,7 +60,7 @@ async def by_send(kafka: Broker, frames: Portions) -> None:
         began = time.monotonic()
         for number, portion in enumerate(frames):
             await asyncio.sleep(max(0.0, began + number * FRAME_S - time.monotonic()))
-            deliveries += [await producer.send(AUDIO_FRAMES, value, key) for key, value in portion]
+            deliveries += [await producer.send(Topic.AUDIO_FRAMES, value, key) for key, value in portion]
         await asyncio.gather(*deliveries)
 
 
@@ -85,7 +86,7 @@ async def by_confluent(kafka: Broker, frames: Portions) -> None:
     )
 
     def put(key: bytes, value: bytes) -> None:
-        producer.produce(AUDIO_FRAMES, value, key, on_delivery=delivered)
+        producer.produce(Topic.AUDIO_FRAMES, value, key, on_delivery=delivered)
         producer.poll(0)
 
     await _paced(frames, put)

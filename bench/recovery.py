@@ -29,6 +29,7 @@ from bench.lanes import Lanes
 from bench.load import Plan, load
 from bench.signals import RAMP_CALLS_PER_S, Seen, probe, workers
 from dispatchai.app import WORKER
+from dispatchai.kafka.topics import Topic
 from dispatchai.records import SignalState, StreamSignal, encode
 from tests.support.follow import follow
 from tests.support.kafka.measured import Broker, broker
@@ -149,7 +150,7 @@ async def measure(kafka: Broker, live: int, past_s: int, *, whole: bool) -> Meas
     plan = Plan(live, live / RAMP_CALLS_PER_S, BEFORE_S + AFTER_S, expiry_s=EXPIRY_S, events=whole)
     async with AsyncExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="dispatchai-bench-recovery-")))
-        progress = await running.enter_async_context(follow(kafka.connection, "signals", seen.add))
+        progress = await running.enter_async_context(follow(kafka.connection, Topic.SIGNALS, seen.add))
         (worker,) = await running.enter_async_context(workers(kafka, 1, whole=whole, folder=folder / "first"))
         await probe(kafka, seen, progress)
         sending = await running.enter_async_context(load(plan, environment(folder, {}, kafka.connection)))

@@ -25,6 +25,7 @@ from bench.lanes import Lanes
 from bench.load import BEGINNING, put_event
 from bench.media import Sending, call_of, connect
 from bench.signals import PARTS, probe_worker, workers
+from dispatchai.kafka.topics import Topic
 from dispatchai.records.codec import decode_fields
 from dispatchai.simulator import load
 from dispatchai.speech.engines import RECORDINGS
@@ -85,8 +86,8 @@ async def measure(kafka: Broker, calls: int, seconds: float) -> Measured:
         (worker,) = await running.enter_async_context(workers(kafka, 1, whole=True, folder=folder))
         await probe_worker(kafka)
         served = await running.enter_async_context(gateway(kafka.connection))
-        await running.enter_async_context(follow(kafka.connection, "signals", seen.add))
-        async with Lanes(kafka.connection, "call-events") as events:
+        await running.enter_async_context(follow(kafka.connection, Topic.SIGNALS, seen.add))
+        async with Lanes(kafka.connection, Topic.CALL_EVENTS) as events:
             for number in range(calls):
                 for kind in BEGINNING:
                     put_event(events, call_of(number)[0], kind, time.time())

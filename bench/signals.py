@@ -28,7 +28,6 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
-from agents.signals import FRAMES
 from bench import command
 from bench.frames import Call, zigzag
 from bench.lanes import Lanes
@@ -36,7 +35,7 @@ from bench.load import Plan, Sent, load
 from bench.worker import UPDATED
 from dispatchai.app import WORKER as WORKER_GROUP
 from dispatchai.kafka.embedded_broker import free_port
-from dispatchai.kafka.topics import Topics
+from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.process.child import Child
 from dispatchai.records.codec import decode_fields
 from tests.support.follow import Progress, follow
@@ -157,11 +156,13 @@ async def stamp_frames(kafka: Broker) -> None:
     admin = AIOKafkaAdminClient(**kafka.connection.client_options())
     await admin.start()
     try:
-        stamped = {**Topics.load().topics[FRAMES].configs, "message.timestamp.type": "LogAppendTime"}
-        for response in await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, FRAMES, stamped)]):
+        stamped = {**Topics.load().topics[Topic.AUDIO_FRAMES].configs, "message.timestamp.type": "LogAppendTime"}
+        for response in await admin.alter_configs(
+            [ConfigResource(ConfigResourceType.TOPIC, Topic.AUDIO_FRAMES, stamped)]
+        ):
             for code, message, *_ in response.resources:
                 if code:
-                    raise RuntimeError(f"{FRAMES}: its configuration cannot be changed: {message}")
+                    raise RuntimeError(f"{Topic.AUDIO_FRAMES}: its configuration cannot be changed: {message}")
     finally:
         await admin.close()
 
@@ -216,7 +217,7 @@ async def probe(kafka: Broker, seen: Seen, progress: Progress) -> None:
     """Return when calls of every partition are processed. Raises TimeoutError."""
     calls = [Call(f"probe-{time.time_ns()}-{number}", number) for number in range(PROBES)]
     now = time.time()
-    async with Lanes(kafka.connection, "audio-frames") as lanes:
+    async with Lanes(kafka.connection, Topic.AUDIO_FRAMES) as lanes:
         for call in calls:
             key = call.call_id.encode()
             partition, at, at_ms = lanes.partition(key), int(now * 1_000_000), int(now * 1000)
@@ -231,7 +232,7 @@ async def probe(kafka: Broker, seen: Seen, progress: Progress) -> None:
 async def probe_worker(kafka: Broker) -> None:
     """Return when the worker processes calls of every partition. Raises TimeoutError."""
     seen = Seen()
-    async with follow(kafka.connection, "signals", seen.add) as progress:
+    async with follow(kafka.connection, Topic.SIGNALS, seen.add) as progress:
         await probe(kafka, seen, progress)
 
 
@@ -248,7 +249,7 @@ async def _measure_in(folder: Path, kafka: Broker, live: int, seconds: float, *,
     async with AsyncExitStack() as running:
         if stamped:
             await stamp_frames(kafka)
-        progress = await running.enter_async_context(follow(kafka.connection, "signals", seen.add))
+        progress = await running.enter_async_context(follow(kafka.connection, Topic.SIGNALS, seen.add))
         children = await running.enter_async_context(workers(kafka, count, whole=whole, folder=folder))
         if count > 1:
             await joined(kafka, count)

@@ -25,6 +25,7 @@ from typing import Any, Final
 from bench import command
 from bench.arrivals import Arrivals
 from bench.calls import PATIENCE_S, Stages
+from dispatchai.kafka.topics import Topic
 from dispatchai.simulator import CallerAudio, SimulatedAccount, SimulatedCarrier, Timing, load
 from dispatchai.speech.engines import RECORDINGS
 from tests.support import processes
@@ -146,10 +147,10 @@ async def measure(arguments: argparse.Namespace) -> tuple[list[Period], list[str
         }
         run = await running.enter_async_context(processes.run(folder, variables))
         for topic, on in (
-            ("call-events", lambda record, at: soak.stages.on_event(record, at)),
-            ("live-calls", lambda record, at: soak.stages.on_live(record, at)),
-            ("signals", lambda record, at: soak.stages.on_signal(record, at)),
-            ("dispatch-queue", soak.on_packet),
+            (Topic.CALL_EVENTS, lambda record, at: soak.stages.on_event(record, at)),
+            (Topic.LIVE_CALLS, lambda record, at: soak.stages.on_live(record, at)),
+            (Topic.SIGNALS, lambda record, at: soak.stages.on_signal(record, at)),
+            (Topic.DISPATCH_QUEUE, soak.on_packet),
         ):
             await running.enter_async_context(follow(kafka.connection, topic, on))
         account = SimulatedAccount.load_or_create(run.settings.state_dir)

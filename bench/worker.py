@@ -24,7 +24,7 @@ from dispatchai.app import WORKER
 from dispatchai.engine import agent
 from dispatchai.engine.app import create_app, run_app, use_uvloop
 from dispatchai.engine.transport import Fetch
-from dispatchai.kafka.topics import Topics
+from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.process.logs import configure
 from dispatchai.settings import Settings
 
@@ -46,7 +46,7 @@ class Updates:
         """Process it, and note when that was done."""
         await self._process(fetch)
         now = time.time()
-        if fetch.batches[0].tp.topic == signals.FRAMES:
+        if fetch.batches[0].tp.topic == Topic.AUDIO_FRAMES:
             for batch in fetch.batches:
                 stamps = Counter(record.timestamp for record in batch.records)
                 for kept, values in zip(self._kept, (repeat(now, len(stamps)), stamps, stamps.values()), strict=True):
@@ -67,6 +67,7 @@ async def _run() -> int:
         app = create_app(
             os.environ.get(APP_ID, WORKER),
             settings.kafka(),
+            dead_letter_topic=Topic.DEAD_LETTERS,
             partitions=partitions,
             web_host=settings.console_host,
             web_port=settings.console_port,
@@ -77,7 +78,7 @@ async def _run() -> int:
             signals.make(app, partitions)
             return await run_app(app)
         updates = Updates(signals.SignalsAgent(app, partitions).process)
-        agent.run_fetches(app, signals.NAME, (signals.FRAMES, signals.EVENTS), updates.process)
+        agent.run_fetches(app, signals.NAME, (Topic.AUDIO_FRAMES, Topic.CALL_EVENTS), updates.process)
         try:
             return await run_app(app)
         finally:

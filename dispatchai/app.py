@@ -24,7 +24,7 @@ from dispatchai.console.web import mount
 from dispatchai.engine.app import App, create_app
 from dispatchai.engine.keyed_state import States
 from dispatchai.gateway.metrics import CommandsExposed
-from dispatchai.kafka.topics import Topics
+from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import to_json
 from dispatchai.settings import Settings
 from dispatchai.speech import metrics as speech_metrics
@@ -46,6 +46,7 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
     app = create_app(
         WORKER,
         connection,
+        dead_letter_topic=Topic.DEAD_LETTERS,
         partitions=partitions,
         web_host=settings.console_host,
         web_port=settings.console_port if port is None else port,
@@ -97,6 +98,7 @@ def speech_app(settings: Settings) -> App:
     app = create_app(
         SPEECH,
         settings.kafka(),
+        dead_letter_topic=Topic.DEAD_LETTERS,
         partitions=partitions,
         web_host=settings.console_host,
         web_port=settings.speech_port,

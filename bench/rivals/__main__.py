@@ -36,8 +36,9 @@ from bench.frames import FRAMES_PER_S, Call, zigzag
 from bench.lanes import Lanes
 from bench.rivals import job
 from dispatchai.audio import signals
+from dispatchai.kafka.admin import apply
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.topics import Topics, apply
+from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.process.child import Child
 from dispatchai.records import AudioFrame, decode_as, encode
 from tests.support.follow import follow
@@ -190,7 +191,7 @@ async def measure(kafka: Broker, rival: Rival, number: int, frames: Frames, expe
             env=environment(Path(folder), variables, connection),
             on_line=output.append,
         )
-        async with started as process, follow(connection, job.SIGNALS, on_signal) as progress:
+        async with started as process, follow(connection, Topic.SIGNALS, on_signal) as progress:
 
             async def drained(name: str, timeout_s: float) -> None:
                 marks = {call_id for call_id, _ in frames.marks(name)}
@@ -230,7 +231,7 @@ async def _fill(connection: KafkaConnection, *parts: Records) -> None:
     """Put the records into the topic, and return when the broker has them."""
     lanes_of: dict[str, tuple[int, bytes]] = {}
     now_ms = int(time.time() * 1000)
-    async with Lanes(connection, job.FRAMES) as lanes:
+    async with Lanes(connection, Topic.AUDIO_FRAMES) as lanes:
         for count, (call_id, value) in enumerate(chain(*parts)):
             if call_id not in lanes_of:
                 key = call_id.encode()
@@ -246,7 +247,7 @@ async def _fresh_topics(connection: KafkaConnection, app_id: str) -> None:
     topics = Topics.load()
     configs = topics.tables["signals"].changelog.configs
     async with _admin(connection) as admin:
-        old = {job.FRAMES, job.SIGNALS}
+        old = {Topic.AUDIO_FRAMES, Topic.SIGNALS}
         await admin.delete_topics(list(old & set(await admin.list_topics())))
         # The broker answers before they are gone, and tells nobody when they are.
         async for _ in rounds(POLL_S):

@@ -19,9 +19,6 @@ from dispatchai.audio.loudness import ALPHA, DECAY, FULL_SCALE, GAIN, VOICED_RMS
 from dispatchai.audio.signals import SIGNAL_EVERY_MS, TRANSITION_APART_MS
 from dispatchai.records.codec import decode_fields, encode_fields
 
-FRAMES: Final = "audio-frames"
-SIGNALS: Final = "signals"
-
 BOOTSTRAP: Final = "BENCH_BOOTSTRAP_SERVERS"
 EMBEDDED: Final = "BENCH_BROKER_IS_EMBEDDED"
 APP_ID: Final = "BENCH_APP_ID"

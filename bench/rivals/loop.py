@@ -16,8 +16,9 @@ from typing import Any
 import aiokafka
 import uvloop
 
-from bench.rivals.job import APP_ID, BOOTSTRAP, COMMIT_S, EMBEDDED, FRAMES, SIGNALS, changelog
+from bench.rivals.job import APP_ID, BOOTSTRAP, COMMIT_S, EMBEDDED, changelog
 from dispatchai.engine.transport import FETCH_MAX_WAIT_MS, FETCH_MIN_BYTES
+from dispatchai.kafka.topics import Topic
 
 Records = Sequence[Any]
 """aiokafka's, of one partition in the order of their offsets."""
@@ -39,7 +40,7 @@ async def run(process: Callable[[Records], Made]) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     app_id = os.environ[APP_ID]
     consumer = aiokafka.AIOKafkaConsumer(
-        FRAMES,
+        Topic.AUDIO_FRAMES,
         bootstrap_servers=os.environ[BOOTSTRAP],
         group_id=app_id,
         auto_offset_reset="earliest",
@@ -67,7 +68,7 @@ async def _consume(consumer: Any, producer: Any, process: Callable[[Records], Ma
     while True:
         for tp, records in (await consumer.getmany(timeout_ms=FETCH_MAX_WAIT_MS)).items():
             made = process(records)
-            deliveries += await _send(producer, SIGNALS, tp.partition, made.signals)
+            deliveries += await _send(producer, Topic.SIGNALS, tp.partition, made.signals)
             deliveries += await _send(producer, changelog, tp.partition, made.snapshots.items())
         if time.monotonic() - committed_at >= COMMIT_S:
             await asyncio.gather(*deliveries)

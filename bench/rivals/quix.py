@@ -14,7 +14,8 @@ from typing import Any, Final
 from quixstreams import Application
 from quixstreams.state import State
 
-from bench.rivals.job import APP_ID, BOOTSTRAP, COMMIT_S, FRAMES, QUIX_STATE, SIGNALS, Caller
+from bench.rivals.job import APP_ID, BOOTSTRAP, COMMIT_S, QUIX_STATE, Caller
+from dispatchai.kafka.topics import Topic
 
 _FIELDS: Final = tuple(name for name in Caller.__slots__ if name != "signals")
 
@@ -31,8 +32,8 @@ def main() -> None:
             loglevel="WARNING",
             consumer_extra_config={"session.timeout.ms": 10_000, "fetch.wait.max.ms": 20},
         )
-        frames = app.topic(FRAMES, key_deserializer="bytes", value_deserializer="bytes")
-        signals = app.topic(SIGNALS, key_serializer="bytes", value_serializer="bytes")
+        frames = app.topic(Topic.AUDIO_FRAMES, key_deserializer="bytes", value_deserializer="bytes")
+        signals = app.topic(Topic.SIGNALS, key_serializer="bytes", value_serializer="bytes")
         callers: dict[bytes, Caller] = {}
 
         def by_signal(value: bytes, key: bytes, timestamp: int, headers: Any, state: State) -> list[bytes]:

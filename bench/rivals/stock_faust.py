@@ -16,7 +16,8 @@ import faust
 import uvloop
 from faust.types import StreamT
 
-from bench.rivals.job import APP_ID, BOOTSTRAP, COMMIT_S, FRAMES, SIGNALS, Caller
+from bench.rivals.job import APP_ID, BOOTSTRAP, COMMIT_S, Caller
+from dispatchai.kafka.topics import Topic
 
 PARTITIONS: Final = 8
 
@@ -45,8 +46,8 @@ app = faust.App(
     recovery_consistency_check=False,
     web_enabled=False,
 )
-frames = app.topic(FRAMES, key_serializer="raw", value_serializer="raw", key_type=bytes, value_type=bytes)
-signals = app.topic(SIGNALS, key_serializer="raw", value_serializer="raw")
+frames = app.topic(Topic.AUDIO_FRAMES, key_serializer="raw", value_serializer="raw", key_type=bytes, value_type=bytes)
+signals = app.topic(Topic.SIGNALS, key_serializer="raw", value_serializer="raw")
 table = app.Table("signals", key_type=bytes, value_type=bytes, partitions=PARTITIONS)
 callers: dict[bytes, Caller] = {}
 

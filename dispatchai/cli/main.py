@@ -299,7 +299,9 @@ def topics_apply() -> None:
     settings = _settings("topics")
 
     async def run() -> int:
-        from dispatchai.kafka.topics import Topics, apply, render_report
+        from dispatchai.cli.topics import render_report
+        from dispatchai.kafka.admin import apply
+        from dispatchai.kafka.topics import Topics
 
         report = await apply(_kafka(settings), Topics.load(), settings.kafka_replication_factor)
         click.echo(render_report(report))
@@ -314,7 +316,9 @@ def topics_show() -> None:
     settings = _settings("topics")
 
     async def run() -> int:
-        from dispatchai.kafka.topics import Topics, render_show, show
+        from dispatchai.cli.topics import render_show
+        from dispatchai.kafka.admin import show
+        from dispatchai.kafka.topics import Topics
 
         click.echo(render_show(await show(_kafka(settings), Topics.load())))
         return 0
@@ -452,8 +456,9 @@ async def _telling(command: Coroutine[Any, Any, int]) -> int:
     from aiokafka.errors import KafkaError
 
     from dispatchai.cli.up import unreachable
+    from dispatchai.kafka.admin import TopicsError
     from dispatchai.kafka.dead_letter_store import LetterboxError
-    from dispatchai.kafka.topics import TopicsError, TopicsFileError
+    from dispatchai.kafka.topics import TopicsFileError
 
     try:
         return await command

@@ -18,9 +18,10 @@ from typing import Any, Final
 import aiohttp
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
+from dispatchai.kafka.admin import TopicsError, apply
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import BrokerError, EmbeddedBroker
-from dispatchai.kafka.topics import Topics, TopicsError, apply
+from dispatchai.kafka.topics import Topics
 from dispatchai.process.child import Child
 from dispatchai.process.run_info import RunInfo
 from dispatchai.settings import Settings

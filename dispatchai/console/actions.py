@@ -22,12 +22,12 @@ from yarl import URL
 from dispatchai.console.queue_view import Entry, EntryStatus
 from dispatchai.console.topic_feed import Feed
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topic
 from dispatchai.process.clock import now_micros
 from dispatchai.records import Action, ActionKind, CallStatus, encode
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-TOPIC: Final = "dispatch-actions"
 
 ACTION_ID_HEADER: Final = "X-Action-Id"
 """Names the action: one that is sent again under the same name has effect once. A page of another site cannot set
@@ -67,7 +67,7 @@ class ActionWriter:
         try:
             async with asyncio.timeout(self._ack_timeout_s):
                 producer = await self._connected()
-                await producer.send_and_wait(TOPIC, encode(action), call_id.encode())
+                await producer.send_and_wait(Topic.DISPATCH_ACTIONS, encode(action), call_id.encode())
         except (KafkaError, TimeoutError, OSError) as error:
             # What it still holds must not be carried out when nobody expects it any more.
             await self.close()

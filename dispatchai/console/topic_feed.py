@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
@@ -21,11 +21,10 @@ from aiokafka.client import AIOKafkaClient
 
 from dispatchai.console.queue_view import MAX_FINALS, Change, Entry, QueueView
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topic
 from dispatchai.records import CallPacket, DecodeError, LiveCall
 from dispatchai.records.codec import decode_as
 
-LIVE_TOPIC: Final = "live-calls"
-QUEUE_TOPIC: Final = "dispatch-queue"
 CLIENT_ID: Final = "dispatchai-console"
 
 FETCH_MAX_WAIT_MS: Final = 50
@@ -137,8 +136,11 @@ class _Fold:
     are decoded as they come, for their version decides which one counts.
     """
 
-    def __init__(self, view: QueueView, counts: FeedCounts, changed: Callable[[_Fold, Change], None]) -> None:
+    def __init__(
+        self, live_topic: str, view: QueueView, counts: FeedCounts, changed: Callable[[_Fold, Change], None]
+    ) -> None:
         self.view = view
+        self._live_topic = live_topic
         self._counts = counts
         self._changed = changed
         self._pending: dict[str, tuple[bytes, str]] = {}
@@ -151,9 +153,9 @@ class _Fold:
             call_id = (key or b"").decode()
             if not call_id:
                 raise DecodeError("no key")
-            if topic == LIVE_TOPIC and value is not None:
+            if topic == self._live_topic and value is not None:
                 self._pending[call_id] = (value, place)
-            elif topic == LIVE_TOPIC:
+            elif topic == self._live_topic:
                 self._pending.pop(call_id, None)
                 self._tell(self.view.put_live(call_id, None))
             elif value is not None:
@@ -212,8 +214,17 @@ class Feed:
     it is complete.
     """
 
-    def __init__(self, connection: KafkaConnection, *, max_finals: int = MAX_FINALS) -> None:
+    def __init__(
+        self,
+        connection: KafkaConnection,
+        *,
+        max_finals: int = MAX_FINALS,
+        live_topic: str = Topic.LIVE_CALLS,
+        queue_topic: str = Topic.DISPATCH_QUEUE,
+    ) -> None:
         self._connection = connection
+        self._live_topic = live_topic
+        self._queue_topic = queue_topic
         self._max_finals = max_finals
         self._state = FeedState.STARTING
         self._ready = asyncio.Event()
@@ -224,7 +235,7 @@ class Feed:
         self._subscriptions: set[Subscription] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self.counts = FeedCounts()
-        self._fold = _Fold(QueueView(max_finals=max_finals), self.counts, self._changed)
+        self._fold = _Fold(self._live_topic, QueueView(max_finals=max_finals), self.counts, self._changed)
 
     async def start(self) -> None:
         """Begin to read and to push. To be called once."""
@@ -393,11 +404,11 @@ class Feed:
         )
         try:
             async with asyncio.timeout(REQUEST_S):
-                partitions = await _partitions(self._connection)
+                partitions = await _partitions(self._connection, (self._live_topic, self._queue_topic))
                 await consumer.start()
                 consumer.assign(partitions)
                 await consumer.seek_to_beginning(*partitions)
-            fold = _Fold(QueueView(max_finals=self._max_finals), self.counts, self._changed)
+            fold = _Fold(self._live_topic, QueueView(max_finals=self._max_finals), self.counts, self._changed)
             await self._catch_up(consumer, fold)
             await fold.drain()
             fold.view.continue_after(self._fold.view)
@@ -451,8 +462,8 @@ class Feed:
         return len(batches)
 
 
-async def _partitions(connection: KafkaConnection) -> list[TopicPartition]:
-    """All partitions of both topics. Raises _SessionError while one of the topics does not exist."""
+async def _partitions(connection: KafkaConnection, topics: Sequence[str]) -> list[TopicPartition]:
+    """All partitions of `topics`. Raises _SessionError while one of the topics does not exist."""
     # A consumer without a subscription keeps no metadata of topics, hence a client of its own.
     client = AIOKafkaClient(**connection.client_options(), client_id=CLIENT_ID)
     try:
@@ -461,7 +472,7 @@ async def _partitions(connection: KafkaConnection) -> list[TopicPartition]:
     finally:
         await client.close()
     partitions: list[TopicPartition] = []
-    for topic in (LIVE_TOPIC, QUEUE_TOPIC):
+    for topic in topics:
         numbers = cluster.partitions_for_topic(topic)
         if not numbers:
             raise _SessionError(f"topic {topic} does not exist yet")

@@ -21,7 +21,7 @@ from dispatchai.engine.effects import Effects
 from dispatchai.engine.emitter import AssignmentOverError
 from dispatchai.engine.keyed_state import States
 from dispatchai.engine.transport import Batch, Fetch, Record, whole
-from dispatchai.kafka.dead_letters import UnreadableError, bury
+from dispatchai.kafka.dead_letters import UnreadableError
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -78,7 +78,7 @@ async def decoded(
                 continue  # a tombstone in a topic that is not compacted says nothing
             good.append((record, decode(record.value)))
         except ValueError as error:
-            await bury(app.emitter, whole(tp, record), reader=reader, error=error)
+            await app.emitter.dead_letter(whole(tp, record), reader=reader, error=error)
     return good
 
 
@@ -137,7 +137,7 @@ async def _step_key(
             stepped = step(name, before, [value for _, value in run])
         except Exception as error:  # noqa: BLE001 - the boundary named in the module's text
             if len(run) == 1:
-                await bury(app.emitter, whole(tp, run[0][0]), reader=states.name, error=error)
+                await app.emitter.dead_letter(whole(tp, run[0][0]), reader=states.name, error=error)
             continue
         made.append(_Made(key, run[0][0].offset, stepped, stepped.state != before))
         if run is inputs:

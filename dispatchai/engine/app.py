@@ -67,9 +67,12 @@ class App(faust.App):
 
     logger = FAUST_LOG
 
-    def __init__(self, *args: Any, connection: KafkaConnection, stuck_after_s: float, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, connection: KafkaConnection, dead_letter_topic: str, stuck_after_s: float, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.connection = connection
+        self.dead_letter_topic = dead_letter_topic
         self.metrics = EngineMetrics()
         self.metrics.watch_app(self)
         self.watch = Watch(stuck_after_s)
@@ -261,6 +264,7 @@ def create_app(
     app_id: str,
     connection: KafkaConnection,
     *,
+    dead_letter_topic: str,
     partitions: int,
     web_host: str,
     web_port: int,
@@ -273,6 +277,7 @@ def create_app(
     return App(
         app_id,
         connection=connection,
+        dead_letter_topic=dead_letter_topic,
         stuck_after_s=stuck_after_s,
         **connection.faust_options(),
         Table=SnapshotTable,

@@ -13,8 +13,11 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import aiokafka
 import structlog
 from aiokafka.errors import KafkaError
+
+from dispatchai.kafka.dead_letters import letter_of
 
 if TYPE_CHECKING:
     from dispatchai.engine.app import App
@@ -202,9 +205,22 @@ class Emitter:
         """Sends, of a record or of a batch, that the broker has not acknowledged."""
         return len(self._pending)
 
-    def dead_letter(self, reader: str, error: Exception) -> None:
-        """A record is buried: count it."""
+    async def dead_letter(self, record: aiokafka.ConsumerRecord, *, reader: str, error: Exception) -> None:
+        """Write `record` to the dead-letter topic: which `reader` could not process it, where it is stored, and why.
+
+        Whatever the record is, its dead letter fits: what is too large of it is cut, and a header says so.
+        """
+        log.warning(
+            "dead_letter",
+            reader=reader,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            error=type(error).__name__,
+        )
         self._app.metrics.dead_letter(reader, error)
+        key, value, headers = letter_of(record, reader=reader, error=error)
+        await self.send(self._app.dead_letter_topic, key, value, headers=headers)
 
     async def delivered(self) -> None:
         """Wait until the broker has acknowledged everything sent before this call."""

@@ -32,13 +32,11 @@ from aiokafka.errors import (
 from aiokafka.partitioner import DefaultPartitioner
 
 from dispatchai.gateway.metrics import GatewayMetrics
+from dispatchai.kafka.topics import Topic
 from dispatchai.process.log_limit import Throttle
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-CALL_EVENTS: Final = "call-events"
-AUDIO_FRAMES: Final = "audio-frames"
-DEAD_LETTERS: Final = "dead-letters"
 
 LINGER_S: Final = 0.01
 """How long media records gather before they are sent: half a frame, and 100 requests a second at most, each of which
@@ -147,7 +145,7 @@ class Outbox:
                 cluster = await client.fetch_all_metadata()
                 partitions = {
                     topic: sorted(cluster.partitions_for_topic(topic) or ())
-                    for topic in (CALL_EVENTS, AUDIO_FRAMES, DEAD_LETTERS)
+                    for topic in (Topic.CALL_EVENTS, Topic.AUDIO_FRAMES, Topic.DEAD_LETTERS)
                 }
                 missing = tuple(topic for topic, found in partitions.items() if not found)
                 if missing:
@@ -158,10 +156,12 @@ class Outbox:
             return Readiness(reachable=False, problem="no answer from Kafka")
         except (KafkaError, OSError) as error:
             return Readiness(reachable=False, problem=f"no answer from Kafka: {type(error).__name__}")
-        if partitions[CALL_EVENTS] != partitions[AUDIO_FRAMES]:
-            return Readiness(reachable=True, problem=f"{CALL_EVENTS} and {AUDIO_FRAMES} differ in partitions")
+        if partitions[Topic.CALL_EVENTS] != partitions[Topic.AUDIO_FRAMES]:
+            return Readiness(
+                reachable=True, problem=f"{Topic.CALL_EVENTS} and {Topic.AUDIO_FRAMES} differ in partitions"
+            )
         if not self._lanes:
-            self._lanes = [Lane(partition) for partition in partitions[AUDIO_FRAMES]]
+            self._lanes = [Lane(partition) for partition in partitions[Topic.AUDIO_FRAMES]]
         return Readiness(reachable=True)
 
     async def broken(self) -> None:
@@ -250,7 +250,7 @@ class Outbox:
             lane.in_flight.append(lane.waiting.popleft())
         batch.close()
         try:
-            delivery = await self._producer.send_batch(batch, AUDIO_FRAMES, partition=lane.partition)
+            delivery = await self._producer.send_batch(batch, Topic.AUDIO_FRAMES, partition=lane.partition)
         except KafkaError as error:
             self._settle(lane, error)
         else:

@@ -17,8 +17,10 @@ from aiohttp.web import RequestPayloadError
 
 from dispatchai.gateway.config import GatewayConfig
 from dispatchai.gateway.errors import error_response
-from dispatchai.gateway.kafka_writer import CALL_EVENTS, DEAD_LETTERS, KafkaUnavailableError, Outbox
+from dispatchai.gateway.kafka_writer import KafkaUnavailableError, Outbox
 from dispatchai.gateway.metrics import GatewayMetrics, WebhookOutcome
+from dispatchai.kafka.dead_letters import body_headers
+from dispatchai.kafka.topics import Topic
 from dispatchai.records import CallEvent, Micros, encode
 from dispatchai.telnyx.signatures import Refusal, SignatureError
 from dispatchai.telnyx.wire import EnvelopeError, Webhook, parse_webhook
@@ -93,16 +95,16 @@ class Webhooks:
             webhook = parse_webhook(body)
         except EnvelopeError as error:
             await self._outbox.publish(
-                DEAD_LETTERS,
+                Topic.DEAD_LETTERS,
                 error.best_known_id.encode() or None,
                 body,
-                [("origin", b"webhook"), ("reader", b"gateway"), ("error", str(error).encode()), ("attempt", b"1")],
+                body_headers("webhook", reader="gateway", error=error),
             )
             self._metrics.webhooks[WebhookOutcome.DEAD_LETTERED] += 1
             log.warning("webhook unusable, kept in dead-letters", reason=str(error))
             return error_response(400, "unusable", str(error), "kept in dead-letters; sending it again cannot help")
         event = call_event(webhook, received_at, body)
-        await self._outbox.publish(CALL_EVENTS, webhook.call_id.encode(), encode(event))
+        await self._outbox.publish(Topic.CALL_EVENTS, webhook.call_id.encode(), encode(event))
         self._metrics.webhooks[WebhookOutcome.STORED] += 1
         log.info("webhook stored", type=webhook.type, call_id=webhook.call_id, attempt=webhook.attempt)
         return web.json_response({"result": "stored"})

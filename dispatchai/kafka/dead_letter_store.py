@@ -23,16 +23,8 @@ from aiokafka.cluster import ClusterMetadata
 from aiokafka.errors import KafkaError
 
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.dead_letters import (
-    DEAD_LETTERS,
-    Letter,
-    Place,
-    Retried,
-    own_headers,
-    read_letter,
-    retried_note,
-    retry_headers,
-)
+from dispatchai.kafka.dead_letters import Letter, Place, Retried, own_headers, read_letter, retried_note, retry_headers
+from dispatchai.kafka.topics import Topic
 
 RECORDS_MAX: Final = 50_000
 """Records that one command holds at most: about 50 MB."""
@@ -308,7 +300,7 @@ class Letterbox:
 
     @asynccontextmanager
     async def _reader(
-        self, topic: str = DEAD_LETTERS
+        self, topic: str = Topic.DEAD_LETTERS
     ) -> AsyncIterator[tuple[aiokafka.AIOKafkaConsumer, list[TopicPartition]]]:
         """A consumer of no group, and the partitions of `topic`. Raises LetterboxError without the dead letters."""
         options = self._connection.client_options()
@@ -320,7 +312,7 @@ class Letterbox:
         finally:
             await client.close()
         partitions = [TopicPartition(topic, number) for number in sorted(cluster.partitions_for_topic(topic) or ())]
-        if not partitions and topic == DEAD_LETTERS:
+        if not partitions and topic == Topic.DEAD_LETTERS:
             raise LetterboxError(f"the topic {topic} does not exist here: `dispatchai topics apply` creates it")
         async with aiokafka.AIOKafkaConsumer(
             **options, enable_auto_commit=False, auto_offset_reset="earliest"
@@ -404,7 +396,9 @@ async def _send(producer: aiokafka.AIOKafkaProducer, batch: Iterable[tuple[Entry
         results.append(Sent(entry.first, attempt, sent_to))
         headers = retried_note(entry.first, attempt, sent_to)
         notes.append(
-            await producer.send(DEAD_LETTERS, b"", key=entry.key, partition=letter.place.partition, headers=headers)
+            await producer.send(
+                Topic.DEAD_LETTERS, b"", key=entry.key, partition=letter.place.partition, headers=headers
+            )
         )
     for note in notes:
         await note

@@ -12,14 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import aiokafka
-import structlog
-
-from dispatchai.engine.emitter import Emitter
-
-log = structlog.get_logger(__name__)
-
-DEAD_LETTERS: Final = "dead-letters"
-"""Topic of the records that could not be processed."""
 
 ERROR_MAX_CHARS: Final = 500
 """An error's text is cut here: some libraries put what they choked on into it."""
@@ -118,24 +110,6 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:ERROR_MAX_CHARS]
 
 
-async def bury(emitter: Emitter, record: aiokafka.ConsumerRecord, *, reader: str, error: Exception) -> None:
-    """Write `record` to the dead letters: who could not read it (`reader`), where it lies, and why.
-
-    Whatever the record is, its letter fits: what is too large of it is cut, and the letter says so.
-    """
-    log.warning(
-        "dead_letter",
-        reader=reader,
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        error=type(error).__name__,
-    )
-    emitter.dead_letter(reader, error)
-    key, value, headers = letter_of(record, reader=reader, error=error)
-    await emitter.send(DEAD_LETTERS, key, value, headers=headers)
-
-
 def letter_of(
     record: aiokafka.ConsumerRecord, *, reader: str, error: Exception
 ) -> tuple[bytes | None, bytes, list[tuple[str, bytes]]]:
@@ -164,6 +138,12 @@ def letter_of(
         carried = _first_of(carried, TRUNCATED_HEADERS_BYTES)
     # A header without a value is a header with an empty one: not all clients can write the former.
     return key, value, [*about, *((f"{_ORIGIN_HEADER}{name}", content or b"") for name, content in carried)]
+
+
+def body_headers(origin: str, *, reader: str, error: Exception) -> list[tuple[str, bytes]]:
+    """Headers of the letter about bytes that never were a record, such as a webhook's body: `origin` says what."""
+    text = str(error)[:ERROR_MAX_CHARS].encode(errors="replace")
+    return [("origin", origin.encode()), ("reader", reader.encode()), ("error", text), ("attempt", b"1")]
 
 
 def own_headers(record: aiokafka.ConsumerRecord) -> list[tuple[str, bytes | None]]:

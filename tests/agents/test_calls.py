@@ -15,7 +15,7 @@ from dispatchai.calls.control import command_id
 from dispatchai.calls.events import EventType
 from dispatchai.calls.timers import timer_id
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.topics import Topics
+from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import CallEvent
 from dispatchai.telnyx.client import RetryPolicy, TelnyxClient
 from tests.support.application import (
@@ -59,7 +59,7 @@ async def test_commands_reach_the_carrier_and_timers_the_topic(
 ) -> None:
     good, refused, silent = call_name("good"), call_name("refused"), call_name("silent")
     over, recent = call_name("over"), call_name("recent")
-    group = await new_group(broker, tmp_path, tables=[calls.NAME], sources=[calls.TOPIC, calls.ACTIONS_TOPIC])
+    group = await new_group(broker, tmp_path, tables=[calls.NAME], sources=[Topic.CALL_EVENTS, Topic.DISPATCH_ACTIONS])
     app = group.app()
 
     async with running_carrier() as carrier:
@@ -80,19 +80,19 @@ async def test_commands_reach_the_carrier_and_timers_the_topic(
             }
             answered = {name: event("call.answered", 1, start=now, call=name) for name in (silent, refused, good)}
             places = {
-                name: await produce(broker, calls.TOPIC, name, [initiated[name], initiated[name], answered[name]])
+                name: await produce(broker, Topic.CALL_EVENTS, name, [initiated[name], initiated[name], answered[name]])
                 for name in (silent, refused, good)
             }
-            await produce(broker, calls.TOPIC, good, [answered[good], event("call.speak.ended", 5, call=good)])
+            await produce(broker, Topic.CALL_EVENTS, good, [answered[good], event("call.speak.ended", 5, call=good)])
             asked = await carrier.until_asked(f"v3:{good}", 3)
             assert len(await carrier.until_asked(f"v3:{refused}", 3)) == 3
             assert [one.action for one in carrier.of(f"v3:{silent}")] == ["answer"]
 
             # Timers: of a call that is long over, as after a night in which nobody ran, and of one a minute ago.
-            await produce(broker, calls.TOPIC, over, ended(over, 4000))
-            await produce(broker, calls.TOPIC, recent, ended(recent, 60))
-            of_over = await read_call(broker, calls.TOPIC, over, lambda events: len(timers(events)) >= 1)
-            of_recent = await read_call(broker, calls.TOPIC, recent, lambda events: len(timers(events)) >= 1)
+            await produce(broker, Topic.CALL_EVENTS, over, ended(over, 4000))
+            await produce(broker, Topic.CALL_EVENTS, recent, ended(recent, 60))
+            of_over = await read_call(broker, Topic.CALL_EVENTS, over, lambda events: len(timers(events)) >= 1)
+            of_recent = await read_call(broker, Topic.CALL_EVENTS, recent, lambda events: len(timers(events)) >= 1)
             for name in (over, recent):
                 await until(lambda name=name: (state := states.get(name)) is not None and state.deadline_passed)
 
@@ -122,19 +122,19 @@ async def test_a_call_is_given_up_once_its_deadline_is_written_and_what_is_told_
     broker: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:
     over = call_name("over")
-    group = await new_group(broker, tmp_path, tables=[calls.NAME], sources=[calls.TOPIC, calls.ACTIONS_TOPIC])
+    group = await new_group(broker, tmp_path, tables=[calls.NAME], sources=[Topic.CALL_EVENTS, Topic.DISPATCH_ACTIONS])
     app = group.app()
     async with running_carrier() as carrier:
         client = TelnyxClient(carrier.url, SecretStr(KEY), policy=POLICY)
         states = calls.make(app, PARTITIONS, config=FORGETFUL, client=client, token_for=lambda call, leg: "")
         app.on_close.append(client.close)
         async with running(app):
-            await produce(broker, calls.TOPIC, over, ended(over, 4000))
-            await read_call(broker, calls.TOPIC, over, lambda events: len(timers(events)) == 2)
+            await produce(broker, Topic.CALL_EVENTS, over, ended(over, 4000))
+            await read_call(broker, Topic.CALL_EVENTS, over, lambda events: len(timers(events)) == 2)
             await until(lambda: states.get(over) is None)
             (_, hangup) = ended(over, 4000)
-            await produce(broker, calls.TOPIC, over, [replace(hangup, received_at=time.time_ns() // 1000)])
-            events = await read_call(broker, calls.TOPIC, over, lambda events: len(timers(events)) == 3)
+            await produce(broker, Topic.CALL_EVENTS, over, [replace(hangup, received_at=time.time_ns() // 1000)])
+            events = await read_call(broker, Topic.CALL_EVENTS, over, lambda events: len(timers(events)) == 3)
             await until(lambda: states.get(over) is None)
     assert [one.type for one in timers(events)] == [EventType.DEADLINE, EventType.EXPIRED, EventType.EXPIRED]
     assert [one.event_id for one in timers(events)] == [timer_id(over, one.type) for one in timers(events)]
@@ -147,7 +147,7 @@ async def test_a_command_that_was_not_answered_is_given_again_after_a_restart_un
     broker: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:
     call = call_name("call")
-    group = await new_group(broker, tmp_path, tables=[calls.NAME], sources=[calls.TOPIC, calls.ACTIONS_TOPIC])
+    group = await new_group(broker, tmp_path, tables=[calls.NAME], sources=[Topic.CALL_EVENTS, Topic.DISPATCH_ACTIONS])
     initiated = event("call.initiated", start=time.time_ns() // 1000, call=call, direction="incoming")
     async with running_carrier() as carrier:
         for silent in (True, False):
@@ -158,7 +158,7 @@ async def test_a_command_that_was_not_answered_is_given_again_after_a_restart_un
             app.on_close.append(client.close)
             async with running(app):
                 if silent:
-                    (place,) = await produce(broker, calls.TOPIC, call, [initiated])
+                    (place,) = await produce(broker, Topic.CALL_EVENTS, call, [initiated])
                     await carrier.until_asked(f"v3:{call}", 1)
                 else:
                     await carrier.until_asked(f"v3:{call}", 2)

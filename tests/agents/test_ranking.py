@@ -10,7 +10,7 @@ import aiokafka
 
 from agents import ranking
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.topics import Topics
+from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import AssessmentKind, Risk, RiskLevel
 from dispatchai.triage.ranking import live_call, packet
 from tests.support.application import (
@@ -38,7 +38,7 @@ def test_a_live_assessment_that_another_follows_is_passed_over_and_no_other_is_l
 
 
 def consumed(offset: int, value: bytes | None) -> aiokafka.ConsumerRecord:
-    return aiokafka.ConsumerRecord(ranking.SOURCE, 0, offset, 0, 0, b"call", value, None, 0, 0, ())
+    return aiokafka.ConsumerRecord(Topic.ASSESSMENTS, 0, offset, 0, 0, b"call", value, None, 0, 0, ())
 
 
 async def test_live_entries_come_at_a_readable_pace_and_a_packet_takes_their_place(
@@ -47,15 +47,15 @@ async def test_live_entries_come_at_a_readable_pace_and_a_packet_takes_their_pla
     talking, over, gone, poison = (call_name(what) for what in ("talking", "over", "gone", "poison"))
     told = [assessment(transcript=f"word {number}", call=talking) for number in range(BURST)]
     final = assessment(AssessmentKind.FINAL, transcript="All was said.", version=1, call=over)
-    group = await new_group(broker, tmp_path, sources=[ranking.SOURCE])
+    group = await new_group(broker, tmp_path, sources=[Topic.ASSESSMENTS])
     app = group.app()
     ranking.make(app)
     async with running(app):
         await until(app.is_processing)
         began = time.monotonic()
-        places = await produce(broker, ranking.SOURCE, talking, told)
+        places = await produce(broker, Topic.ASSESSMENTS, talking, told)
         last = live_call(talking, told[-1])
-        entries = await read_call(broker, ranking.LIVE_TOPIC, talking, lambda found: last in found)
+        entries = await read_call(broker, Topic.LIVE_CALLS, talking, lambda found: last in found)
         took_s = time.monotonic() - began
 
         not_a_number = Risk(RiskLevel.HIGH, float("nan"))
@@ -65,25 +65,25 @@ async def test_live_entries_come_at_a_readable_pace_and_a_packet_takes_their_pla
             replace(assessment(call=poison), risk=not_a_number),
             replace(final, risk=not_a_number),
         ]
-        await produce(broker, ranking.SOURCE, poison, [*broken, replace(final, version=2)])
-        await produce(broker, ranking.SOURCE, over, [told[0], told[1], told[2], final])
-        await produce(broker, ranking.SOURCE, gone, [told[0], assessment(AssessmentKind.EXPIRED, call=gone)])
-        packets = await read_call(broker, ranking.QUEUE_TOPIC, over, bool)
-        good = await read_call(broker, ranking.QUEUE_TOPIC, poison, bool)
+        await produce(broker, Topic.ASSESSMENTS, poison, [*broken, replace(final, version=2)])
+        await produce(broker, Topic.ASSESSMENTS, over, [told[0], told[1], told[2], final])
+        await produce(broker, Topic.ASSESSMENTS, gone, [told[0], assessment(AssessmentKind.EXPIRED, call=gone)])
+        packets = await read_call(broker, Topic.DISPATCH_QUEUE, over, bool)
+        good = await read_call(broker, Topic.DISPATCH_QUEUE, poison, bool)
         letters = await buried(broker, poison, len(broken))
         ends = await read(
             broker,
-            ranking.LIVE_TOPIC,
+            Topic.LIVE_CALLS,
             [over, gone],
             lambda records: len([record for record in records if record.value is None]) >= 2,
         )
         # Another call's entry that was held back comes after all that is held back of those two.
-        await produce(broker, ranking.SOURCE, talking, [told[0], told[1]])
-        await read_call(broker, ranking.LIVE_TOPIC, talking, lambda found: found[-1:] == [live_call(talking, told[1])])
-        ends = await read(broker, ranking.LIVE_TOPIC, [over, gone], lambda records: len(records) >= len(ends))
+        await produce(broker, Topic.ASSESSMENTS, talking, [told[0], told[1]])
+        await read_call(broker, Topic.LIVE_CALLS, talking, lambda found: found[-1:] == [live_call(talking, told[1])])
+        ends = await read(broker, Topic.LIVE_CALLS, [over, gone], lambda records: len(records) >= len(ends))
         # A packet behind the expiry: whatever the expiry had made of the queue would lie before it.
-        await produce(broker, ranking.SOURCE, gone, [final])
-        of_gone = await read_call(broker, ranking.QUEUE_TOPIC, gone, bool)
+        await produce(broker, Topic.ASSESSMENTS, gone, [final])
+        of_gone = await read_call(broker, Topic.DISPATCH_QUEUE, gone, bool)
 
     assert entries[-1] == last, "the last thing that was said is not shown"
     assert len(entries) <= 1 + took_s / ranking.LIVE_APART_S, "more than four entries a second"

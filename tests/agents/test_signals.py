@@ -11,9 +11,10 @@ import aiokafka
 import pytest
 
 from agents import signals as agent
-from agents.signals import EVENTS, FRAMES, TOPIC, follow_events, hear_frames
+from agents.signals import follow_events, hear_frames
 from dispatchai.audio.signals import step
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topic
 from dispatchai.records import AudioFrame, SignalKind, decode_as, encode
 from dispatchai.records import Signal as SignalRecord
 from tests.engine.test_app import read, running, until
@@ -24,7 +25,7 @@ from tests.support.recorded_call import EXPIRED, event, utterance
 
 def test_a_stream_is_signalled_from_its_start_to_its_end() -> None:
     stepped = hear_frames("call", None, records(pcmu(tone(3000))))
-    assert {output.topic for output in stepped.outputs} == {TOPIC}
+    assert {output.topic for output in stepped.outputs} == {Topic.SIGNALS}
     signals = [decode_as(SignalRecord, output.value or b"") for output in stepped.outputs]
     assert (signals[0].kind, signals[-1].kind) == (SignalKind.START, SignalKind.END)
     assert signals[-1].audio_ms == 3000
@@ -55,7 +56,7 @@ async def test_calls_that_speak_at_once_are_signalled_as_each_alone(
     }
     dice = random.Random(1)
     left = {call: list(frames) for call, frames in calls.items()}
-    group = await new_group(broker, tmp_path, tables=[agent.NAME], sources=[FRAMES, EVENTS])
+    group = await new_group(broker, tmp_path, tables=[agent.NAME], sources=[Topic.AUDIO_FRAMES, Topic.CALL_EVENTS])
     app = group.app()
     states = agent.make(app, PARTITIONS)
     off_s, seconds, nanoseconds = 0, time.time, time.time_ns
@@ -71,14 +72,14 @@ async def test_calls_that_speak_at_once_are_signalled_as_each_alone(
             off_s = dice.choice([-jump_s, 0, jump_s])
             call = dice.choice([call for call, frames in left.items() if frames])
             for frame in left[call][:20]:
-                await producer.send(FRAMES, encode(frame), key=call.encode())
+                await producer.send(Topic.AUDIO_FRAMES, encode(frame), key=call.encode())
             del left[call][:20]
-        await producer.send(FRAMES, b"no frame", key=next(iter(calls)).encode())
+        await producer.send(Topic.AUDIO_FRAMES, b"no frame", key=next(iter(calls)).encode())
         total = sum(len(stepped.signals) for stepped in alone.values())
-        found = ours(await read(broker, TOPIC, lambda found: len(ours(found)) >= total))
+        found = ours(await read(broker, Topic.SIGNALS, lambda found: len(ours(found)) >= total))
         await until(lambda: all(states.get(call) == stepped.state for call, stepped in alone.items()))
         for call in calls:
-            await producer.send(EVENTS, encode(EXPIRED), key=call.encode())
+            await producer.send(Topic.CALL_EVENTS, encode(EXPIRED), key=call.encode())
         await until(lambda: all(states.get(call) is None for call in calls))
     for call, stepped in alone.items():
         made = [decode_as(SignalRecord, record.value) for record in found if record.key == call.encode()]

@@ -15,7 +15,7 @@ from agents import speech
 from dispatchai.calls.events import EventType
 from dispatchai.engine.app import App
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.topics import Topics
+from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import AudioFrame, CallEvent, Utterance, UtteranceKind
 from dispatchai.settings import Settings, SpeechEngine
 from tests.speech.audio import FRAME_MS, pcmu, quiet, recording, records, tone
@@ -73,14 +73,14 @@ async def test_finals_after_a_restart_in_mid_call_equal_those_of_an_undisturbed_
     async with running(first):
         await produce(broker, FRAMES, whole, frames)
         undisturbed = await read_call(
-            broker, speech.TOPIC, whole, lambda found: bool(of_kind(UtteranceKind.END, found))
+            broker, Topic.TRANSCRIPTS, whole, lambda found: bool(of_kind(UtteranceKind.END, found))
         )
         finals = of_kind(UtteranceKind.FINAL, undisturbed)
         # Stopped in the middle of the third utterance, when the first two are final.
         middle = (finals[2].start_ms + finals[2].end_ms) // 2 // FRAME_MS
         await produce(broker, FRAMES, broken, frames[:middle])
         before = await read_call(
-            broker, speech.TOPIC, broken, lambda found: len(of_kind(UtteranceKind.FINAL, found)) >= 2
+            broker, Topic.TRANSCRIPTS, broken, lambda found: len(of_kind(UtteranceKind.FINAL, found)) >= 2
         )
     assert not of_kind(UtteranceKind.END, before)
 
@@ -88,11 +88,13 @@ async def test_finals_after_a_restart_in_mid_call_equal_those_of_an_undisturbed_
     async with running(second):
         await until(lambda: second.is_processing() and made.is_listening())
         places = await produce(broker, FRAMES, broken, frames[middle:])
-        disturbed = await read_call(broker, speech.TOPIC, broken, lambda found: bool(of_kind(UtteranceKind.END, found)))
+        disturbed = await read_call(
+            broker, Topic.TRANSCRIPTS, broken, lambda found: bool(of_kind(UtteranceKind.END, found))
+        )
 
         # A call whose stream never ends holds its frames only until its state is given up.
         open_places = await produce(broker, FRAMES, unended, frames[:middle])
-        await read_call(broker, speech.TOPIC, unended, lambda found: bool(of_kind(UtteranceKind.FINAL, found)))
+        await read_call(broker, Topic.TRANSCRIPTS, unended, lambda found: bool(of_kind(UtteranceKind.FINAL, found)))
         await until(lambda: has_read(second, open_places[-1]))
         assert made.states.get(unended) is not None
         await produce(broker, EVENTS, unended, [event(EventType.EXPIRED, call=unended)])
@@ -153,24 +155,24 @@ async def test_a_stream_without_an_end_ends_with_its_deadline_and_lets_its_parti
     app, made = speech_app(group)
     async with running(app):
         await produce(broker, FRAMES, whole, [*heard, dataclasses.replace(frames[-1], sequence=211)], first_ms=HEARD_MS)
-        undisturbed = await read_call(broker, speech.TOPIC, whole, has_ended)
+        undisturbed = await read_call(broker, Topic.TRANSCRIPTS, whole, has_ended)
 
         await produce(broker, FRAMES, cut_off, heard, first_ms=HEARD_MS)
         [passed] = await produce(broker, EVENTS, cut_off, [deadline(cut_off)])
         await produce(broker, FRAMES, soon, call_of(1), first_ms=DEADLINE_MS + SILENT_MS - 1_060)
-        await read_call(broker, speech.TOPIC, soon, has_ended)
+        await read_call(broker, Topic.TRANSCRIPTS, soon, has_ended)
         state = made.states.get(cut_off)
         assert state is None or not state.streams[0].ended, "audio of the call may be unread yet"
 
         await produce(broker, FRAMES, later, call_of(2), first_ms=DEADLINE_MS + SILENT_MS)
-        await read_call(broker, speech.TOPIC, cut_off, has_ended)
+        await read_call(broker, Topic.TRANSCRIPTS, cut_off, has_ended)
 
         # What comes of it after that, and its deadline once more, change nothing and hold nothing.
         await produce(broker, FRAMES, cut_off, unheard, first_ms=DEADLINE_MS + 2 * SILENT_MS)
         [again] = await produce(broker, EVENTS, cut_off, [deadline(cut_off)])
         places = await produce(broker, FRAMES, last, call_of(1), first_ms=DEADLINE_MS + 3 * SILENT_MS)
-        await read_call(broker, speech.TOPIC, last, has_ended)
-        written = await read_call(broker, speech.TOPIC, cut_off, has_ended)
+        await read_call(broker, Topic.TRANSCRIPTS, last, has_ended)
+        written = await read_call(broker, Topic.TRANSCRIPTS, cut_off, has_ended)
 
     assert said(of_kind(UtteranceKind.FINAL, written)) == [
         (one[0].replace(whole, cut_off), *one[1:]) for one in said(of_kind(UtteranceKind.FINAL, undisturbed))
@@ -189,9 +191,9 @@ async def test_a_stream_without_an_end_ends_after_its_deadline_also_where_no_oth
     app, made = speech_app(group)
     async with running(app):
         places = await produce(broker, FRAMES, cut_off, call_of(5)[:211], first_ms=HEARD_MS)
-        await read_call(broker, speech.TOPIC, cut_off, lambda found: len(of_kind(UtteranceKind.FINAL, found)) == 4)
+        await read_call(broker, Topic.TRANSCRIPTS, cut_off, lambda found: len(of_kind(UtteranceKind.FINAL, found)) == 4)
         [passed] = await produce(broker, EVENTS, cut_off, [deadline(cut_off)])
-        found = await read_call(broker, speech.TOPIC, cut_off, has_ended)
+        found = await read_call(broker, Topic.TRANSCRIPTS, cut_off, has_ended)
         await until(lambda: not made.overdue)
     assert len(of_kind(UtteranceKind.FINAL, found)) == 5, "what was being said when the audio ceased is heard"
     assert await committed(group, places[-1]) > places[-1].offset
@@ -216,9 +218,9 @@ async def test_a_deadline_that_is_read_early_cuts_off_neither_what_is_unread_nor
             for at in range(0, len(frames), 100):
                 await produce(broker, FRAMES, call_id, frames[at : at + 100], first_ms=HEARD_MS + at * FRAME_MS)
         await produce(broker, FRAMES, later, call_of(2), first_ms=HEARD_MS + 40_000)
-        undisturbed = await read_call(broker, speech.TOPIC, whole, has_ended)
+        undisturbed = await read_call(broker, Topic.TRANSCRIPTS, whole, has_ended)
         for call_id in (behind, speaking):
-            found = await read_call(broker, speech.TOPIC, call_id, has_ended)
+            found = await read_call(broker, Topic.TRANSCRIPTS, call_id, has_ended)
             for kind in (UtteranceKind.FINAL, UtteranceKind.END):
                 assert said(of_kind(kind, found)) == said(of_kind(kind, undisturbed))
         await until(lambda: not made.overdue)
@@ -240,17 +242,17 @@ async def test_a_deadline_that_passed_before_a_restart_ends_what_is_open_after_i
             await produce(broker, FRAMES, call_id, heard, first_ms=HEARD_MS)
             await produce(broker, EVENTS, call_id, [deadline(call_id)])
         await until(lambda: made.overdue == set(cuts))
-        await read_call(broker, speech.TOPIC, silent, lambda found: len(of_kind(UtteranceKind.FINAL, found)) == 5)
+        await read_call(broker, Topic.TRANSCRIPTS, silent, lambda found: len(of_kind(UtteranceKind.FINAL, found)) == 5)
         await until(lambda: (state := made.states.get(silent)) is not None and state.streams[0].utterances == 5)
 
     second, _ = speech_app(group)
     async with running(second):
         places = await produce(broker, FRAMES, later, call_of(8), first_ms=DEADLINE_MS + 1_000)
         for call_id in cuts:
-            found = await read_call(broker, speech.TOPIC, call_id, has_ended)
+            found = await read_call(broker, Topic.TRANSCRIPTS, call_id, has_ended)
             assert len({one.utterance_id for one in of_kind(UtteranceKind.FINAL, found)}) == 5
             assert len(of_kind(UtteranceKind.END, found)) == 1
-        await read_call(broker, speech.TOPIC, later, has_ended)
+        await read_call(broker, Topic.TRANSCRIPTS, later, has_ended)
     assert await committed(group, places[-1]) > places[-1].offset
 
 

@@ -34,7 +34,7 @@ from dispatchai.engine.app import App, create_app
 from dispatchai.engine.keyed_state import States
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import free_port
-from dispatchai.kafka.topics import Topics
+from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import (
     Action,
     ActionKind,
@@ -771,7 +771,7 @@ class Running:
 
     async def tell(self, call_id: str, *records: CallEvent | Action) -> None:
         for record in records:
-            topic = calls.TOPIC if isinstance(record, CallEvent) else calls.ACTIONS_TOPIC
+            topic = Topic.CALL_EVENTS if isinstance(record, CallEvent) else Topic.DISPATCH_ACTIONS
             await self.producer.send_and_wait(topic, encode(record), call_id.encode())
 
     async def until(self, call_id: str, true: Callable[[CallState], bool]) -> CallState:
@@ -798,7 +798,15 @@ async def running(broker: KafkaConnection, folder: Path, config: CallFlowConfig)
         await admin.create_topics([NewTopic(f"{app_id}-{calls.NAME}-changelog", partitions, 1)])
     finally:
         await admin.close()
-    app = create_app(app_id, broker, partitions=partitions, web_host="127.0.0.1", web_port=free_port(), data_dir=folder)
+    app = create_app(
+        app_id,
+        broker,
+        dead_letter_topic=Topic.DEAD_LETTERS,
+        partitions=partitions,
+        web_host="127.0.0.1",
+        web_port=free_port(),
+        data_dir=folder,
+    )
     client = TelnyxClient(carrier.url, SecretStr("KEY-of-the-test"), policy=QUICK)
     states = calls.make(app, partitions, config=config, client=client, token_for=lambda call, leg: "")
     app.on_close.append(client.close)

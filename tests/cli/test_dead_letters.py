@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from dispatchai.cli import dead_letters as letters
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.dead_letter_store import RETRY_AT_ONCE, Complaint, Entry
-from dispatchai.kafka.dead_letters import DEAD_LETTERS, Letter, Place, letter_of, read_letter
+from dispatchai.kafka.dead_letters import Letter, Place, letter_of, read_letter
 from dispatchai.kafka.embedded_broker import free_port
-from dispatchai.kafka.topics import Topics
+from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import AssessmentKind, DecodeError, Record, decode, encode
 from tests.records.examples import RECORD_NAMES, example, record_class
 from tests.support.recorded_call import assessment, event, utterance
@@ -40,7 +40,7 @@ def raw(value: bytes | None, *, topic: str, offset: int = 7, key: bytes | None =
 
 def letter(value: bytes | None, *, topic: str = "call-events", error: Exception = FAILED) -> Letter:
     key, kept, headers = letter_of(raw(value, topic=topic), reader="calls", error=error)
-    record = aiokafka.ConsumerRecord(DEAD_LETTERS, 0, 3, WRITTEN_MS, 0, key, kept, None, 0, 0, tuple(headers))
+    record = aiokafka.ConsumerRecord(Topic.DEAD_LETTERS, 0, 3, WRITTEN_MS, 0, key, kept, None, 0, 0, tuple(headers))
     read = read_letter(record)
     assert isinstance(read, Letter)
     return read
@@ -221,7 +221,7 @@ async def left(broker: KafkaConnection, topics: Topics, tmp_path: Path) -> Left:
             (good, "triage", RuntimeError(SAID)),
         ):
             key, value, headers = letter_of(one, reader=reader, error=error)
-            await producer.send_and_wait(DEAD_LETTERS, value, key=key, headers=headers)
+            await producer.send_and_wait(Topic.DEAD_LETTERS, value, key=key, headers=headers)
     return Left(broker, tmp_path, topic)
 
 
@@ -306,7 +306,7 @@ async def test_a_retry_that_is_killed_loses_no_record_and_goes_on_where_it_was(l
         for number in range(count):
             one = raw(str(number).encode(), topic=left.topic, offset=1000 + number)
             key, value, headers = letter_of(one, reader="killed", error=FAILED)
-            await producer.send(DEAD_LETTERS, value, key=key, headers=headers)
+            await producer.send(Topic.DEAD_LETTERS, value, key=key, headers=headers)
     choice = ("--all", "--topic", left.topic, "--reader", "killed", "--yes")
     process = await left.start("retry", *choice)
     assert process.stdout is not None
@@ -331,12 +331,12 @@ async def test_a_retry_that_is_killed_loses_no_record_and_goes_on_where_it_was(l
 async def test_a_webhook_is_refused_and_told_so(left: Left) -> None:
     async with aiokafka.AIOKafkaProducer(**left.broker.producer_options()) as producer:
         sent = await producer.send_and_wait(
-            DEAD_LETTERS,
+            Topic.DEAD_LETTERS,
             b"{}",
             key=b"v3:leg",
             headers=[("origin", b"webhook"), ("reader", b"gateway"), ("error", b"the event names no call")],
         )
-    name = str(Place(DEAD_LETTERS, sent.partition, sent.offset))
+    name = str(Place(Topic.DEAD_LETTERS, sent.partition, sent.offset))
     code, out, _ = await left.run("retry", name, "--yes")
     assert code == 1
     assert f"refused  {name}: it never was a record of a topic: a webhook's body" in out

@@ -30,9 +30,10 @@ from dispatchai.cli import doctor
 from dispatchai.cli.doctor import Check, Limits, Result, Verdict
 from dispatchai.cli.main import main
 from dispatchai.gateway.app import WEBHOOK_PATH
+from dispatchai.kafka.admin import apply
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import EmbeddedBroker, free_port, wait_until_ready
-from dispatchai.kafka.topics import Topics, apply
+from dispatchai.kafka.topics import Topics
 from dispatchai.process.child import Child
 from dispatchai.process.run_info import RunInfo
 from dispatchai.settings import Settings, SpeechEngine, Verification

@@ -15,9 +15,10 @@ from aiohttp import web
 from aiokafka import AIOKafkaProducer
 
 from dispatchai.console import Feed, mount
+from dispatchai.kafka.admin import apply
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import EmbeddedBroker
-from dispatchai.kafka.topics import Topics, apply
+from dispatchai.kafka.topics import Topics
 from dispatchai.records import (
     AudioSummary,
     CallPacket,

@@ -15,9 +15,9 @@ from aiohttp.test_utils import TestClient, TestServer
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from dispatchai.console import Feed, mount
-from dispatchai.console.actions import BODY_MAX_BYTES, TOPIC, ActionWriter, routes
+from dispatchai.console.actions import BODY_MAX_BYTES, ActionWriter, routes
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.topics import Topics
+from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import Action, ActionKind, CallStatus, decode_as
 from tests.console.conftest import Client
 from tests.console.samples import final_packet, live_call, put
@@ -89,7 +89,7 @@ async def stored(broker: KafkaConnection, topics: Topics, call: str, count: int)
         AIOKafkaConsumer(auto_offset_reset="earliest", fetch_max_wait_ms=20, **broker.client_options()) as consumer,
         asyncio.timeout(PATIENCE_S),
     ):
-        consumer.assign([TopicPartition(TOPIC, number) for number in range(topics.partitions)])
+        consumer.assign([TopicPartition(Topic.DISPATCH_ACTIONS, number) for number in range(topics.partitions)])
         while len(found) < count:
             for records in (await consumer.getmany(timeout_ms=100)).values():
                 found += [decode_as(Action, each.value) for each in records if each.key == call.encode()]

@@ -21,9 +21,10 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from dispatchai.console import Feed, mount
+from dispatchai.kafka.admin import apply
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import EmbeddedBroker
-from dispatchai.kafka.topics import Topics, apply
+from dispatchai.kafka.topics import Topics
 from dispatchai.records import CallPacket, LiveCall
 from tests.console.samples import BASE, SECOND, STORIES, final_packet, part, put
 

@@ -11,9 +11,10 @@ from aiokafka import AIOKafkaProducer
 
 from dispatchai.console import topic_feed as feed_module
 from dispatchai.console.topic_feed import UPDATES_PER_SUBSCRIBER, Feed, FeedState, Subscription, Update
+from dispatchai.kafka.admin import apply
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import EmbeddedBroker
-from dispatchai.kafka.topics import Topics, apply
+from dispatchai.kafka.topics import Topics
 from tests.console.samples import final_packet, live_call, put
 
 PATIENCE_S = 60.0

@@ -18,9 +18,10 @@ from uuid import uuid4
 
 import aiohttp
 
+from dispatchai.kafka.admin import apply
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import EmbeddedBroker, free_port
-from dispatchai.kafka.topics import Topics, apply
+from dispatchai.kafka.topics import Topics
 from dispatchai.process.child import Child
 from dispatchai.settings import Settings
 from dispatchai.simulator import SimulatedAccount

@@ -19,23 +19,15 @@ from aiokafka.structs import TopicPartition
 
 from dispatchai.app import SPEECH, WORKER
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.topics import Topics
+from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import DecodeError, decode, decode_as, to_json
 
 T = TypeVar("T")
 
-CALL_EVENTS: Final = "call-events"
-AUDIO_FRAMES: Final = "audio-frames"
-SIGNALS: Final = "signals"
-TRANSCRIPTS: Final = "transcripts"
-ASSESSMENTS: Final = "assessments"
-LIVE_CALLS: Final = "live-calls"
-QUEUE: Final = "dispatch-queue"
-DEAD_LETTERS: Final = "dead-letters"
 
 READS: Final[Mapping[str, tuple[str, ...]]] = {
-    WORKER: (CALL_EVENTS, AUDIO_FRAMES, SIGNALS, TRANSCRIPTS, ASSESSMENTS),
-    SPEECH: (CALL_EVENTS, AUDIO_FRAMES),
+    WORKER: (Topic.CALL_EVENTS, Topic.AUDIO_FRAMES, Topic.SIGNALS, Topic.TRANSCRIPTS, Topic.ASSESSMENTS),
+    SPEECH: (Topic.CALL_EVENTS, Topic.AUDIO_FRAMES),
 }
 """What each consumer group reads."""
 

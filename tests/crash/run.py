@@ -23,14 +23,14 @@ import orjson
 from dispatchai.app import SPEECH, WORKER
 from dispatchai.engine.app import use_uvloop
 from dispatchai.kafka.embedded_broker import wait_until_ready
-from dispatchai.kafka.topics import Topics
+from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import AudioFrame, CallEvent, CallPacket
 from dispatchai.simulator import CallerAudio, CallReport, SimulatedCarrier, Timing, WebhookPolicy, load
 from dispatchai.speech.engines import RECORDINGS
 from tests.crash import verdict as verdicts
 from tests.crash.oracle import Expected, expected
 from tests.crash.processes import READY_S, System, system
-from tests.crash.recorded import AUDIO_FRAMES, CALL_EVENTS, QUEUE, Reader, Recorded
+from tests.crash.recorded import Reader, Recorded
 from tests.crash.schedule import Group, Kind, PlannedCall, Strike, Victim, calls, schedule
 from tests.crash.verdict import SLACK_S, Verdict, judge, run_differences
 from tests.support.callers import CALLED_NUMBER, CALLERS
@@ -231,7 +231,7 @@ async def _settle(
             wanted = {
                 report.leg.call_session_id: await _expected(reader.recorded, report.leg.call_session_id)
                 for report in reports
-                if reader.recorded.stored(CALL_EVENTS, report.leg.call_session_id)
+                if reader.recorded.stored(Topic.CALL_EVENTS, report.leg.call_session_id)
             }
             verdict = judge(reader.recorded, wanted, reports, lossy_from=lossy_from)
             verdict.add(owed)
@@ -251,14 +251,14 @@ async def _owed(running: System, reader: Reader, reports: Collection[CallReport]
 
 
 async def _expected(recorded: Recorded, call_id: str) -> Expected:
-    events = recorded.values(CALL_EVENTS, call_id, CallEvent)
-    return await expected(call_id, events, recorded.values(AUDIO_FRAMES, call_id, AudioFrame))
+    events = recorded.values(Topic.CALL_EVENTS, call_id, CallEvent)
+    return await expected(call_id, events, recorded.values(Topic.AUDIO_FRAMES, call_id, AudioFrame))
 
 
 def _last_packets(recorded: Recorded, reports: Collection[CallReport]) -> dict[str, CallPacket]:
     packets: dict[str, CallPacket] = {}
     for report in reports:
-        if made := recorded.values(QUEUE, report.leg.call_session_id, CallPacket):
+        if made := recorded.values(Topic.DISPATCH_QUEUE, report.leg.call_session_id, CallPacket):
             packets[report.leg.from_number] = made[-1]
     return packets
 
@@ -266,8 +266,8 @@ def _last_packets(recorded: Recorded, reports: Collection[CallReport]) -> dict[s
 def _count(recorded: Recorded, reports: Collection[CallReport]) -> Counts:
     call_ids = [report.leg.call_session_id for report in reports]
     return Counts(
-        events=sum(len(recorded.stored(CALL_EVENTS, call_id)) for call_id in call_ids),
-        frames=sum(len(recorded.stored(AUDIO_FRAMES, call_id)) for call_id in call_ids),
+        events=sum(len(recorded.stored(Topic.CALL_EVENTS, call_id)) for call_id in call_ids),
+        frames=sum(len(recorded.stored(Topic.AUDIO_FRAMES, call_id)) for call_id in call_ids),
     )
 
 

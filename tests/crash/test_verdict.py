@@ -11,6 +11,7 @@ import pytest
 from aiokafka.structs import TopicPartition
 
 from dispatchai.calls.events import EventType
+from dispatchai.kafka.topics import Topic
 from dispatchai.records import (
     AudioFrame,
     CallEvent,
@@ -34,16 +35,7 @@ from dispatchai.simulator import (
 )
 from dispatchai.speech.engines import RECORDINGS
 from tests.crash.oracle import Expected, expected
-from tests.crash.recorded import (
-    AUDIO_FRAMES,
-    CALL_EVENTS,
-    DEAD_LETTERS,
-    LIVE_CALLS,
-    QUEUE,
-    SIGNALS,
-    TRANSCRIPTS,
-    Recorded,
-)
+from tests.crash.recorded import Recorded
 from tests.crash.verdict import Verdict, comparable, judge, run_differences, to_come
 from tests.support.recorded_call import T0, S, event
 
@@ -101,13 +93,13 @@ class Topics:
     def __init__(self, events: Sequence[CallEvent], frames: Sequence[AudioFrame], wanted: Expected) -> None:
         self.wanted = wanted
         self.values: dict[str, list[Any]] = {
-            CALL_EVENTS: list(events),
-            AUDIO_FRAMES: list(frames),
-            SIGNALS: list(wanted.signals),
-            TRANSCRIPTS: list(wanted.utterances),
-            QUEUE: [wanted.packet],
-            LIVE_CALLS: [None],
-            DEAD_LETTERS: [],
+            Topic.CALL_EVENTS: list(events),
+            Topic.AUDIO_FRAMES: list(frames),
+            Topic.SIGNALS: list(wanted.signals),
+            Topic.TRANSCRIPTS: list(wanted.utterances),
+            Topic.DISPATCH_QUEUE: [wanted.packet],
+            Topic.LIVE_CALLS: [None],
+            Topic.DEAD_LETTERS: [],
             **{topic: [getattr(wanted, name)] for name, topic in CHANGELOGS.items()},
         }
 
@@ -143,63 +135,65 @@ async def test_a_call_that_went_well_is_good(topics: Topics) -> None:
 
 
 async def test_what_is_read_and_written_again_is_of_no_consequence(topics: Topics) -> None:
-    for topic in (SIGNALS, TRANSCRIPTS, QUEUE, LIVE_CALLS):
+    for topic in (Topic.SIGNALS, Topic.TRANSCRIPTS, Topic.DISPATCH_QUEUE, Topic.LIVE_CALLS):
         topics.values[topic] *= 2
-    topics.values[TRANSCRIPTS] = [replace(each, recognized_at=T0) for each in topics.values[TRANSCRIPTS]]
+    topics.values[Topic.TRANSCRIPTS] = [replace(each, recognized_at=T0) for each in topics.values[Topic.TRANSCRIPTS]]
     assert topics.judged().problems == []
 
 
 def frame_applied_twice(topics: Topics) -> None:
-    signals: list[Signal] = topics.values[SIGNALS]
+    signals: list[Signal] = topics.values[Topic.SIGNALS]
     signals[3:] = [replace(each, audio_ms=each.audio_ms + 20) for each in signals[3:]]
 
 
 def signal_lost(topics: Topics) -> None:
-    del topics.values[SIGNALS][2]
+    del topics.values[Topic.SIGNALS][2]
 
 
 def signals_swapped(topics: Topics) -> None:
-    signals: list[Signal] = topics.values[SIGNALS]
+    signals: list[Signal] = topics.values[Topic.SIGNALS]
     signals[2], signals[3] = signals[3], signals[2]
 
 
 def final_text_lost(topics: Topics) -> None:
-    topics.values[TRANSCRIPTS] = [each for each in topics.values[TRANSCRIPTS] if not each.utterance_id.endswith(":1")]
+    topics.values[Topic.TRANSCRIPTS] = [
+        each for each in topics.values[Topic.TRANSCRIPTS] if not each.utterance_id.endswith(":1")
+    ]
 
 
 def final_text_doubled(topics: Topics) -> None:
-    final: Utterance = next(each for each in topics.values[TRANSCRIPTS] if each.kind is UtteranceKind.FINAL)
-    topics.values[TRANSCRIPTS].append(replace(final, utterance_id=f"{final.stream_id}:9"))
+    final: Utterance = next(each for each in topics.values[Topic.TRANSCRIPTS] if each.kind is UtteranceKind.FINAL)
+    topics.values[Topic.TRANSCRIPTS].append(replace(final, utterance_id=f"{final.stream_id}:9"))
 
 
 def final_text_changed(topics: Topics) -> None:
-    topics.values[TRANSCRIPTS] = [
+    topics.values[Topic.TRANSCRIPTS] = [
         replace(each, text="something else") if each.kind is UtteranceKind.FINAL else each
-        for each in topics.values[TRANSCRIPTS]
+        for each in topics.values[Topic.TRANSCRIPTS]
     ]
 
 
 def packet_lost(topics: Topics) -> None:
-    topics.values[QUEUE].clear()
+    topics.values[Topic.DISPATCH_QUEUE].clear()
 
 
 def packet_without_its_last_words(topics: Topics) -> None:
-    (packet,) = topics.values[QUEUE]
-    topics.values[QUEUE] = [replace(packet, nlp=replace(packet.nlp, transcript="My husband"))]
+    (packet,) = topics.values[Topic.DISPATCH_QUEUE]
+    topics.values[Topic.DISPATCH_QUEUE] = [replace(packet, nlp=replace(packet.nlp, transcript="My husband"))]
 
 
 def older_packet_over_the_last(topics: Topics) -> None:
-    (packet,) = topics.values[QUEUE]
-    topics.values[QUEUE] = [packet, replace(packet, version=packet.version - 1, complete=False)]
+    (packet,) = topics.values[Topic.DISPATCH_QUEUE]
+    topics.values[Topic.DISPATCH_QUEUE] = [packet, replace(packet, version=packet.version - 1, complete=False)]
 
 
 def two_packets_of_one_version(topics: Topics) -> None:
-    (packet,) = topics.values[QUEUE]
-    topics.values[QUEUE] = [replace(packet, summary="other"), packet]
+    (packet,) = topics.values[Topic.DISPATCH_QUEUE]
+    topics.values[Topic.DISPATCH_QUEUE] = [replace(packet, summary="other"), packet]
 
 
 def live_entry_left(topics: Topics) -> None:
-    topics.values[LIVE_CALLS] = [None, topics.wanted.packet]
+    topics.values[Topic.LIVE_CALLS] = [None, topics.wanted.packet]
 
 
 def snapshot_of_an_expelled_worker(topics: Topics) -> None:
@@ -209,19 +203,21 @@ def snapshot_of_an_expelled_worker(topics: Topics) -> None:
 
 
 def webhook_acknowledged_and_lost(topics: Topics) -> None:
-    topics.values[CALL_EVENTS] = [each for each in topics.values[CALL_EVENTS] if each.type != EventType.ANSWERED]
+    topics.values[Topic.CALL_EVENTS] = [
+        each for each in topics.values[Topic.CALL_EVENTS] if each.type != EventType.ANSWERED
+    ]
 
 
 def frame_not_recorded(topics: Topics) -> None:
-    del topics.values[AUDIO_FRAMES][50]
+    del topics.values[Topic.AUDIO_FRAMES][50]
 
 
 def stream_without_an_end(topics: Topics) -> None:
-    topics.values[AUDIO_FRAMES].pop()
+    topics.values[Topic.AUDIO_FRAMES].pop()
 
 
 def good_record_buried(topics: Topics) -> None:
-    topics.values[DEAD_LETTERS].append(topics.values[CALL_EVENTS][0])
+    topics.values[Topic.DEAD_LETTERS].append(topics.values[Topic.CALL_EVENTS][0])
 
 
 HARMS = {
@@ -279,7 +275,7 @@ async def test_only_the_tail_of_a_stream_that_a_dead_gateway_cut_off_may_be_miss
         f"stream {STREAM}: 100 frames from 301 to 400 were sent and are not recorded",
         f"stream {STREAM}: 1 START and 0 END are recorded",
     ]
-    del cut_off.values[AUDIO_FRAMES][100]
+    del cut_off.values[Topic.AUDIO_FRAMES][100]
     problems = [each.text for each in cut_off.judged(sent, [5.5]).problems]
     assert f"stream {STREAM}: 1 frames from 100 to 100 were sent and are not recorded" in problems
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from dispatchai.app import SPEECH, WORKER
 from dispatchai.calls.events import OWN_EVENTS, EventType
+from dispatchai.kafka.topics import Topic
 from dispatchai.records import (
     AudioFrame,
     CallEvent,
@@ -31,16 +32,7 @@ from dispatchai.records import (
 )
 from dispatchai.simulator import CallReport, StreamReport
 from tests.crash.oracle import Expected
-from tests.crash.recorded import (
-    AUDIO_FRAMES,
-    CALL_EVENTS,
-    DEAD_LETTERS,
-    LIVE_CALLS,
-    QUEUE,
-    SIGNALS,
-    TRANSCRIPTS,
-    Recorded,
-)
+from tests.crash.recorded import Recorded
 from tests.support.recorded_run import carriers_id, command_differences
 
 PROCESSING_TIMES: Final = {"recognized_at", "as_of"}
@@ -110,7 +102,7 @@ def to_come(recorded: Recorded, reports: Iterable[CallReport]) -> Iterator[str]:
     """What is still to be recorded of the calls themselves: a deadline, which every one of them gets."""
     for report in reports:
         call_id = report.leg.call_session_id
-        kinds = {event.type for event in recorded.values(CALL_EVENTS, call_id, CallEvent)}
+        kinds = {event.type for event in recorded.values(Topic.CALL_EVENTS, call_id, CallEvent)}
         if EventType.DEADLINE not in kinds:
             yield f"call {call_id}: its deadline is not recorded"
 
@@ -145,9 +137,9 @@ def judge(
             _states(wanted, recorded),
         ):
             verdict.add(found, call_id)
-    strangers = set(recorded.call_ids(QUEUE)) - {report.leg.call_session_id for report in reports}
+    strangers = set(recorded.call_ids(Topic.DISPATCH_QUEUE)) - {report.leg.call_session_id for report in reports}
     verdict.add(f"a packet of {call_id}, who never called" for call_id in sorted(strangers))
-    if letters := sum(1 for _ in recorded.of(DEAD_LETTERS)):
+    if letters := sum(1 for _ in recorded.of(Topic.DEAD_LETTERS)):
         verdict.add([f"{letters} dead letters, of good records"])
     return verdict
 
@@ -214,7 +206,7 @@ def _webhooks(report: CallReport, recorded: Recorded) -> Iterator[str]:
         }
     )
     ids: dict[str, set[str]] = defaultdict(set)
-    for event in recorded.values(CALL_EVENTS, report.leg.call_session_id, CallEvent):
+    for event in recorded.values(Topic.CALL_EVENTS, report.leg.call_session_id, CallEvent):
         if not event.type.startswith(OWN_EVENTS):
             ids[event.type].add(event.event_id)
     given_up = Counter(report.undelivered)
@@ -232,7 +224,7 @@ def _frames(
 ) -> Iterator[str]:
     """Every frame that was sent is recorded, but those that the line lost and the tail of a stream that was cut off."""
     records: dict[str, list[AudioFrame]] = defaultdict(list)
-    for frame in recorded.values(AUDIO_FRAMES, report.leg.call_session_id, AudioFrame):
+    for frame in recorded.values(Topic.AUDIO_FRAMES, report.leg.call_session_id, AudioFrame):
         if frame.track is Track.INBOUND:
             records[carriers_id(frame.stream_id)].append(frame)
     sent = {stream.stream_id: stream for stream in report.streams}
@@ -281,7 +273,7 @@ def _signals(wanted: Expected, recorded: Recorded, notes: Counter[str]) -> Itera
     by_place = {(each.stream_id, each.kind, each.sequence): each for each in wanted.signals}
     found: dict[tuple[str, str, int], None] = {}
     wrong: list[str] = []
-    for each in recorded.values(SIGNALS, wanted.call_id, Signal):
+    for each in recorded.values(Topic.SIGNALS, wanted.call_id, Signal):
         place = (each.stream_id, each.kind, each.sequence)
         if place not in by_place:
             wrong.append(f"a signal {each.kind} at frame {each.sequence} that should not be there")
@@ -302,7 +294,7 @@ def _transcripts(wanted: Expected, recorded: Recorded, notes: Counter[str]) -> I
     by_place = {(each.utterance_id, each.kind, each.revision): each for each in wanted.utterances}
     found: set[tuple[str, str, int]] = set()
     wrong: list[str] = []
-    for each in recorded.values(TRANSCRIPTS, wanted.call_id, Utterance):
+    for each in recorded.values(Topic.TRANSCRIPTS, wanted.call_id, Utterance):
         place = (each.utterance_id, each.kind, each.revision)
         if place not in by_place:
             wrong.append(f"{each.kind} {each.utterance_id} revision {each.revision} should not be there")
@@ -320,7 +312,7 @@ def _transcripts(wanted: Expected, recorded: Recorded, notes: Counter[str]) -> I
 
 
 def _packets(wanted: Expected, recorded: Recorded, notes: Counter[str]) -> Iterator[str]:
-    packets = recorded.values(QUEUE, wanted.call_id, CallPacket)
+    packets = recorded.values(Topic.DISPATCH_QUEUE, wanted.call_id, CallPacket)
     if wanted.packet is None or not packets:
         if wanted.packet is not None or packets:
             yield "no packet" if wanted.packet is not None else f"{len(packets)} packets where there should be none"
@@ -339,7 +331,7 @@ def _packets(wanted: Expected, recorded: Recorded, notes: Counter[str]) -> Itera
 
 
 def _live(wanted: Expected, recorded: Recorded) -> Iterator[str]:
-    entries = recorded.stored(LIVE_CALLS, wanted.call_id)
+    entries = recorded.stored(Topic.LIVE_CALLS, wanted.call_id)
     if wanted.packet is not None and (not entries or entries[-1].value is not None):
         yield "its live entry was not taken away" if entries else "it never had a live entry, nor its tombstone"
 

@@ -12,8 +12,8 @@ import aiohttp
 import aiokafka
 import pytest
 
-from dispatchai.console.topic_feed import QUEUE_TOPIC
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topic
 from dispatchai.records import CallPacket, decode_as
 from tests.support.system import System, packets_in, read_until
 
@@ -66,7 +66,7 @@ def broker_kind(broker: KafkaConnection) -> str:
 
 
 async def assert_in_topic(broker: KafkaConnection, call_ids: set[str]) -> None:
-    consumer = aiokafka.AIOKafkaConsumer(QUEUE_TOPIC, **broker.client_options(), auto_offset_reset="earliest")
+    consumer = aiokafka.AIOKafkaConsumer(Topic.DISPATCH_QUEUE, **broker.client_options(), auto_offset_reset="earliest")
     await consumer.start()
     try:
         async with asyncio.timeout(30):

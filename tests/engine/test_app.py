@@ -23,9 +23,8 @@ from dispatchai.engine.emitter import AssignmentOverError
 from dispatchai.engine.keyed_state import States
 from dispatchai.engine.snapshots import SNAPSHOT_PAUSE_S
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.dead_letters import DEAD_LETTERS
 from dispatchai.kafka.embedded_broker import free_port
-from dispatchai.kafka.topics import Topics
+from dispatchai.kafka.topics import Topic, Topics
 
 PARTITIONS = 2
 PATIENCE_S = 100.0
@@ -63,7 +62,13 @@ async def make_topics(
 
 def make_app(broker: KafkaConnection, names: Names, folder: Path) -> App:
     return create_app(
-        names.app, broker, partitions=PARTITIONS, web_host="127.0.0.1", web_port=free_port(), data_dir=folder
+        names.app,
+        broker,
+        dead_letter_topic=Topic.DEAD_LETTERS,
+        partitions=PARTITIONS,
+        web_host="127.0.0.1",
+        web_port=free_port(),
+        data_dir=folder,
     )
 
 
@@ -272,7 +277,7 @@ async def test_a_poison_record_is_buried_and_stops_nothing(
         return [item for item in records if dict(item.headers).get("origin.topic") == names.source.encode()]
 
     async with running(app):
-        buried = ours(await read(broker, DEAD_LETTERS, lambda records: len(ours(records)) >= 3))
+        buried = ours(await read(broker, Topic.DEAD_LETTERS, lambda records: len(ours(records)) >= 3))
         assert [item.value for item in await read(broker, names.sink, bool)] == [b"7"]
         await until(lambda: states.get("call") == [7])
     assert {(item.key, item.value) for item in buried} == {

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import aiokafka
 import pytest
 
-from dispatchai.console import topic_feed as feed_module
-from dispatchai.console.topic_feed import LIVE_TOPIC, QUEUE_TOPIC, Feed
+from dispatchai.console.topic_feed import Feed
+from dispatchai.kafka.admin import apply
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.topics import Topics, apply
+from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import CallPacket, decode_as, encode
 from tests.console.samples import final_packet, live_call
 from tests.support.left_out import leave_out
@@ -56,7 +56,7 @@ class Names:
 async def names(broker: KafkaConnection, tmp_path: object) -> Names:
     """Topics of one test, created as `topics apply` creates the project's."""
     mark = uuid.uuid4().hex[:8]
-    live, queue, app = f"{LIVE_TOPIC}-{mark}", f"{QUEUE_TOPIC}-{mark}", f"test{mark}"
+    live, queue, app = f"{Topic.LIVE_CALLS}-{mark}", f"{Topic.DISPATCH_QUEUE}-{mark}", f"test{mark}"
     path = tmp_path / "topics.yaml"  # type: ignore[operator]
     path.write_text(HURRIED.format(live=live, queue=queue, app=app), encoding="utf-8")
     topics = Topics.load(path)
@@ -143,10 +143,8 @@ async def test_a_changelog_is_compacted_alike(broker: KafkaConnection, names: Na
 
 @KAFKA
 async def test_a_console_that_starts_after_a_compaction_sees_the_whole_queue(
-    broker: KafkaConnection, names: Names, monkeypatch: pytest.MonkeyPatch
+    broker: KafkaConnection, names: Names
 ) -> None:
-    monkeypatch.setattr(feed_module, "QUEUE_TOPIC", names.queue)
-    monkeypatch.setattr(feed_module, "LIVE_TOPIC", names.live)
     last = await write_versions(broker, names.queue, calls=20, removed=5)
     async with aiokafka.AIOKafkaProducer(**broker.producer_options()) as producer:
         for call_id in ("over", "live"):
@@ -156,7 +154,7 @@ async def test_a_console_that_starts_after_a_compaction_sees_the_whole_queue(
         await producer.send(names.live, None, key=b"over")
     await compacted(broker, names.queue, one_of_each)
     await compacted(broker, names.live, one_of_each)
-    async with Feed(broker) as feed, asyncio.timeout(PATIENCE_S):
+    async with Feed(broker, live_topic=names.live, queue_topic=names.queue) as feed, asyncio.timeout(PATIENCE_S):
         await feed.wait_ready()
         view = await feed.current()
         shown = {entry.call_id: entry for entry in view.ranked()}

@@ -16,6 +16,7 @@ from dispatchai.engine.stall_detection import StuckError, Watch
 from dispatchai.engine.transport import Batch
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import free_port
+from dispatchai.kafka.topics import Topic
 from tests.engine.test_app import PARTITIONS, PATIENCE_S, Names, make_states, make_topics, produce, until
 
 LIMIT_S = 30.0
@@ -137,6 +138,7 @@ def make_stuck_app(broker: KafkaConnection, names: Names, folder: Path) -> App:
     app = create_app(
         names.app,
         broker,
+        dead_letter_topic=Topic.DEAD_LETTERS,
         partitions=PARTITIONS,
         web_host="127.0.0.1",
         web_port=free_port(),

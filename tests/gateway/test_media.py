@@ -19,9 +19,10 @@ from aiohttp import WSMsgType, WSServerHandshakeError
 from dispatchai.audio import g711
 from dispatchai.gateway.media_stream import HELD_BESIDE, QUIET_S, Stream
 from dispatchai.gateway.metrics import GatewayMetrics, SocketRefusal
+from dispatchai.kafka.admin import apply
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import EmbeddedBroker
-from dispatchai.kafka.topics import Topics, apply
+from dispatchai.kafka.topics import Topics
 from dispatchai.records import AudioFrame, FrameKind, Track, decode_as
 from dispatchai.telnyx import stream_tokens as tokens
 from dispatchai.telnyx.signatures import WebhookVerifier

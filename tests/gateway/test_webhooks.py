@@ -17,9 +17,10 @@ from aiokafka import ConsumerRecord
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dispatchai.gateway.metrics import WebhookOutcome
+from dispatchai.kafka.admin import apply
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import EmbeddedBroker
-from dispatchai.kafka.topics import Topics, apply
+from dispatchai.kafka.topics import Topics
 from dispatchai.records import CallEvent, decode_as
 from dispatchai.telnyx import signatures
 from dispatchai.telnyx.signatures import Refusal, WebhookVerifier

@@ -20,11 +20,9 @@ from hypothesis import strategies as st
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.keyed_state import States
-from dispatchai.kafka import dead_letters as deadletters
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.dead_letter_store import Entry, Filter, Letterbox, Refused, Sent, State
 from dispatchai.kafka.dead_letters import (
-    DEAD_LETTERS,
     LETTER_MAX_BYTES,
     TRUNCATED_VALUE_BYTES,
     Letter,
@@ -36,7 +34,7 @@ from dispatchai.kafka.dead_letters import (
     retried_note,
     retry_headers,
 )
-from dispatchai.kafka.topics import Topics
+from dispatchai.kafka.topics import Topic, Topics
 from tests.engine.test_app import Names, make_app, make_states, make_topics, running, until
 from tests.support.paths import DOCS
 
@@ -67,7 +65,7 @@ def buried(
 ) -> aiokafka.ConsumerRecord:
     """The letter about a record, as it is read from the dead letters."""
     key, value, headers = letter_of(one, reader=reader, error=error or ValueError("bad"))
-    return record(value, key, headers, topic=DEAD_LETTERS, offset=5)
+    return record(value, key, headers, topic=Topic.DEAD_LETTERS, offset=5)
 
 
 def letter(one: aiokafka.ConsumerRecord) -> Letter:
@@ -82,7 +80,7 @@ def letter(one: aiokafka.ConsumerRecord) -> Letter:
 def test_a_letter_says_whose_it_is_who_failed_and_why() -> None:
     found = letter(record(b"\xff\x00", b"\xfe", [("trace", b"1"), ("trace", b"2"), ("attempt", b"9")]))
     assert found == Letter(
-        place=Place(DEAD_LETTERS, 3, 5),
+        place=Place(Topic.DEAD_LETTERS, 3, 5),
         written_ms=WRITTEN_MS,
         first=Place("source", 3, 17),
         origin=Place("source", 3, 17),
@@ -162,15 +160,15 @@ def test_only_what_is_too_large_is_cut_and_the_letter_says_so() -> None:
     )
 )
 def test_whatever_lies_in_the_topic_is_read(headers: dict[str, bytes | None]) -> None:
-    read = read_letter(record(headers=list(headers.items()), topic=DEAD_LETTERS))
+    read = read_letter(record(headers=list(headers.items()), topic=Topic.DEAD_LETTERS))
     assert read.first
     assert read.attempt >= 1
 
 
 def test_a_note_of_a_retry_is_told_from_a_letter() -> None:
     first, sent_to = Place("source", 3, 2), Place("source", 3, 99)
-    read = read_letter(record(b"", headers=retried_note(first, 2, sent_to), topic=DEAD_LETTERS))
-    assert read == Retried(Place(DEAD_LETTERS, 3, 17), WRITTEN_MS, first, 2, sent_to)
+    read = read_letter(record(b"", headers=retried_note(first, 2, sent_to), topic=Topic.DEAD_LETTERS))
+    assert read == Retried(Place(Topic.DEAD_LETTERS, 3, 17), WRITTEN_MS, first, 2, sent_to)
 
 
 @pytest.mark.parametrize("text", ["", "a", "a/1", "a/1/", "a/1/2/3", "a/-1/2", "/1/2", "a/1/x", "a/1/²"])
@@ -198,7 +196,7 @@ def failed(attempt: int, reader: str = "sums") -> Letter:
 
 
 def sent_again(attempt: int) -> Retried:
-    return Retried(Place(DEAD_LETTERS, 3, 6), WRITTEN_MS, Place("source", 3, 17), attempt, Place("source", 3, 18))
+    return Retried(Place(Topic.DEAD_LETTERS, 3, 6), WRITTEN_MS, Place("source", 3, 17), attempt, Place("source", 3, 18))
 
 
 @pytest.mark.parametrize(
@@ -398,7 +396,9 @@ async def test_a_record_whose_letter_was_cut_is_sent_again_whole(
 async def leave(broker: KafkaConnection, letters: Sequence[tuple[bytes | None, bytes, list[Any]]]) -> list[Place]:
     """Write letters as they are."""
     async with aiokafka.AIOKafkaProducer(**broker.producer_options()) as producer:
-        sent = [await producer.send(DEAD_LETTERS, value, key=key, headers=headers) for key, value, headers in letters]
+        sent = [
+            await producer.send(Topic.DEAD_LETTERS, value, key=key, headers=headers) for key, value, headers in letters
+        ]
         written = [await one for one in sent]
     return [Place(one.topic, one.partition, one.offset) for one in written]
 
@@ -482,4 +482,3 @@ def test_headers_in_use_are_those_that_are_documented() -> None:
     headers |= {name for name, _ in retried_note(Place("a", 0, 0), 2, Place("a", 0, 1))}
     headers |= {name for name, _ in retry_headers(Place("a", 0, 0), 2)}
     assert {name for name in headers if f"`{name}`" not in text} == {"origin.header.x"}
-    assert deadletters.DEAD_LETTERS == "dead-letters"

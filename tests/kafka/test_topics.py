@@ -12,24 +12,11 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
 
+from dispatchai.cli.topics import render_report, render_show
+from dispatchai.kafka.admin import Drift, NotReported, Report, TopicsError, TopicState, apply, show
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import free_port
-from dispatchai.kafka.topics import (
-    Drift,
-    NotReported,
-    Policy,
-    Report,
-    TableSpec,
-    Topics,
-    TopicsError,
-    TopicsFileError,
-    TopicSpec,
-    TopicState,
-    apply,
-    render_report,
-    render_show,
-    show,
-)
+from dispatchai.kafka.topics import Policy, TableSpec, Topic, Topics, TopicsFileError, TopicSpec
 from dispatchai.resources import data_path
 
 MINUTE_MS = 60_000
@@ -312,3 +299,7 @@ def test_the_table_says_what_is_missing_and_what_the_broker_does_not_tell() -> N
     assert lines[1].split() == ["signals", "2", "1", "delete", "30d", "?", "9", "2", "6"]
     assert lines[2].split() == ["live-calls", "missing"]
     assert lines[3] == "? not reported by this broker"
+
+
+def test_each_topic_of_the_file_has_a_name_in_the_program() -> None:
+    assert list(Topic) == list(Topics.load().topics)

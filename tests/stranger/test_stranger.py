@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from agents import calls, ranking, signals, speech, triage
 from dispatchai.calls.config import CallFlowConfig
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.topics import Topics
+from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import Action, ActionKind, FrameKind, RiskLevel
 from dispatchai.resources import data_path
 from dispatchai.settings import Settings, SpeechEngine
@@ -54,7 +54,14 @@ async def record_call(broker: KafkaConnection, folder: Path) -> Recorded:
     """A caller tells of a cardiac arrest; all agents follow it to its packet."""
     call_id = call_name("stranger")
     tables = [calls.NAME, signals.NAME, triage.NAME, speech.NAME]
-    sources = {*calls.SOURCES, ranking.SOURCE, signals.FRAMES, signals.EVENTS, *speech.SOURCES, *triage.SOURCES}
+    sources = {
+        *calls.SOURCES,
+        Topic.ASSESSMENTS,
+        Topic.AUDIO_FRAMES,
+        Topic.CALL_EVENTS,
+        *speech.SOURCES,
+        *triage.SOURCES,
+    }
     group = await new_group(broker, folder, tables=tables, sources=sorted(sources))
     app = group.app()
     frames = records(recording("cardiac_arrest"))
@@ -70,18 +77,16 @@ async def record_call(broker: KafkaConnection, folder: Path) -> Recorded:
         speech.make(app, PARTITIONS, SETTINGS)
         async with running(app):
             ringing = event("call.initiated", start=now, call=call_id, direction="incoming")
-            await produce(broker, calls.TOPIC, call_id, [ringing, POISON])
+            await produce(broker, Topic.CALL_EVENTS, call_id, [ringing, POISON])
             await buried(broker, call_id, 1)
             answered = [event(kind, 1, start=now, call=call_id) for kind in ("call.answered", "streaming.started")]
-            await produce(broker, calls.TOPIC, call_id, answered)
+            await produce(broker, Topic.CALL_EVENTS, call_id, answered)
             await produce(broker, speech.SOURCES[0], call_id, frames)
-            await read_call(broker, ranking.LIVE_TOPIC, call_id, lambda entries: any(entries))
+            await read_call(broker, Topic.LIVE_CALLS, call_id, lambda entries: any(entries))
             hangup = event("call.hangup", 29, start=now, call=call_id, hangup_cause="normal_clearing")
-            await produce(broker, calls.TOPIC, call_id, [hangup])
-            await read_call(broker, ranking.QUEUE_TOPIC, call_id, bool)
-            await read(
-                broker, ranking.LIVE_TOPIC, [call_id], lambda found: any(record.value is None for record in found)
-            )
+            await produce(broker, Topic.CALL_EVENTS, call_id, [hangup])
+            await read_call(broker, Topic.DISPATCH_QUEUE, call_id, bool)
+            await read(broker, Topic.LIVE_CALLS, [call_id], lambda found: any(record.value is None for record in found))
             note = Action("action-1", ActionKind.NOTE, "dispatcher-7", now + 40 * S, "Ambulance sent.", None, None)
             await produce(broker, "dispatch-actions", call_id, [note])
     return Recorded(broker, call_id, len(frames))
@@ -136,7 +141,7 @@ def test_a_consumer_with_the_schemas_alone_reads_all_topics_of_a_call(recorded: 
     poison = {"record": "unknown", "hex": POISON.hex()}
     for name, found in told.items():
         unread = [record for record in found if record["record"] not in (schemas[name], None)]
-        if name in (calls.TOPIC, "dead-letters"):
+        if name in (Topic.CALL_EVENTS, "dead-letters"):
             assert {(record["record"], record["hex"]) for record in unread} == {("unknown", POISON.hex())}
         else:
             assert unread == []
@@ -163,7 +168,7 @@ def test_a_consumer_with_the_schemas_alone_reads_all_topics_of_a_call(recorded: 
     assert {letter["headers"]["reader"] for letter in letters} >= {calls.NAME, triage.NAME}
     for letter in letters:
         assert (letter["record"], letter["hex"]) == tuple(poison.values())
-        assert letter["headers"]["origin.topic"] == calls.TOPIC
+        assert letter["headers"]["origin.topic"] == Topic.CALL_EVENTS
         origin = (int(letter["headers"]["origin.partition"]), int(letter["headers"]["origin.offset"]))
         assert origin in [(record["partition"], record["offset"]) for record in told["call-events"]]
 
@@ -187,7 +192,7 @@ def test_kcat_lists_the_topics_and_shows_keys_and_tombstones(recorded: Recorded)
     assert {name: partitions.get(name) for name in topics.topics} == dict.fromkeys(topics.topics, topics.partitions)
 
     # %k the key, %S the length of the value, -1 for a tombstone.
-    shown = kcat(*servers, "-C", "-t", ranking.LIVE_TOPIC, "-o", "beginning", "-e", "-q", "-f", r"%k %S\n")
+    shown = kcat(*servers, "-C", "-t", Topic.LIVE_CALLS, "-o", "beginning", "-e", "-q", "-f", r"%k %S\n")
     lengths = [int(line.split()[1]) for line in shown.splitlines() if line.split()[0] == recorded.call_id]
     assert lengths[-1] == -1
     assert all(length > 0 for length in lengths[:-1])

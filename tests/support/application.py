@@ -18,9 +18,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from dispatchai.engine.app import App, create_app
 from dispatchai.engine.transport import true_ends
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.dead_letters import DEAD_LETTERS
 from dispatchai.kafka.embedded_broker import free_port
-from dispatchai.kafka.topics import Topics
+from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import decode, encode
 
 PARTITIONS = Topics.load().partitions
@@ -54,6 +53,7 @@ class Group:
         return create_app(
             self.app_id,
             self.broker,
+            dead_letter_topic=Topic.DEAD_LETTERS,
             partitions=PARTITIONS,
             web_host="127.0.0.1",
             web_port=free_port(),
@@ -174,7 +174,7 @@ def values(records: Records) -> list[Any]:
 
 async def buried(broker: KafkaConnection, call_id: str, count: int) -> Records:
     """The first `count` dead letters of a call."""
-    return await read(broker, DEAD_LETTERS, [call_id], lambda records: len(records) >= count)
+    return await read(broker, Topic.DEAD_LETTERS, [call_id], lambda records: len(records) >= count)
 
 
 async def until(true: Callable[[], bool]) -> None:

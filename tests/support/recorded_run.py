@@ -17,11 +17,9 @@ from typing import Any, Final
 import aiokafka
 
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topic
 from dispatchai.records import AudioFrame, CallPacket, FrameKind, Track, decode_as
 from dispatchai.simulator import CallReport, StreamReport
-
-AUDIO_TOPIC: Final = "audio-frames"
-QUEUE_TOPIC: Final = "dispatch-queue"
 
 FETCH_MS: Final = 200
 
@@ -79,7 +77,7 @@ async def read_streams(connection: KafkaConnection, call_ids: Collection[str]) -
     """What is in `audio-frames` of `call_ids` now. Raises KafkaError, and DecodeError for a record that is no frame."""
     keys = {call_id.encode(): call_id for call_id in call_ids}
     streams: Streams = defaultdict(lambda: defaultdict(RecordedStream))
-    consumer = _consumer(AUDIO_TOPIC, connection)
+    consumer = _consumer(Topic.AUDIO_FRAMES, connection)
     await consumer.start()
     try:
         partitions = consumer.assignment()
@@ -106,7 +104,7 @@ class Packets:
         """The first packet of each call id."""
         self.last: dict[str, RecordedPacket] = {}
         """The latest version of it."""
-        self._consumer = _consumer(QUEUE_TOPIC, connection)
+        self._consumer = _consumer(Topic.DISPATCH_QUEUE, connection)
 
     async def __aenter__(self) -> Packets:
         await self._consumer.start()

@@ -22,8 +22,9 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from dispatchai.cli.doctor.asking import ssl_reason
 from dispatchai.cli.doctor.result import Check, Limits, Result, fail, ok, skipped, warn
+from dispatchai.kafka.admin import TopicsError, TopicState, drift_of, show
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.topics import Topics, TopicsError, TopicsFileError, TopicState, drift_of, show
+from dispatchai.kafka.topics import Topics, TopicsFileError
 from dispatchai.process.run_info import RunInfo
 from dispatchai.settings import Settings
 

@@ -9,9 +9,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from dispatchai.kafka.admin import apply
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import EmbeddedBroker, free_port
-from dispatchai.kafka.topics import Topics, apply
+from dispatchai.kafka.topics import Topics
 from tests.support.kafka.certificates import make_pems
 from tests.support.kafka.node import KafkaUnavailableError, Node
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from dispatchai.kafka.admin import apply
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import EmbeddedBroker
-from dispatchai.kafka.topics import Topics, apply
+from dispatchai.kafka.topics import Topics
 from tests.support.kafka.node import LOADED, Node
 
 JIT_S: Final = 45.0

@@ -1,0 +1,271 @@
+"""Creates the declared topics on a cluster and reports what differs. Changes nothing that exists."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import TopicAlreadyExistsError, for_code
+
+from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.topics import Topics, TopicSpec
+
+_VISIBLE_TIMEOUT_S: Final = 30.0
+"""How long a created topic may take until every partition has a leader."""
+
+_VISIBLE_INTERVAL_S: Final = 0.05
+"""Pause between two looks at the metadata: the protocol has no notice of it."""
+
+
+class TopicsError(RuntimeError):
+    """The cluster refused a topic or did not bring it up. The message names the topic and the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """One thing of a topic that is not as declared. `what` is partitions, replication or a Kafka configuration name."""
+
+    topic: str
+    what: str
+    declared: str
+    found: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotReported:
+    """Configuration of a topic that the broker does not tell, so that drift in it cannot be seen."""
+
+    topic: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `apply` did and found."""
+
+    created: tuple[str, ...]
+    present: tuple[str, ...]
+    drift: tuple[Drift, ...]
+    not_reported: tuple[NotReported, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """1 if something is not as declared, else 0."""
+        return 1 if self.drift else 0
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """One declared topic as the cluster has it.
+
+    `partitions` is 0 when it does not exist. `configs` holds what the broker tells of `TopicSpec.configs`.
+    `start_offsets` and `end_offsets` are by partition; their differences bound the number of records (a compacted
+    topic holds fewer).
+    """
+
+    name: str
+    partitions: int
+    replication: int
+    configs: Mapping[str, str] = field(default_factory=dict)
+    start_offsets: tuple[int, ...] = ()
+    end_offsets: tuple[int, ...] = ()
+
+    @property
+    def exists(self) -> bool:
+        """Whether the cluster has the topic."""
+        return self.partitions > 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Metadata of one topic: the number of copies of each partition, and whether each has a leader."""
+
+    copies: tuple[int, ...]
+    led: bool
+
+
+async def apply(connection: KafkaConnection, topics: Topics, replication: int | None = None) -> Report:
+    """Create what is missing and report what is not as declared, without touching it.
+
+    `replication` overrides that of the file. Returns when every partition of what was created has a leader. Safe to
+    run by several processes at once. Raises KafkaError if the cluster cannot be reached, TopicsError if it refuses.
+    """
+    copies = topics.replication if replication is None else replication
+    specs = topics.every_topic()
+    async with _admin(connection) as admin:
+        before = await _metadata(admin)
+        created = await _create(admin, [spec for spec in specs if spec.name not in before], topics.partitions, copies)
+        found = await _wait_for_leaders(admin, [spec.name for spec in specs])
+        configs = await _configs(admin, specs)
+    drift: list[Drift] = []
+    not_reported: list[NotReported] = []
+    for spec in specs:
+        here, told = found[spec.name], configs[spec.name]
+        drift.extend(_drift(spec, topics.partitions, copies, here.copies, told))
+        if untold := tuple(name for name in spec.configs if name not in told):
+            not_reported.append(NotReported(spec.name, untold))
+    present = tuple(spec.name for spec in specs if spec.name not in created)
+    return Report(created, present, tuple(drift), tuple(not_reported))
+
+
+async def show(connection: KafkaConnection, topics: Topics) -> tuple[TopicState, ...]:
+    """What the cluster has of each declared topic and changelog, in the order of the file. Creates nothing.
+
+    Raises KafkaError if the cluster cannot be reached.
+    """
+    specs = topics.every_topic()
+    async with _admin(connection) as admin:
+        found = await _metadata(admin)
+        there = [spec for spec in specs if spec.name in found]
+        configs = await _configs(admin, there)
+    partitions = [TopicPartition(spec.name, number) for spec in there for number in range(len(found[spec.name].copies))]
+    starts, ends = await _offsets(connection, partitions)
+
+    def state(spec: TopicSpec) -> TopicState:
+        if spec.name not in found:
+            return TopicState(spec.name, partitions=0, replication=0)
+        copies = found[spec.name].copies
+        own = [TopicPartition(spec.name, number) for number in range(len(copies))]
+        return TopicState(
+            name=spec.name,
+            partitions=len(copies),
+            replication=min(copies),
+            configs=configs[spec.name],
+            start_offsets=tuple(starts[partition] for partition in own),
+            end_offsets=tuple(ends[partition] for partition in own),
+        )
+
+    return tuple(state(spec) for spec in specs)
+
+
+def drift_of(topics: Topics, states: Iterable[TopicState], replication: int | None = None) -> tuple[Drift, ...]:
+    """What is not as declared in the topics that exist, as `apply` reports it. `replication` overrides the file's."""
+    copies = topics.replication if replication is None else replication
+    specs = {spec.name: spec for spec in topics.every_topic()}
+    return tuple(
+        item
+        for state in states
+        if state.exists
+        for item in _drift(
+            specs[state.name], topics.partitions, copies, (state.replication,) * state.partitions, state.configs
+        )
+    )
+
+
+def _drift(
+    spec: TopicSpec, partitions: int, copies: int, found: tuple[int, ...], told: Mapping[str, str]
+) -> Iterable[Drift]:
+    """Drift of one topic: `found` is the number of copies of each of its partitions, `told` its configuration."""
+    if len(found) != partitions:
+        yield Drift(spec.name, "partitions", str(partitions), str(len(found)))
+    if set(found) != {copies}:
+        yield Drift(spec.name, "replication", str(copies), _range(found))
+    for name, declared in spec.configs.items():
+        if name in told and not _equal(told[name], declared):
+            yield Drift(spec.name, name, declared, told[name])
+
+
+@asynccontextmanager
+async def _admin(connection: KafkaConnection) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(**connection.client_options())
+    try:
+        await admin.start()
+        yield admin
+    finally:
+        await admin.close()
+
+
+async def _metadata(admin: AIOKafkaAdminClient) -> dict[str, _Found]:
+    # All topics are asked for, never one by name: a broker with auto.create.topics.enable would create it.
+    return {
+        topic["topic"]: _Found(
+            copies=tuple(len(partition["replicas"]) for partition in topic["partitions"]),
+            led=all(partition["leader"] >= 0 and not partition["error_code"] for partition in topic["partitions"]),
+        )
+        for topic in await admin.describe_topics()
+        if topic["partitions"] and not topic["error_code"]
+    }
+
+
+async def _create(
+    admin: AIOKafkaAdminClient, missing: list[TopicSpec], partitions: int, copies: int
+) -> tuple[str, ...]:
+    if not missing:
+        return ()
+    response = await admin.create_topics(
+        [NewTopic(spec.name, partitions, copies, topic_configs=spec.configs) for spec in missing]
+    )
+    created = []
+    for name, code, message in response.topic_errors:
+        match for_code(code):
+            case error if error is TopicAlreadyExistsError:
+                pass  # another process was quicker: it is looked at like any that was there
+            case _ if code == 0:
+                created.append(name)
+            case error:
+                raise TopicsError(f"{name}: the cluster refuses to create it: {message or error.__name__}")
+    return tuple(created)
+
+
+async def _wait_for_leaders(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, _Found]:
+    waiting: list[str] = names
+    try:
+        async with asyncio.timeout(_VISIBLE_TIMEOUT_S):
+            while True:
+                found = await _metadata(admin)
+                waiting = [name for name in names if name not in found or not found[name].led]
+                if not waiting:
+                    return found
+                await asyncio.sleep(_VISIBLE_INTERVAL_S)
+    except TimeoutError:
+        raise TopicsError(f"{', '.join(waiting)}: no leader after {_VISIBLE_TIMEOUT_S:g} s") from None
+
+
+async def _configs(admin: AIOKafkaAdminClient, specs: Iterable[TopicSpec]) -> dict[str, dict[str, str]]:
+    """What the broker tells of each topic's declared configuration, by topic."""
+    wanted = {spec.name: spec.configs for spec in specs}
+    told: dict[str, dict[str, str]] = {name: {} for name in wanted}
+    if not wanted:
+        return told
+    # No names of configurations are given, which asks for all: Tansu closes the connection when there are some.
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in wanted]
+    for response in await admin.describe_configs(resources):
+        for code, message, _kind_of_resource, name, entries in response.resources:
+            if code:
+                raise TopicsError(f"{name}: its configuration cannot be read: {message or for_code(code).__name__}")
+            told[name] = {entry[0]: entry[1] for entry in entries if entry[0] in wanted[name] and entry[1] is not None}
+    return told
+
+
+async def _offsets(
+    connection: KafkaConnection, partitions: list[TopicPartition]
+) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+    if not partitions:
+        return {}, {}
+    consumer = AIOKafkaConsumer(**connection.client_options(), enable_auto_commit=False)
+    try:
+        await consumer.start()
+        starts: dict[TopicPartition, int] = await consumer.beginning_offsets(partitions)
+        ends: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
+    finally:
+        await consumer.stop()
+    return starts, ends
+
+
+def _equal(found: str, declared: str) -> bool:
+    """Whether two configuration values mean the same: numbers by value, lists in any order."""
+    try:
+        return float(found) == float(declared)
+    except ValueError:
+        return sorted(found.replace(" ", "").split(",")) == sorted(declared.split(","))
+
+
+def _range(copies: tuple[int, ...]) -> str:
+    low, high = min(copies), max(copies)
+    return str(low) if low == high else f"{low} to {high}"
