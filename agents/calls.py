@@ -23,7 +23,7 @@ from dispatchai.calls.timers import due_timers
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.effects import Effects
-from dispatchai.engine.keyed_state import States
+from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.topics import Topic
 from dispatchai.process.clock import now_micros
 from dispatchai.records import Action, ActionKind, CallEvent, CallState, decode_as, encode
@@ -68,9 +68,9 @@ def make(
     config: CallFlowConfig,
     client: TelnyxClient,
     token_for: Callable[[str, str], str],
-) -> States[CallState]:
+) -> KeyedStates[CallState]:
     """Make the agent. `token_for(call_id, call_control_id)` is the token that the media socket asks for."""
-    states: States[CallState] = app.states(
+    states: KeyedStates[CallState] = app.keyed_states(
         NAME, encode=encode, decode=partial(decode_as, CallState), partitions=partitions
     )
     over: set[str] = set()
@@ -133,7 +133,7 @@ def make(
     async def timers() -> None:
         """Write each timer that is due to `call-events`; what it means is decided when it is read from there."""
         written: set[str] = set()
-        app.on_forget.append(written.clear)
+        app.on_reset.append(written.clear)
         while True:
             now = now_micros()
             due: set[str] = set()
@@ -151,6 +151,6 @@ def make(
             await asyncio.sleep(TIMERS_EVERY_S)
 
     app.background(timers)
-    app.on_forget.append(over.clear)
+    app.on_reset.append(over.clear)
     app.on_close.append(effects.close)
     return states

@@ -19,7 +19,7 @@ from faust.types import TP
 from dispatchai.calls.events import EventType, own_event
 from dispatchai.calls.timers import timer_id
 from dispatchai.engine.app import App
-from dispatchai.engine.keyed_state import States
+from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.topics import Topic
 from dispatchai.process.clock import now_micros
 from dispatchai.records import encode
@@ -69,7 +69,7 @@ class Leftovers:
     def __init__(
         self,
         app: App,
-        states: States[Any],
+        states: KeyedStates[Any],
         topic: str,
         give_up: GiveUp,
         *,
@@ -91,16 +91,16 @@ class Leftovers:
 
     async def look(self, now_s: float) -> None:
         """Look through the states at `now_s`, in seconds of any steady clock."""
-        for call_id in await self._ages.over(self._states.judge(self._counts), now_s):
+        for call_id in await self._ages.over(self._states.match(self._counts), now_s):
             if (partition := self._states.partition_of(call_id)) is None:
                 continue
             tp = TP(self._topic, partition)
-            if (next_offset := self._app.watch.next_offset(tp)) is not None:  # else the partition is elsewhere by now
+            if (next_offset := self._app.stalls.next_offset(tp)) is not None:  # else the partition is elsewhere by now
                 log.warning("state_left_over", call_id=call_id)
                 await self._give_up(call_id, tp, next_offset)
 
 
-def make(app: App, states: States[Any], *, counts: Callable[[Any], bool], after_s: float) -> Leftovers:
+def make(app: App, states: KeyedStates[Any], *, counts: Callable[[Any], bool], after_s: float) -> Leftovers:
     """Look after `states`: of those that `counts` says are of no known call `dispatchai.expired` is written.
 
     A record, as every timer that fires: whoever else keeps something of the call gives it up as well.

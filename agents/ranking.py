@@ -17,8 +17,8 @@ from faust.types import TP
 
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
+from dispatchai.engine.fetch import Fetch, Record, consumer_record
 from dispatchai.engine.throttle import Throttle
-from dispatchai.engine.transport import Fetch, Record, whole
 from dispatchai.kafka.topics import Topic
 from dispatchai.records import Assessment, AssessmentKind, DecodeError, decode_as, decode_fields, encode
 from dispatchai.triage.live_encoding import encode_live
@@ -119,22 +119,22 @@ class _Writing:
 def make(app: App) -> None:
     """Make the agent."""
     throttle: Throttle[_Source] = Throttle(LIVE_APART_S)
-    app.on_forget.append(throttle.forget)
+    app.on_reset.append(throttle.reset)
     for topic in (Topic.LIVE_CALLS, Topic.DISPATCH_QUEUE):
-        app.latest.add(topic)
+        app.fenced.add(topic)
     to_live, to_packet = app.metrics.journey("webhook_to_live"), app.metrics.journey("hangup_to_packet")
 
     async def write(writing: _Writing) -> None:
         # A call's packet before the tombstone of its live entry: it is not to be missing from the queue meanwhile.
         for topic in (Topic.DISPATCH_QUEUE, Topic.LIVE_CALLS):
             if records := writing.records.get(topic):
-                await app.latest.send(topic, records)
+                await app.fenced.send(topic, records)
         for call_id in writing.live:
             to_live.end(call_id)
         for call_id in writing.final:
             to_packet.end(call_id)
         for source, error in writing.broken:
-            await app.emitter.dead_letter(whole(source.tp, source.record), reader=NAME, error=error)
+            await app.emitter.dead_letter(consumer_record(source.tp, source.record), reader=NAME, error=error)
         for call_id, tp in writing.settled.items():
             if (held := throttle.held(call_id)) is None:
                 app.coverage.release(tp, (NAME, call_id))

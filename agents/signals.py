@@ -22,7 +22,7 @@ from dispatchai.audio.many_signals import Heard, Voices, hear
 from dispatchai.calls.events import EventType
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
-from dispatchai.engine.transport import Batch, Fetch
+from dispatchai.engine.fetch import Batch, Fetch
 from dispatchai.kafka.topics import Topic
 from dispatchai.records import AudioFrame, CallEvent, Signal, SignalState, decode_as, encode
 from dispatchai.records.columns import encode_columns
@@ -51,8 +51,7 @@ class SignalStates:
         self.name = NAME
         self.voices = Voices()
         self._others: dict[int, SignalState] = {}
-        self.rows = app.row_states(NAME, self, partitions=partitions)
-        self.table = self.rows.table
+        self.rows = app.columnar_states(NAME, self, partitions=partitions)
 
     # ---- the engine's rows -----------------------------------------------------------------------------------------
 

@@ -32,9 +32,9 @@ from agents.orphans import Leftovers
 from dispatchai.calls.events import EventType
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
-from dispatchai.engine.emitter import AssignmentOverError
-from dispatchai.engine.keyed_state import States
-from dispatchai.engine.transport import Batch, Record, whole
+from dispatchai.engine.errors import AssignmentOverError
+from dispatchai.engine.fetch import Batch, Record, consumer_record
+from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.topics import Topic
 from dispatchai.process.clock import now_micros
 from dispatchai.records import AudioFrame, CallEvent, SpeechState, Track, decode_as, encode
@@ -136,7 +136,7 @@ class _Input:
 class SpeechAgent:
     """Between Kafka and the recogniser: hands frames on, writes what is heard, holds offsets of what is not."""
 
-    def __init__(self, app: App, states: States[SpeechState], recognizer: Recognizer, *, longest_s: float) -> None:
+    def __init__(self, app: App, states: KeyedStates[SpeechState], recognizer: Recognizer, *, longest_s: float) -> None:
         """No state is kept for longer than `longest_s`, in seconds."""
         self._app = app
         self.states = states
@@ -187,7 +187,7 @@ class SpeechAgent:
 
     async def process(self, batch: Batch) -> None:
         """Take the records that one fetch brought of one partition; given up when partitions are assigned anew."""
-        with self._app.watch.excused(NAME):  # as below: the recogniser has limits of its own
+        with self._app.stalls.excused(NAME):  # as below: the recogniser has limits of its own
             await self._started.wait()
         generation = self._app.lease.generation
         if batch.tp.topic == Topic.CALL_EVENTS:
@@ -198,7 +198,7 @@ class SpeechAgent:
 
     async def _follow_audio(self, batch: Batch, generation: int) -> None:
         """Hear the frames of a batch."""
-        with self._app.watch.excused(NAME):
+        with self._app.stalls.excused(NAME):
             await self._recognizer.room()
         for key, (records, inputs) in (await self._inputs(batch)).items():
             if generation != self._app.lease.generation:
@@ -209,7 +209,7 @@ class SpeechAgent:
                 raise
             except Exception as error:  # noqa: BLE001 - an agent never raises: what failed goes to the dead letters
                 for record in records:
-                    await self._app.emitter.dead_letter(whole(batch.tp, record), reader=NAME, error=error)
+                    await self._app.emitter.dead_letter(consumer_record(batch.tp, record), reader=NAME, error=error)
         if generation == self._app.lease.generation:
             first_ms, last_ms = batch.records[0].timestamp, batch.records[-1].timestamp
             span = self._audio.setdefault(batch.tp.partition, _Span(first_ms, last_ms))
@@ -299,7 +299,9 @@ class SpeechAgent:
             except AssignmentOverError:
                 raise
             except Exception as error:  # noqa: BLE001 - as where frames are heard
-                await self._app.emitter.dead_letter(whole(deadline.tp, deadline.record), reader=NAME, error=error)
+                await self._app.emitter.dead_letter(
+                    consumer_record(deadline.tp, deadline.record), reader=NAME, error=error
+                )
                 self._app.coverage.release(deadline.tp, (NAME, "deadline", call_id))
 
     def _is_silent(self, partition: int, deadline: _Deadline) -> bool:
@@ -311,7 +313,7 @@ class SpeechAgent:
         if span is not None and max(span.first_ms, deadline.at_ms) <= span.last_ms - SILENT_S * 1000:
             return True
         waited_s = asyncio.get_running_loop().time() - deadline.seen_s
-        return waited_s >= SILENT_S and self._app.watch.idle_s(TP(Topic.AUDIO_FRAMES, partition)) >= SILENT_S
+        return waited_s >= SILENT_S and self._app.stalls.idle_s(TP(Topic.AUDIO_FRAMES, partition)) >= SILENT_S
 
     async def _end_streams(self, call_id: str, tp: TP, deadline: _Deadline) -> None:
         """End what is open of a call of which no audio is unread, unless it still speaks."""
@@ -422,7 +424,7 @@ def _text(value: bytes) -> str | None:
 def make(app: App, partitions: int, settings: Settings) -> SpeechAgent:
     """Make the agent with the recogniser of `settings`."""
     recognizer = make_recognizer(settings)
-    states: States[SpeechState] = app.states(
+    states: KeyedStates[SpeechState] = app.keyed_states(
         NAME, encode=encode, decode=partial(decode_as, SpeechState), partitions=partitions
     )
     longest_s = settings.call_longest_s + settings.call_deadline_s + settings.call_expiry_s
@@ -432,6 +434,6 @@ def make(app: App, partitions: int, settings: Settings) -> SpeechAgent:
     app.background(made.keep_reporting)
     app.background(made.leftovers.run)
     app.background(made.keep_ending)
-    app.on_forget.append(made.forget)
+    app.on_reset.append(made.forget)
     app.on_close.append(recognizer.close)
     return made

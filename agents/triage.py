@@ -14,7 +14,7 @@ from dispatchai.calls.events import EventType
 from dispatchai.calls.state import fold as fold_call
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
-from dispatchai.engine.keyed_state import States
+from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.topics import Topic
 from dispatchai.records import CallEvent, Signal, TriageState, Utterance, decode_as, encode
 from dispatchai.triage import step as folds
@@ -31,15 +31,15 @@ SOURCES: Final[dict[str, Callable[[bytes], Input]]] = {
 """What is read, and how."""
 
 
-def make(app: App, partitions: int, rules: Rules) -> States[TriageState]:
+def make(app: App, partitions: int, rules: Rules) -> KeyedStates[TriageState]:
     """Make the agent."""
-    states: States[TriageState] = app.states(
-        NAME, encode=encode, decode=partial(decode_as, TriageState), partitions=partitions, rest=True
+    states: KeyedStates[TriageState] = app.keyed_states(
+        NAME, encode=encode, decode=partial(decode_as, TriageState), partitions=partitions, evict=True
     )
 
     readings: dict[str, Reading] = {}
     """Of each live call, what its words were found to say."""
-    app.on_forget.append(readings.clear)
+    app.on_reset.append(readings.clear)
 
     to_live, to_packet = app.metrics.journey("webhook_to_live"), app.metrics.journey("hangup_to_packet")
 

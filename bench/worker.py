@@ -23,7 +23,7 @@ from agents import signals
 from dispatchai.app import WORKER
 from dispatchai.engine import agent
 from dispatchai.engine.app import create_app, run_app, use_uvloop
-from dispatchai.engine.transport import Fetch
+from dispatchai.engine.fetch import Fetch
 from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.process.logs import configure
 from dispatchai.settings import Settings

@@ -22,7 +22,7 @@ from dispatchai.console import metrics as console_metrics
 from dispatchai.console.topic_feed import Feed
 from dispatchai.console.web import mount
 from dispatchai.engine.app import App, create_app
-from dispatchai.engine.keyed_state import States
+from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.gateway.metrics import CommandsExposed
 from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import to_json
@@ -51,7 +51,7 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
         web_host=settings.console_host,
         web_port=settings.console_port if port is None else port,
         data_dir=_data_dir(settings, "worker"),
-        stuck_after_s=settings.stuck_after_s,
+        stall_limit_s=settings.stuck_after_s,
     )
     client = TelnyxClient.from_settings(settings)
     secret = tokens.stream_secret(
@@ -64,7 +64,7 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
         subject = tokens.Subject(call_control_id, call_id)
         return tokens.issue(secret, subject, int(time.time()) + STREAM_TOKEN_VALID_S)
 
-    tables: dict[str, States[Any] | signals.SignalStates] = {
+    tables: dict[str, KeyedStates[Any] | signals.SignalStates] = {
         calls.NAME: calls.make(
             app, partitions, config=CallFlowConfig.from_settings(settings), client=client, token_for=token_for
         ),
@@ -103,7 +103,7 @@ def speech_app(settings: Settings) -> App:
         web_host=settings.console_host,
         web_port=settings.speech_port,
         data_dir=_data_dir(settings, "speech"),
-        stuck_after_s=settings.stuck_after_s,
+        stall_limit_s=settings.stuck_after_s,
     )
     made = speech.make(app, partitions, settings)
     checks = {**app.checks, "recognizer": made.is_listening}
@@ -140,15 +140,15 @@ def _metrics(app: App) -> None:
     app.web.web_app.add_routes([web.get("/metrics", app.metrics.show)])
 
 
-def _table_views(app: App, tables: Mapping[str, States[Any] | signals.SignalStates]) -> None:
+def _table_views(app: App, tables: Mapping[str, KeyedStates[Any] | signals.SignalStates]) -> None:
     """`/tables/<agent>/{call_id}`: the live state of an agent for one call, from whichever worker holds it."""
     for name, states in tables.items():
         _table_view(app, name, states)
 
 
-def _table_view(app: App, name: str, states: States[Any] | signals.SignalStates) -> None:
+def _table_view(app: App, name: str, states: KeyedStates[Any] | signals.SignalStates) -> None:
     @app.page(f"/tables/{name}/{{call_id}}", name=f"table-{name}")
-    @app.table_route(states.table, match_info="call_id")
+    @app.table_route(app.tables[name], match_info="call_id")
     async def view(self: faust.web.View, request: faust.web.Request, call_id: str) -> faust.web.Response:
         state = states.get(call_id)
         if state is None:

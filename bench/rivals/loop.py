@@ -17,7 +17,7 @@ import aiokafka
 import uvloop
 
 from bench.rivals.job import APP_ID, BOOTSTRAP, COMMIT_S, EMBEDDED, changelog
-from dispatchai.engine.transport import FETCH_MAX_WAIT_MS, FETCH_MIN_BYTES
+from dispatchai.engine.faust_internals import FETCH_MAX_WAIT_MS, FETCH_MIN_BYTES
 from dispatchai.kafka.topics import Topic
 
 Records = Sequence[Any]

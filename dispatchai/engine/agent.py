@@ -1,7 +1,7 @@
-"""The loop of an agent over a pure step: take records, call the step, keep the state, emit the outputs.
+"""The loop of an agent around a pure step: take records, call the step, emit the outputs, keep the state.
 
-An agent never raises: a record that cannot be decoded, and a record on which the step fails, go to the dead letters,
-and the state stays as it was before it. This is the one place that catches all.
+An agent never raises. A record that cannot be decoded, and one on which the step fails, go to the dead-letter topic,
+and the state stays as it was before that record. This is the one place that catches every exception.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from faust.types import TP
 
 from dispatchai.engine.app import App
 from dispatchai.engine.effects import Effects
-from dispatchai.engine.emitter import AssignmentOverError
-from dispatchai.engine.keyed_state import States
-from dispatchai.engine.transport import Batch, Fetch, Record, whole
+from dispatchai.engine.errors import AssignmentOverError
+from dispatchai.engine.fetch import Batch, Fetch, Record, consumer_record
+from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.dead_letters import UnreadableError
 
 S = TypeVar("S")
@@ -29,7 +29,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A record to be written, keyed as its input was. `value` None is a tombstone."""
+    """A record to write, with the key of its input. `value` None is a tombstone."""
 
     topic: str
     value: bytes | None
@@ -37,9 +37,9 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Stepped(Generic[S]):
-    """What a step made of the records of one key.
+    """The result of a step over the records of one key.
 
-    `state` None deletes the key; `effects` are owed outside Kafka; `snapshot` asks for a snapshot soon.
+    `state` None deletes the key. `effects` are carried out outside Kafka. `snapshot` asks for a snapshot soon.
     """
 
     state: S | None
@@ -48,8 +48,8 @@ class Stepped(Generic[S]):
     snapshot: bool = True
 
 
-class Keeps(Protocol[S]):
-    """Where an agent's states are: `States`, or the agent's own over `RowStates`."""
+class States(Protocol[S]):
+    """The states of an agent: `KeyedStates`, or the agent's own on top of `ColumnarStates`."""
 
     name: str
 
@@ -61,13 +61,17 @@ class Keeps(Protocol[S]):
 
 
 Step = Callable[[str, "S | None", Sequence[Any]], Stepped[S]]
-"""(key, state, decoded records of the key in order) -> what became of them. Pure."""
+"""(key, state, decoded records of the key in order) -> result. Pure."""
 
 
 async def decoded(
     app: App, reader: str, decode: Callable[[bytes], R], tp: TP, records: Iterable[Record]
 ) -> list[tuple[Record, R]]:
-    """Each record of `tp` with its value decoded; what has no key, no value or a broken one is buried."""
+    """The `records` of `tp` with their decoded values.
+
+    A record without a key, or whose key or value cannot be decoded, is sent to the dead-letter topic in the name of
+    `reader`. A tombstone is skipped.
+    """
     good: list[tuple[Record, R]] = []
     for record in records:
         try:
@@ -75,39 +79,42 @@ async def decoded(
                 raise UnreadableError("a record without a key")
             record.key.decode()
             if record.value is None:
-                continue  # a tombstone in a topic that is not compacted says nothing
+                continue  # a tombstone means nothing in a topic that is not compacted
             good.append((record, decode(record.value)))
         except ValueError as error:
-            await app.emitter.dead_letter(whole(tp, record), reader=reader, error=error)
+            await app.emitter.dead_letter(consumer_record(tp, record), reader=reader, error=error)
     return good
 
 
 async def apply(
     app: App,
-    states: Keeps[S],
+    states: States[S],
     batch: Batch,
     *,
     decode: Callable[[bytes], Any],
     step: Step[S],
     effects: Effects[Any] | None = None,
 ) -> None:
-    """Apply all of `batch` to the states, key by key. The outputs of all keys are written together."""
-    made: list[_Made[S]] = []
+    """Apply all records of `batch` to the states, key by key. The outputs of all keys are written together.
+
+    Steps 1 and 2 of the order in `checkpoint.Checkpoint.write`.
+    """
+    applied: list[_Applied[S]] = []
     for key, records in batch.by_key():
         inputs = await decoded(app, states.name, decode, batch.tp, records)
         if inputs and key is not None:
-            made += await _step_key(app, states, batch.tp, key, inputs, step)
+            applied += await _step_key(app, states, batch.tp, key, inputs, step)
     outputs: dict[str, list[tuple[bytes, bytes | None]]] = defaultdict(list)
-    for one in made:
+    for one in applied:
         for output in one.stepped.outputs:
             outputs[output.topic].append((one.key, output.value))
-    # Outputs before the states: a snapshot may be taken of these as soon as they are there, and covers what was sent by
+    # Outputs before states: a snapshot may be taken as soon as a state is replaced, and it covers the outputs sent by
     # then.
     if outputs:
         await app.emitter.ready()
     for topic, of_topic in outputs.items():
         app.emitter.send_soon(topic, batch.tp.partition, of_topic, timestamp_ms=time.time_ns() // 1_000_000)
-    for one in made:
+    for one in applied:
         stepped, name = one.stepped, one.key.decode()
         if one.changed or stepped.outputs or stepped.effects:
             states.put(name, stepped.state, batch.tp, one.offset, snapshot=stepped.snapshot)
@@ -116,8 +123,8 @@ async def apply(
 
 
 @dataclass(frozen=True, slots=True)
-class _Made(Generic[S]):
-    """What became of records of `key`, the first of which is at `offset`; `changed`: its state is another one."""
+class _Applied(Generic[S]):
+    """The result for records of `key`, the first of which is at `offset`. `changed`: the state differs from before."""
 
     key: bytes
     offset: int
@@ -126,36 +133,36 @@ class _Made(Generic[S]):
 
 
 async def _step_key(
-    app: App, states: Keeps[S], tp: TP, key: bytes, inputs: Sequence[tuple[Record, Any]], step: Step[S]
-) -> list[_Made[S]]:
-    """Call `step` with all `inputs` of `key`; if it fails one by one, and bury those on which it does: which records
-    came together must not decide which of them are buried."""
-    name, made = key.decode(), list[_Made[S]]()
+    app: App, states: States[S], tp: TP, key: bytes, inputs: Sequence[tuple[Record, Any]], step: Step[S]
+) -> list[_Applied[S]]:
+    """Call `step` with all `inputs` of `key`. If it fails, call it with each input alone and dead-letter those on which
+    it fails: how records were batched must not decide which of them are dead-lettered."""
+    name, applied = key.decode(), list[_Applied[S]]()
     for run in (inputs, *((one,) for one in inputs if len(inputs) > 1)):
         try:
-            before = made[-1].stepped.state if made else states.get(name)
+            before = applied[-1].stepped.state if applied else states.get(name)
             stepped = step(name, before, [value for _, value in run])
-        except Exception as error:  # noqa: BLE001 - the boundary named in the module's text
+        except Exception as error:  # noqa: BLE001 - the boundary named at the top of the module
             if len(run) == 1:
-                await app.emitter.dead_letter(whole(tp, run[0][0]), reader=states.name, error=error)
+                await app.emitter.dead_letter(consumer_record(tp, run[0][0]), reader=states.name, error=error)
             continue
-        made.append(_Made(key, run[0][0].offset, stepped, stepped.state != before))
+        applied.append(_Applied(key, run[0][0].offset, stepped, stepped.state != before))
         if run is inputs:
             break
-    return made
+    return applied
 
 
 def run(
     app: App,
-    states: States[S],
+    states: KeyedStates[S],
     sources: Mapping[str, Callable[[bytes], Any]],
     *,
     step: Step[S],
     effects: Effects[Any] | None = None,
 ) -> None:
-    """Make the agent named as `states` that folds `sources` by `step`: topics, each with what decodes its values."""
+    """Create the agent that folds `sources` into `states` by `step`. `sources`: topics, each with its decoder."""
     if effects is not None:
-        app.on_forget.append(effects.forget)
+        app.on_reset.append(effects.reset)
 
     async def process(batch: Batch) -> None:
         await apply(app, states, batch, decode=sources[batch.tp.topic], step=step, effects=effects)
@@ -164,7 +171,7 @@ def run(
 
 
 def run_batches(app: App, name: str, topics: Sequence[str], process: Callable[[Batch], Awaitable[None]]) -> None:
-    """Make the agent `name` that hands each batch of `topics` to `process`; see `run_fetches`."""
+    """Create the agent `name` that hands each batch of `topics` to `process`; see `run_fetches`."""
 
     async def process_each(fetch: Fetch) -> None:
         for batch in fetch.batches:
@@ -174,13 +181,13 @@ def run_batches(app: App, name: str, topics: Sequence[str], process: Callable[[B
 
 
 def run_fetches(app: App, name: str, topics: Sequence[str], process: Callable[[Fetch], Awaitable[None]]) -> None:
-    """Make the agent `name` that hands to `process` what each fetch brought of `topics`.
+    """Create the agent `name` that hands the records of `topics` to `process`, a fetch at a time.
 
-    `process` must not raise, but for AssignmentOverError: the rest of its batch is read again, here or elsewhere.
+    `process` must not raise, except AssignmentOverError: the rest of the fetch is then read again, here or elsewhere.
     """
     source = app.topic(*topics, value_serializer="raw")
     counts = {topic: app.metrics.reader(name, topic) for topic in topics}
-    app.watch.reads(name, topics)
+    app.stalls.reads(name, topics)
 
     @app.agent(source, name=name)
     async def agent(fetches: faust.Stream[Fetch]) -> None:
@@ -195,4 +202,4 @@ def run_fetches(app: App, name: str, topics: Sequence[str], process: Callable[[F
                 records = sum(len(batch.records) for batch in fetch.batches)
                 counts[fetch.batches[0].tp.topic].took(records, time.perf_counter() - begun)
                 for batch in fetch.batches:
-                    app.watch.processed(name, batch.tp, batch.last_offset + 1)
+                    app.stalls.processed(name, batch.tp, batch.last_offset + 1)

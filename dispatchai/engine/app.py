@@ -1,6 +1,6 @@
 """A Faust application with the settings that this load needs, each with its reason.
 
-Decides how Faust runs. Leaves to others what the agents are.
+Decides how Faust runs and how the parts of the engine are put together. The agents are made elsewhere.
 """
 
 from __future__ import annotations
@@ -13,23 +13,25 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import faust
 import structlog
 import uvloop
 from faust.types import TP
 
-from dispatchai.engine.columnar_state import Rows, RowStates
+from dispatchai.engine import aiokafka_internals, faust_internals
+from dispatchai.engine.checkpoint import Checkpoint, Commits, SnapshotSource
+from dispatchai.engine.columnar_state import ColumnarStates, Columns
 from dispatchai.engine.coverage import Coverage
-from dispatchai.engine.emitter import AssignmentOverError, Emitter
-from dispatchai.engine.fencing import Latest
-from dispatchai.engine.guards import Guard, guards
-from dispatchai.engine.keyed_state import States
+from dispatchai.engine.emitter import Emitter
+from dispatchai.engine.errors import AssignmentOverError, StalledError
+from dispatchai.engine.failure import Failure
+from dispatchai.engine.faust_internals import ChangelogTable, Collaborators, FaustApp, names
+from dispatchai.engine.fencing import FencedTopics
+from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.engine.lease import Lease
-from dispatchai.engine.logs import FAUST_LOG
-from dispatchai.engine.metrics import EngineMetrics
-from dispatchai.engine.snapshots import SnapshotTable, SnapshotWriter
-from dispatchai.engine.stall_detection import StuckError, Watch, kafka_reached, run_watch
-from dispatchai.engine.transport import Producer, named
+from dispatchai.engine.metrics import AppState, EngineMetrics
+from dispatchai.engine.snapshots import SnapshotStore
+from dispatchai.engine.source import Source
+from dispatchai.engine.stall_detection import StallDetector, detect_stalls, kafka_reached
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.process import memory
 from dispatchai.process.watchdog import Pulse
@@ -39,137 +41,209 @@ log = structlog.get_logger(__name__)
 S = TypeVar("S")
 
 SWITCH_INTERVAL_S: Final = 0.0005
-"""How often threads may take turns. With Python's 5 ms the consumer's thread and the event loop wait for each other
-in convoys: 100 calls then took 621 ms at the median, and 30 ms with this."""
+"""How often threads may take turns. With Python's 5 ms the consumer thread and the event loop wait for each other in
+convoys: 100 calls then took 621 ms at the median, and 30 ms with this."""
 
 SESSION_TIMEOUT_S: Final = 6.0
-"""A worker that is gone is noticed after this; Faust's default is a minute, and brokers allow no less than 6 s by
-default. Heartbeats come three times as often."""
+"""A worker that is gone is noticed after this. Faust's default is a minute; brokers allow no less than 6 s by default.
+Heartbeats come three times as often."""
 
 REBALANCE_TIMEOUT_S: Final = 12.0
-"""How long a member may take to rejoin. Above the session timeout; the embedded broker makes a join wait half of it."""
+"""How long a member may take to rejoin. Above the session timeout; the embedded broker lets a join wait half of it."""
 
 EMBEDDED_REBALANCE_TIMEOUT_S: Final = 6.0
 """The same where one process of a kind runs against the embedded broker, so that it starts within seconds."""
 
-
-STUCK_AFTER_S: Final = 30.0
+STALL_LIMIT_S: Final = 30.0
 """How long records may wait without one being processed: above a rebalance with a dead member and a recovery of an
 hour's snapshots, which take some 20 s together."""
 
-STOP_S: Final = 9.0
-"""How long a stop may take. Kafka's group then has one heartbeat's time left to let go of this member; supervisors
-wait for 20 s. What is cut off is read again, as after a crash."""
+STOP_TIMEOUT_S: Final = 9.0
+"""How long a stop may take. The group needs another heartbeat to let this member go; supervisors wait for 20 s. Work
+that is cut off is read again, as after a crash."""
 
 
-class App(faust.App):
-    """A Faust application that knows what it owes (`coverage`) and writes through `emitter`."""
-
-    logger = FAUST_LOG
+class App(FaustApp):
+    """A Faust application with exact recovery."""
 
     def __init__(
-        self, *args: Any, connection: KafkaConnection, dead_letter_topic: str, stuck_after_s: float, **kwargs: Any
+        self, *args: Any, connection: KafkaConnection, dead_letter_topic: str, stall_limit_s: float, **kwargs: Any
     ) -> None:
-        super().__init__(*args, **kwargs)
         self.connection = connection
-        self.dead_letter_topic = dead_letter_topic
-        self.metrics = EngineMetrics()
-        self.metrics.watch_app(self)
-        self.watch = Watch(stuck_after_s)
-        self._pulse = Pulse(self.metrics.loop_delay, stuck_after_s)
-        self.guards = guards()
-        self.lease = Lease(SESSION_TIMEOUT_S, enforced=Guard.LEASE in self.guards)
-        self.dropped = False
-        """Whether records of this assignment were dropped: no commit may cover them."""
+        self.failure = Failure()
+        self.lease = Lease(SESSION_TIMEOUT_S)
         self.coverage = Coverage()
-        self.emitter = Emitter(self)
-        self.latest = Latest(self)
-        self.failed = asyncio.Event()
-        self.on_forget: list[Callable[[], None]] = []
-        """Called when partitions are assigned anew, for what else was kept of their records."""
+        self.stalls = StallDetector(stall_limit_s)
+        self.metrics = EngineMetrics()
+        self.on_reset: list[Callable[[], None]] = []
+        """Called when partitions are reassigned, for whatever else was kept of their records."""
         self.on_close: list[Callable[[], Coroutine[Any, Any, None]]] = []
-        """Awaited when the application stops, after what ran in the background, before Kafka is left."""
-        self._snapshots: list[SnapshotWriter] = []
+        """Awaited when the application stops, after its background tasks, before it leaves Kafka."""
+        self._checkpoints: dict[str, Checkpoint] = {}
+        """By changelog topic."""
         self._background: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._commits = Commits(self.stalls, self.coverage, self.lease, self.failure)
+        self._source = Source(self.lease, self.metrics, self._stores)
+        self.collaborators = Collaborators(
+            connection, self.lease, self.failure, self.stalls, self._commits, self._source, self.metrics
+        )
+        super().__init__(*args, **kwargs)
+        self.emitter = Emitter(
+            self.producer_client,
+            lease=self.lease,
+            failure=self.failure,
+            metrics=self.metrics,
+            dead_letter_topic=dead_letter_topic,
+        )
+        self.fenced = FencedTopics(
+            connection,
+            lease=self.lease,
+            emitter=self.emitter,
+            metrics=self.metrics,
+            checkpoints=lambda: self._checkpoints,
+            assignment=lambda: set(self.consumer.assignment()),
+        )
+        self._watchdog = Pulse(self.metrics.loop_delay, stall_limit_s)
+        self.metrics.show_app(self._state, self.stalls)
 
-    def states(
+    # ---- what agents are made of -----------------------------------------------------------------------------------
+
+    def keyed_states(
         self,
         name: str,
         *,
         encode: Callable[[S], bytes],
         decode: Callable[[bytes], S],
         partitions: int,
-        rest: bool = False,
-    ) -> States[S]:
-        """The states of one agent, kept in the table `name`; with `rest` untouched ones are held as snapshots only."""
-        states: States[S] = States(self, name, encode=encode, decode=decode, partitions=partitions, rest=rest)
-        self._snapshots.append(states)
+        evict: bool = False,
+    ) -> KeyedStates[S]:
+        """The states of one agent, with snapshots in table `name`; `evict` keeps idle ones as snapshots only."""
+        store = self._store(name)
+        states = KeyedStates(name, store, self.coverage, encode=encode, decode=decode, evict=evict)
+        self._add_table(states, partitions)
         return states
 
-    def row_states(self, name: str, rows: Rows, *, partitions: int) -> RowStates:
-        """The states of one agent that keeps them in columns, `rows`; snapshots are in the table `name`."""
-        states = RowStates(self, name, rows, partitions=partitions)
-        self._snapshots.append(states)
+    def columnar_states(self, name: str, columns: Columns, *, partitions: int) -> ColumnarStates:
+        """The states of one agent that keeps them in `columns`, with snapshots in table `name`."""
+        states = ColumnarStates(name, self._store(name), self.coverage, columns)
+        self._add_table(states, partitions)
         return states
+
+    def _store(self, name: str) -> SnapshotStore:
+        return SnapshotStore(name, lambda: self.lease.generation)
+
+    def _add_table(self, source: SnapshotSource, partitions: int) -> None:
+        table = self.Table(source.name, key_type=str, value_type=bytes, partitions=partitions, default=None)
+        changelog = table.changelog_topic.get_topic_name()
+        self._checkpoints[changelog] = Checkpoint(source, changelog, emitter=self.emitter, metrics=self.metrics)
+
+    def _stores(self) -> dict[str, SnapshotStore]:
+        return {changelog: checkpoint.source.store for changelog, checkpoint in self._checkpoints.items()}
 
     def background(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run `run()` from the start of the application to its end; if it fails, the application stops.
+        """Run `run()` while the application runs. If it fails, the application fails.
 
-        It is run anew when what it was writing was of an assignment that is over.
+        It is run again when a record that it was writing belongs to an assignment that is over.
         """
 
         async def running() -> None:
             over = True
-            while over and not self.failed.is_set():
+            while over and not self.failure.has_failed:
                 try:
                     await run()
                     over = False
                 except AssignmentOverError:
-                    log.debug("begun_anew", task=getattr(run, "__qualname__", ""))
+                    log.debug("background_task_restarted", task=getattr(run, "__qualname__", ""))
 
         self._background.append(running)
 
-    def fail(self, error: BaseException) -> None:
-        """Stop the application: what it owes cannot be done. Its supervisor starts it again."""
-        log.error("application_failed", error=f"{type(error).__name__}: {error}")
-        self.failed.set()
+    # ---- life of the application, called by Faust ------------------------------------------------------------------
 
     async def crash(self, reason: BaseException) -> None:
-        """Called by Faust and its services when one of them cannot go on."""
-        self.fail(reason)
+        """One of the services cannot go on."""
+        self.failure.report(reason)
         await super().crash(reason)
 
     async def on_started_init_extra_tasks(self) -> None:
-        """Start what runs beside the agents. Called by Faust when its services are up."""
+        """The services have started: start everything that runs beside the agents."""
         await super().on_started_init_extra_tasks()
         memory.settle()
-        self._pulse.start()
-        self._background += [self._look_after, self.latest.run]
-        for snapshots in self._snapshots:
-            self._background += [snapshots.run, snapshots.run_sweeps]
+        self._watchdog.start()
+        self._background += [self._detect_stalls, self.fenced.run]
+        for checkpoint in self._checkpoints.values():
+            self._background += [checkpoint.run, checkpoint.run_sweeps]
         for run in self._background:
             task = asyncio.get_running_loop().create_task(run())
             task.add_done_callback(self._on_background_done)
             self._tasks.append(task)
 
-    async def _look_after(self) -> None:
-        """Stop the application when it stands still."""
+    async def _detect_stalls(self) -> None:
         try:
-            await run_watch(self.watch, self.connection)
-        except StuckError as error:
-            self.fail(error)
+            await detect_stalls(self.stalls, self.connection, f"{self.conf.id}-stall-detection")
+        except StalledError as error:
+            self.failure.report(error)
 
     def _on_background_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("background_task_failed", exc_info=error)
-            self.fail(error)
+            self.failure.report(error)
+
+    async def on_stop(self) -> None:
+        """Write the last snapshots, then stop everything that runs beside the agents."""
+        self._watchdog.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for close in self.on_close:
+            await close()
+        if not self.failure.has_failed:
+            # Together: each waits until Kafka has all earlier outputs.
+            await asyncio.gather(*(checkpoint.close() for checkpoint in self._checkpoints.values()))
+        await super().on_stop()
+
+    # ---- rebalances, called by Faust -------------------------------------------------------------------------------
+
+    def on_rebalance_start(self) -> None:
+        """A rebalance begins. Called in the consumer thread."""
+        super().on_rebalance_start()
+        self.lease.revoked()
+
+    def assigned(self, assigned: set[TP], *, new: set[TP], generation: int) -> None:
+        """Discard everything in memory: tables and committed offsets hold what counts.
+
+        At the assignment and not at the revocation: Faust's last commit comes after that, and without the held offsets
+        it would go too far.
+        """
+        at = self.lease.clock()
+        self._drop_unsent()
+        for checkpoint in self._checkpoints.values():
+            checkpoint.reset()
+        self.coverage.reset()
+        for reset in self.on_reset:
+            reset()
+        self.metrics.reset()
+        for tp in new:
+            if (checkpoint_of := self._checkpoints.get(tp.topic)) is not None:
+                checkpoint_of.source.store.drop(tp.partition)
+        log.debug("partitions_assigned", generation=generation, partitions=names(assigned))
+        self._commits.assigned()
+        self.lease.assigned(generation, at)
+
+    def on_rebalance_end(self) -> None:
+        """The tables are recovered and records flow."""
+        super().on_rebalance_end()
+        for checkpoint in self._checkpoints.values():
+            checkpoint.recovered()
+        self._source.open()
+        self.lease.resumed()
+        log.debug("tables_recovered", generation=self.lease.generation)
 
     def may_send(self) -> bool:
-        """Whether what is in the producer's buffer may go to the broker now. Asked before each request.
+        """Whether records in the producer's buffer may go to the broker now. Asked before each request.
 
-        In a rebalance an expired lease is not renewed: this process was expelled, or will join anew. What waits is
-        dropped then, or the rebalance would wait for its delivery.
+        An expired lease is not renewed in a rebalance: this process was expelled, or will rejoin. The buffer is
+        dropped then, because the rebalance would wait for its delivery.
         """
         if self.lease.valid:
             return True
@@ -178,47 +252,11 @@ class App(faust.App):
         return False
 
     def _drop_unsent(self) -> None:
-        if isinstance(self._producer, Producer) and (dropped := self._producer.drop()):
-            self.dropped = True
+        if dropped := self.drop_unsent():
+            self._commits.records_dropped = True
             log.warning("lease_lost", batches_dropped=dropped, generation=self.lease.generation)
 
-    def on_rebalance_start(self) -> None:
-        """A rebalance begins. Called by Faust, in the consumer's thread."""
-        super().on_rebalance_start()
-        self.lease.revoked()
-
-    async def _on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
-        """Forget what was in memory: tables and committed offsets hold what counts.
-
-        At the assignment, not at the revocation: Faust's last commit comes after that signal, and a forgotten
-        state would let it commit too far.
-        """
-        at = self.lease.clock()
-        if self.lease.enforced:
-            self._drop_unsent()
-        for snapshots in self._snapshots:
-            snapshots.forget()
-        self.coverage.forget()
-        for forget in self.on_forget:
-            forget()
-        self.metrics.forget()
-        kept = self._assignment or set()
-        for tp in assigned - kept:
-            if (table := self.tables._changelogs.get(tp.topic)) is not None:
-                table.drop(tp.partition)
-        log.debug("assigned", generation=generation_id, partitions=named(assigned))
-        self.dropped = False
-        self.lease.assigned(generation_id, at)
-        await super()._on_partitions_assigned(assigned, generation_id)
-
-    def on_rebalance_end(self) -> None:
-        """The tables are recovered and records flow. Called by Faust."""
-        super().on_rebalance_end()
-        for snapshots in self._snapshots:
-            snapshots.recovered()
-        self.consumer.open_positions()
-        self.lease.resumed()
-        log.debug("recovered", generation=self.lease.generation)
+    # ---- what is shown ---------------------------------------------------------------------------------------------
 
     def is_processing(self) -> bool:
         """Whether partitions were assigned and their tables read, so that records flow."""
@@ -226,38 +264,25 @@ class App(faust.App):
 
     @property
     def checks(self) -> Mapping[str, Callable[[], bool]]:
-        """What must hold for this process to be ready, by name."""
+        """The conditions for this process to be ready, by name."""
         return {
             "processing": self.is_processing,
-            "kafka": lambda: self.watch.kafka_reachable,
-            "running": lambda: not self.failed.is_set(),
+            "kafka": lambda: self.stalls.kafka_reachable,
+            "running": lambda: not self.failure.has_failed,
         }
 
-    @property
-    def changelogs(self) -> dict[str, SnapshotWriter]:
-        """Who writes each changelog, by its topic."""
-        return {snapshots.table.changelog_topic.get_topic_name(): snapshots for snapshots in self._snapshots}
-
-    def epoch(self, partition: int) -> int:
-        """The epoch of what this process writes to `partition` of compacted topics: no owner before had a higher."""
-        return max((snapshots.table.epoch(partition) for snapshots in self._snapshots), default=self.lease.generation)
-
-    def states_kept(self) -> dict[str, int]:
-        """Of how many keys each agent has stored a state."""
-        return {snapshots.name: len(snapshots.table.data) for snapshots in self._snapshots}
-
-    async def on_stop(self) -> None:
-        """Write the last snapshots, then stop what runs beside the agents."""
-        self._pulse.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for close in self.on_close:
-            await close()
-        if not self.failed.is_set():
-            # Together: each waits until Kafka has all outputs of before.
-            await asyncio.gather(*(snapshots.close() for snapshots in self._snapshots))
-        await super().on_stop()
+    def _state(self) -> AppState:
+        return AppState(
+            states={
+                checkpoint.source.name: len(checkpoint.source.store.values) for checkpoint in self._checkpoints.values()
+            },
+            unacknowledged=self.emitter.unacknowledged,
+            lease_left_s=self.lease.left_s,
+            recovery_remaining=self.tables.recovery.active_remaining_total() if self.in_recovery else 0,
+            end=self.end_of_last_fetch,
+            committed=self.committed_offset,
+            floor=self.coverage.floor,
+        )
 
 
 def create_app(
@@ -269,25 +294,30 @@ def create_app(
     web_host: str,
     web_port: int,
     data_dir: Path,
-    stuck_after_s: float = STUCK_AFTER_S,
+    stall_limit_s: float = STALL_LIMIT_S,
     web_client_max_bytes: int = 65_536,
 ) -> App:
-    """An application `app_id`, which is its consumer group too, that serves HTTP on `web_host:web_port`."""
+    """An application `app_id`, which is also its consumer group, that serves HTTP on `web_host:web_port`.
+
+    Raises UnsupportedVersionError if Faust or aiokafka is not a version that the engine is known to work with.
+    """
+    aiokafka_internals.check()
+    faust_internals.check()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     return App(
         app_id,
         connection=connection,
         dead_letter_topic=dead_letter_topic,
-        stuck_after_s=stuck_after_s,
+        stall_limit_s=stall_limit_s,
         **connection.faust_options(),
-        Table=SnapshotTable,
+        Table=ChangelogTable,
         store="memory://",
         datadir=data_dir,
         autodiscover=False,
         # Values are bytes here; the agents decode them.
         key_serializer="raw",
         value_serializer="raw",
-        # Records of before the first start count too.
+        # Records written before the first start count too.
         consumer_auto_offset_reset="earliest",
         # A second of records is read again after a crash, at most; commits cost little.
         broker_commit_interval=1.0,
@@ -301,7 +331,7 @@ def create_app(
         stream_buffer_maxsize=16_384,
         stream_wait_empty=False,
         stream_recovery_delay=0.0,
-        # Topics are made by `topics apply`, with their policies; a worker makes none.
+        # Topics are created with their policies by an operator's command; an application creates none.
         topic_allow_declare=False,
         topic_disable_leader=True,
         topic_partitions=partitions,
@@ -326,8 +356,8 @@ def create_app(
 async def run_app(app: App) -> int:
     """Run `app` until SIGTERM, SIGINT or its own failure. Returns the process's exit code: 1 after a failure.
 
-    Waits for Kafka first. The stop takes STOP_S at the most: what has not ended by then, such as an agent that is
-    stuck, ends with the process.
+    Waits for Kafka first. A stop takes STOP_TIMEOUT_S at most: whatever has not ended by then, such as a stalled agent,
+    ends with the process.
     """
     asked = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -335,7 +365,7 @@ async def run_app(app: App) -> int:
         loop.add_signal_handler(number, asked.set)
     ends = [
         asyncio.create_task(asked.wait()),
-        asyncio.create_task(app.failed.wait()),
+        asyncio.create_task(app.failure.wait()),
     ]
     starting = asyncio.create_task(_start(app))
     try:
@@ -348,7 +378,7 @@ async def run_app(app: App) -> int:
             task.cancel()
         await asyncio.gather(*ends, return_exceptions=True)
         await _stop(app, starting)
-    return 1 if app.failed.is_set() else 0
+    return 1 if app.failure.has_failed else 0
 
 
 async def _start(app: App) -> None:
@@ -357,22 +387,22 @@ async def _start(app: App) -> None:
 
 
 async def _stop(app: App, starting: asyncio.Task[None]) -> None:
-    """Stop `app`, though it may be `starting` still, or the process."""
-    done, _ = await asyncio.wait([asyncio.ensure_future(_end(app, starting))], timeout=STOP_S)
+    """Stop `app`, which may still be `starting`; end the process if that takes too long."""
+    done, _ = await asyncio.wait([asyncio.ensure_future(_end(app, starting))], timeout=STOP_TIMEOUT_S)
     for stop in done:
         stop.result()
     if not done:
-        log.error("stop_cut_off", after_s=STOP_S)
+        log.error("stop_timed_out", after_s=STOP_TIMEOUT_S)
         os._exit(1)
 
 
 async def _end(app: App, starting: asyncio.Task[None]) -> None:
     starting.cancel()
-    # A start that waits for Kafka's answer is told of it then only.
+    # A start that waits for Kafka's answer notices the cancellation only then.
     await asyncio.gather(starting, return_exceptions=True)
     await app.stop()
 
 
 def use_uvloop() -> None:
-    """Run every event loop of this process, the consumer's thread too, on uvloop."""
+    """Run every event loop of this process on uvloop, the consumer thread's too."""
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())

@@ -1,7 +1,7 @@
-"""The states of a keyed agent that keeps them in columns: one row for each key, thousands in one numpy operation.
+"""The states of a keyed agent in columns: one row for each key, thousands of rows in one numpy operation.
 
-Says which row a key has, and holds the offsets that are owed for the rows, as arrays: what `state` does for a key at
-a time. What is in a row is the agent's (`Rows`).
+Assigns rows to keys and holds offsets for rows, as arrays: what `keyed_state` does for one key at a time. The agent
+owns the content of the rows (`Columns`).
 """
 
 from __future__ import annotations
@@ -10,69 +10,69 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from itertools import repeat
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from faust.types import TP
 
-from dispatchai.engine.snapshots import SNAPSHOT_PAUSE_S, Snapshot, SnapshotWriter
-
-if TYPE_CHECKING:
-    from dispatchai.engine.app import App
+from dispatchai.engine.checkpoint import ROUND_PAUSE_S, Snapshot, SnapshotSource
+from dispatchai.engine.coverage import Coverage
+from dispatchai.engine.snapshots import SnapshotStore
 
 Ints = npt.NDArray[np.int64]
 
-NOTHING: Final = np.iinfo(np.int64).max
-"""The offset that is owed by a row that owes nothing."""
+NONE_HELD: Final = np.iinfo(np.int64).max
+"""The offset of a row that holds none."""
 
 SNAPSHOT_APART_S: Final = 1.0
-"""A state in columns changes with every frame: a snapshot a second is what a crash has to read again."""
+"""A columnar state changes with every frame: a crash has to read up to a second again."""
 
 ROUNDS: Final = 8
-"""A state in columns is due so many rounds after its last snapshot, or soon after. What is due at once beyond an equal
-share of them waits for the next round: a thousand snapshots take a tenth of a second, for which no frame is heard."""
+"""A columnar state is due this many rounds after its last snapshot, or soon after. Of the snapshots that are due at
+once, those beyond an equal share wait for the next round: a thousand snapshots take a tenth of a second, during which
+no frame is processed."""
 
 ROUND_MIN: Final = 64
-"""So many go in one round in any case."""
+"""At least so many go into one round."""
 
-_ROWS_AT_FIRST: Final = 64
+_INITIAL_ROWS: Final = 64
 
 
-class Rows(Protocol):
+class Columns(Protocol):
     """Where the agent keeps its states."""
 
     def load(self, row: int, value: bytes) -> None:
-        """Take the state of a snapshot into `row`. Raises ValueError if it cannot be read."""
+        """Load the state of a snapshot into `row`. Raises ValueError if it cannot be decoded."""
 
     def save(self, rows: Sequence[int]) -> list[bytes | None]:
-        """The states in `rows` as snapshots; None for one that there is not (any more)."""
+        """The states in `rows` as snapshots; None for a state that does not exist (any more)."""
 
     def clear(self, row: int) -> None:
-        """Forget what is in `row`; without effect where nothing is."""
+        """Clear `row`. No effect on an empty row."""
 
 
-class RowStates(SnapshotWriter):
-    """The states of one agent, by key. One writer: the agent that made it."""
+class ColumnarStates(SnapshotSource):
+    """The states of one agent, by key. One writer: the agent that owns them."""
 
-    def __init__(self, app: App, name: str, rows: Rows, *, partitions: int) -> None:
-        super().__init__(app, name, partitions)
-        self._rows = rows
+    def __init__(self, name: str, store: SnapshotStore, coverage: Coverage, columns: Columns) -> None:
+        super().__init__(name, store)
+        self._columns = columns
         self._row_of: dict[bytes | None, int] = {}
-        """By key. None is no record's that has a row, but may be asked for."""
+        """By key. No row has the key None, but it may be looked up."""
         self._keys: list[bytes] = []
         self._free: list[int] = []
-        self._partition = np.zeros(_ROWS_AT_FIRST, np.int64)
-        self._wanted = np.zeros(_ROWS_AT_FIRST, np.bool_)
-        self._taken_at = np.full(_ROWS_AT_FIRST, -SNAPSHOT_APART_S)
-        """When the last snapshot of each row was taken, by the monotonic clock."""
-        self._owed: dict[TP, Ints] = {}
-        """Offset of the first record of each row that no snapshot covers, taken ones included."""
+        self._partition = np.zeros(_INITIAL_ROWS, np.int64)
+        self._wanted = np.zeros(_INITIAL_ROWS, np.bool_)
+        self._taken_at = np.full(_INITIAL_ROWS, -SNAPSHOT_APART_S)
+        """When the last snapshot of each row was taken, in seconds of the monotonic clock."""
+        self._held: dict[TP, Ints] = {}
+        """Offset of the first record of each row that no snapshot covers, not even one that was taken."""
         self._taken: dict[TP, Ints] = {}
-        """The same for what the snapshots that are on their way cover."""
+        """The same for the records that snapshots in flight cover."""
         self._swept: dict[TP, Ints] = {}
-        """What the rows owed at the last sweep."""
-        app.coverage.add_source(self.floor)
+        """The offsets that the rows held at the last sweep."""
+        coverage.add_source(self.floor)
 
     def key(self, row: int) -> bytes:
         """The key of a row."""
@@ -84,8 +84,7 @@ class RowStates(SnapshotWriter):
 
     def stored(self, key: str) -> bytes | None:
         """The last snapshot of `key`, or None."""
-        value: bytes | None = self.table.data.get(key)
-        return value
+        return self.store.values.get(key)
 
     def find(self, keys: Sequence[bytes | None]) -> Ints:
         """The row of each of `keys`, shape (k,); -1 for one that has none."""
@@ -93,22 +92,22 @@ class RowStates(SnapshotWriter):
         return np.fromiter(map(row_of, keys, repeat(-1)), np.int64, len(keys))
 
     def rows(self, tp: TP, keys: Sequence[bytes]) -> Ints:
-        """As `find`; a key that has no row gets one, with what the table holds of it."""
+        """As `find`, but a key that has no row gets one, with its stored state."""
         row_of = self._row_of
         return np.fromiter((row_of[key] if key in row_of else self._new(tp, key) for key in keys), np.int64, len(keys))
 
     def applied(self, tp: TP, rows: Ints, offsets: Ints) -> None:
         """Records of `tp` at `offsets` were applied to the states in `rows`; both of shape (k,), offsets rising."""
-        owed = self._owed.get(tp)
-        if owed is None:
-            owed = self._owed[tp] = np.full(len(self._wanted), NOTHING)
-        # Of several records of a row the first counts: assigned last, it stays.
+        held = self._held.get(tp)
+        if held is None:
+            held = self._held[tp] = np.full(len(self._wanted), NONE_HELD)
+        # Of several records of a row the first counts: it is assigned last.
         rows, offsets = rows[::-1], offsets[::-1]
-        first = owed[rows] == NOTHING
-        owed[rows[first]] = offsets[first]
+        first = held[rows] == NONE_HELD
+        held[rows[first]] = offsets[first]
 
     def want(self, rows: Ints, *, at_once: bool = False) -> None:
-        """Ask for a snapshot of the states in `rows`: `at_once`, or when the last one is SNAPSHOT_APART_S ago."""
+        """Ask for a snapshot of the states in `rows`: `at_once`, or SNAPSHOT_APART_S after the last one."""
         if len(rows):
             self._wanted[rows] = True
             if at_once:
@@ -116,34 +115,33 @@ class RowStates(SnapshotWriter):
             self.wake.set()
 
     def sweep(self) -> None:
-        """Ask for a snapshot of every state that owes what it owed at the sweep before."""
-        for tp, owed in self._owed.items():
-            before = self._swept.get(tp, owed[:0])
-            same = owed[: len(before)] == before
-            self.want(np.flatnonzero(same & (owed[: len(before)] != NOTHING)))
-            self._swept[tp] = owed.copy()
+        """Ask for a snapshot of every state whose held offset is that of the sweep before."""
+        for tp, held in self._held.items():
+            before = self._swept.get(tp, held[:0])
+            same = held[: len(before)] == before
+            self.want(np.flatnonzero(same & (held[: len(before)] != NONE_HELD)))
+            self._swept[tp] = held.copy()
 
     def floor(self, tp: TP) -> int | None:
-        """The lowest offset of `tp` that is owed; None when none is."""
-        floors = [int(held[tp].min()) for held in (self._owed, self._taken) if tp in held]
-        lowest = min(floors, default=NOTHING)
-        return None if lowest == NOTHING else lowest
+        """The lowest offset of `tp` that is held; None if none is."""
+        floors = [int(held[tp].min()) for held in (self._held, self._taken) if tp in held]
+        lowest = min(floors, default=NONE_HELD)
+        return None if lowest == NONE_HELD else lowest
 
-    def forget(self) -> None:
-        """Drop what is in memory: partitions were assigned anew, the table holds what counts."""
-        super().forget()
+    def reset(self) -> None:
+        """Drop the states in memory: partitions were reassigned, and the store holds what counts."""
         for row in self._row_of.values():
-            self._rows.clear(row)
+            self._columns.clear(row)
         self._row_of.clear()
         self._keys.clear()
         self._free.clear()
         self._wanted[:] = False
-        self._owed.clear()
+        self._held.clear()
         self._taken.clear()
         self._swept.clear()
 
     def take(self) -> list[Snapshot]:
-        """The snapshots that are asked for now."""
+        """The snapshots that are wanted and due now."""
         now = time.monotonic()
         rows = np.flatnonzero(self._wanted)
         if not self.closing:
@@ -153,26 +151,26 @@ class RowStates(SnapshotWriter):
         self._wanted[rows] = False
         self._taken_at[rows] = now
         if self._wanted.any():
-            asyncio.get_running_loop().call_later(SNAPSHOT_PAUSE_S, self.wake.set)
-        for tp, owed in self._owed.items():
+            asyncio.get_running_loop().call_later(ROUND_PAUSE_S, self.wake.set)
+        for tp, held in self._held.items():
             taken = self._taken.get(tp)
             if taken is None:
-                taken = self._taken[tp] = np.full(len(owed), NOTHING)
-            taken[rows] = np.minimum(taken[rows], owed[rows])
-            owed[rows] = NOTHING
-        values = self._rows.save(rows.tolist())
+                taken = self._taken[tp] = np.full(len(held), NONE_HELD)
+            taken[rows] = np.minimum(taken[rows], held[rows])
+            held[rows] = NONE_HELD
+        values = self._columns.save(rows.tolist())
         return [
             Snapshot(self._keys[row].decode(), partition, value, row)
             for row, partition, value in zip(rows.tolist(), self._partition[rows].tolist(), values, strict=True)
         ]
 
     def written(self, snapshot: Snapshot) -> None:
-        """Release what `snapshot` covers; the row of a state that is gone is free again."""
+        """Release the offsets that `snapshot` covers; the row of a deleted state is free again."""
         row: int = snapshot.covered
         for taken in self._taken.values():
-            taken[row] = NOTHING
-        if snapshot.value is None and self._rows.save([row]) == [None] and not self._wanted[row]:
-            self._rows.clear(row)
+            taken[row] = NONE_HELD
+        if snapshot.value is None and self._columns.save([row]) == [None] and not self._wanted[row]:
+            self._columns.clear(row)
             del self._row_of[self._keys[row]]
             self._free.append(row)
 
@@ -185,7 +183,7 @@ class RowStates(SnapshotWriter):
         row = self._free[-1]
         stored = self.stored(key.decode())
         if stored is not None:
-            self._rows.load(row, stored)
+            self._columns.load(row, stored)
         self._free.pop()
         self._keys[row] = key
         self._row_of[key] = row
@@ -198,6 +196,6 @@ class RowStates(SnapshotWriter):
         self._wanted = np.concatenate([self._wanted, np.zeros(more, np.bool_)])
         self._taken_at = np.concatenate([self._taken_at, np.full(more, -SNAPSHOT_APART_S)])
         self._partition = np.concatenate([self._partition, np.zeros(more, np.int64)])
-        for held in (self._owed, self._taken):
+        for held in (self._held, self._taken):
             for tp, offsets in held.items():
-                held[tp] = np.concatenate([offsets, np.full(more, NOTHING)])
+                held[tp] = np.concatenate([offsets, np.full(more, NONE_HELD)])

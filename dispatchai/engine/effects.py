@@ -1,8 +1,8 @@
-"""Work outside Kafka that an agent owes for a record: done in order for each key, beside the stream.
+"""Effects of records outside Kafka: carried out in order for each key, beside the stream.
 
-A slow outside must not hold up the records of other keys, so an effect runs in a task of its key. Until the last
-effect of a key is done its state is not snapshotted, so a crash reads the record again and the effect is owed again:
-an effect must therefore be one that can be repeated under the same id.
+A slow service must not hold up the records of other keys, so each key's effects run in a task of their own. The key's
+state is not snapshotted before its last effect is done. A crash therefore reads the record again and repeats the
+effect, so an effect must be idempotent under its id.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import structlog
 
-from dispatchai.engine.keyed_state import States
+from dispatchai.engine.keyed_state import KeyedStates
 
 log = structlog.get_logger(__name__)
 
@@ -22,16 +22,16 @@ E = TypeVar("E")
 
 
 class Effects(Generic[E]):
-    """The effects owed for the keys of `states`, each carried out by `perform(key, effect)`."""
+    """The pending effects of the keys of `states`. `perform(key, effect)` carries one out."""
 
-    def __init__(self, states: States[Any], perform: Callable[[str, E], Awaitable[None]]) -> None:
+    def __init__(self, states: KeyedStates[Any], perform: Callable[[str, E], Awaitable[None]]) -> None:
         self._states = states
         self._perform = perform
         self._queues: dict[str, deque[E]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def submit(self, key: str, effects: Sequence[E]) -> None:
-        """Owe `effects` for `key`, after those that are owed already."""
+        """Queue `effects` for `key`, after those that are pending already."""
         if not effects:
             return
         self._states.block(key)
@@ -46,20 +46,20 @@ class Effects(Generic[E]):
             try:
                 await self._perform(key, effect)
             except Exception:
-                # An effect that fails for good must not keep the call's other effects, nor its state, waiting.
+                # An effect that fails must block neither the key's other effects nor its state.
                 log.exception("effect_failed", key=key, effect=type(effect).__name__)
         del self._queues[key], self._tasks[key]
         self._states.unblock(key)
 
-    def forget(self) -> None:
-        """Drop what is owed: the partitions were assigned anew, and who has them reads the records again."""
+    def reset(self) -> None:
+        """Drop pending effects: partitions were reassigned, and their owner reads the records again."""
         for task in self._tasks.values():
             task.cancel()
         self._tasks.clear()
         self._queues.clear()
 
     async def close(self) -> None:
-        """Stop at once; what was not done is owed again after the restart."""
+        """Stop at once. Effects that were not done are repeated after the restart."""
         tasks = list(self._tasks.values())
-        self.forget()
+        self.reset()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,6 +1,6 @@
-"""The states of a keyed agent, held decoded in memory: what is owed for each, and when its snapshot is due.
+"""The states of a keyed agent, decoded in memory, each with the offsets it holds and the time its snapshot is due.
 
-What no record touches may rest: then its snapshot, a tenth as large, is all that is held.
+A state that no record touches may be evicted: its snapshot, a tenth as large, is then all that is kept.
 """
 
 from __future__ import annotations
@@ -9,119 +9,122 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from faust.types import TP
 
-from dispatchai.engine.snapshots import Snapshot, SnapshotWriter
-
-if TYPE_CHECKING:
-    from dispatchai.engine.app import App
+from dispatchai.engine.checkpoint import Snapshot, SnapshotSource
+from dispatchai.engine.coverage import Coverage
+from dispatchai.engine.snapshots import SnapshotStore
 
 S = TypeVar("S")
 
 SNAPSHOT_BYTES_PER_S: Final = 1024
-"""A snapshot holds all of a state, and one of what was said in ten minutes costs ten milliseconds. So the larger it is
-the rarer it is taken: at this pace, beyond `SNAPSHOT_BYTES_FREE`. What a crash has to read again grows with it, to a
-minute's records for 60 kB, but not what it costs to keep a state."""
+"""A snapshot contains the whole state, and one of ten minutes of talk costs ten milliseconds. So a larger state is
+written less often: at this rate, beyond `SNAPSHOT_BYTES_FREE`. A crash then has to read more again, up to a minute's
+records for 60 kB, but the cost of keeping the state does not grow."""
 
 SNAPSHOT_BYTES_FREE: Final = 4096
-"""A state of this size is written whenever it is asked for."""
+"""A state of up to this size is written whenever a snapshot is wanted."""
 
 
 @dataclass(slots=True)
 class _Entry(Generic[S]):
-    """A state in memory. `first_owed` is the offset of the first record, by partition, that no snapshot covers."""
+    """A state in memory. `first_held` is the offset of the first record, by partition, that no snapshot covers."""
 
     state: S | None
     partition: int
-    first_owed: dict[TP, int]
+    first_held: dict[TP, int]
     wanted: bool = False
     blocked: bool = False
     covered: bool = False
-    """Whether the table holds this state as it is."""
-    rested: bool = False
-    """Whether it was covered at the last sweep, and not touched since."""
+    """Whether the store holds this state as it is."""
+    idle: bool = False
+    """Whether it was covered at the last sweep and not touched since."""
     due_at: float = 0.0
-    """Not before this is another snapshot of it taken, by the monotonic clock."""
+    """No further snapshot of it is taken before this time of the monotonic clock."""
 
 
-class States(SnapshotWriter, Generic[S]):
-    """The states of one agent, by key. One writer: the agent that made it."""
+class KeyedStates(SnapshotSource, Generic[S]):
+    """The states of one agent, by key. One writer: the agent that owns them."""
 
     def __init__(
         self,
-        app: App,
         name: str,
+        store: SnapshotStore,
+        coverage: Coverage,
         *,
         encode: Callable[[S], bytes],
         decode: Callable[[bytes], S],
-        partitions: int,
-        rest: bool = False,
+        evict: bool = False,
     ) -> None:
-        """With `rest`, a state that no record touches between two sweeps is held as its snapshot only: for states
+        """With `evict`, a state that no record touches between two sweeps is kept as its snapshot only: for states
         that are large once decoded, and that nobody iterates over."""
-        super().__init__(app, name, partitions)
+        super().__init__(name, store)
+        self._coverage = coverage
         self._encode = encode
         self._decode = decode
-        self._rest = rest
+        self._evict = evict
         self._entries: dict[str, _Entry[S]] = {}
         self._wanted: dict[str, _Entry[S]] = {}
         self._swept: dict[str, dict[TP, int]] = {}
-        """What the states owed at the last sweep."""
-        self._judged: dict[str, bool] = {}
-        """What `judge` found of states that only the table holds, until they are touched."""
-        self._again: asyncio.TimerHandle | None = None
-        """Wakes the writer when one that had to wait is due."""
+        """The offsets that the states held at the last sweep."""
+        self._matches: dict[str, bool] = {}
+        """The result of `match` for states that only the store holds, until they are touched."""
+        self._alarm: asyncio.TimerHandle | None = None
+        """Wakes the checkpoint when a postponed snapshot is due."""
 
     def get(self, key: str) -> S | None:
-        """The state of `key`, or None. Without effect on memory, so a view may ask while tables recover."""
+        """The state of `key`, or None. Does not change memory, so a view may ask while tables recover."""
         entry = self._entries.get(key)
         if entry is not None:
             return entry.state
-        stored = self.table.data.get(key)
+        stored = self.store.values.get(key)
         return None if stored is None else self._decode(stored)
 
     def __iter__(self) -> Iterator[tuple[str, S]]:
-        """All keys with their states: those in memory, then those that only the table holds."""
+        """All keys with their states: those in memory, then those that only the store holds."""
         for key, entry in list(self._entries.items()):
             if entry.state is not None:
                 yield key, entry.state
-        for key, stored in list(self.table.data.items()):
+        for key, stored in list(self.store.values.items()):
             if key not in self._entries:
                 yield key, self._decode(stored)
 
-    def judge(self, counts: Callable[[S], bool]) -> Iterator[tuple[str, bool]]:
-        """All keys with what `counts` says of their states: of one that rests as it said before, which spares
-        decoding it. It must be the same at every call."""
+    def match(self, predicate: Callable[[S], bool]) -> Iterator[tuple[str, bool]]:
+        """All keys, each with whether `predicate` holds for its state.
+
+        The result for an evicted state is remembered, which saves decoding it; so `predicate` must be the same in
+        every call.
+        """
         for key, entry in list(self._entries.items()):
             if entry.state is not None:
-                yield key, counts(entry.state)
-        for key, stored in list(self.table.data.items()):
+                yield key, predicate(entry.state)
+        for key, stored in list(self.store.values.items()):
             if key not in self._entries:
-                if (judged := self._judged.get(key)) is None:
-                    judged = self._judged[key] = counts(self._decode(stored))
-                yield key, judged
+                if (matches := self._matches.get(key)) is None:
+                    matches = self._matches[key] = predicate(self._decode(stored))
+                yield key, matches
 
     def partition_of(self, key: str) -> int | None:
-        """The partition that `key` came from, or None for an unknown key."""
+        """The partition of `key`, or None for an unknown key."""
         entry = self._entries.get(key)
-        return entry.partition if entry is not None else self.table.data._key_partition.get(key)
+        return entry.partition if entry is not None else self.store.partition_of(key)
 
     def put(self, key: str, state: S | None, tp: TP, offset: int, *, snapshot: bool) -> None:
         """Set the state of `key` as it is after the records of `tp` from `offset` on; None deletes it.
 
-        `snapshot` asks for a snapshot soon; without it one that was asked for earlier still comes, and the offsets
+        `snapshot` asks for a snapshot soon. Without it a snapshot that was wanted earlier still comes, and the offsets
         are held until then.
         """
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = _Entry(None, tp.partition, {})
-            self._judged.pop(key, None)
+            self._matches.pop(key, None)
         entry.state = state
-        entry.covered = entry.rested = False
-        entry.first_owed.setdefault(tp, offset)
-        self.app.coverage.hold(tp, (self.name, key), offset)
+        entry.covered = entry.idle = False
+        entry.first_held.setdefault(tp, offset)
+        self._coverage.hold(tp, (self.name, key), offset)
         if snapshot:
             self._want(key, entry)
 
@@ -132,44 +135,43 @@ class States(SnapshotWriter, Generic[S]):
             self.wake.set()
 
     def sweep(self) -> None:
-        """Ask for a snapshot of every state that owes what it owed at the sweep before."""
-        owing = {key: dict(entry.first_owed) for key, entry in self._entries.items() if entry.first_owed}
-        for key, owed in owing.items():
-            if self._swept.get(key) == owed:
+        """Ask for a snapshot of every state whose held offsets are those of the sweep before; evict idle states."""
+        holding = {key: dict(entry.first_held) for key, entry in self._entries.items() if entry.first_held}
+        for key, held in holding.items():
+            if self._swept.get(key) == held:
                 self._want(key, self._entries[key])
-        self._swept = owing
-        if self._rest:
-            self._lay_down()
+        self._swept = holding
+        if self._evict:
+            self._evict_idle()
 
-    def _lay_down(self) -> None:
-        """Let go of the states that were covered at the sweep before and not touched since."""
-        at_rest = [key for key, entry in self._entries.items() if entry.rested and not entry.blocked]
-        for key in at_rest:
+    def _evict_idle(self) -> None:
+        """Evict the states that were covered at the sweep before and not touched since."""
+        idle = [key for key, entry in self._entries.items() if entry.idle and not entry.blocked]
+        for key in idle:
             del self._entries[key]
         for entry in self._entries.values():
-            entry.rested = entry.covered
+            entry.idle = entry.covered
 
     def block(self, key: str) -> None:
-        """Write no snapshot of `key` until `unblock`: something is owed for what its state says was done."""
+        """Write no snapshot of `key` until `unblock`: an effect that its state counts as done is still pending."""
         self._entries[key].blocked = True
 
     def unblock(self, key: str) -> None:
-        """Let the snapshots of `key` be written again."""
+        """Allow snapshots of `key` again."""
         entry = self._entries.get(key)
         if entry is not None:
             entry.blocked = False
             self.wake.set()
 
-    def forget(self) -> None:
-        """Drop what is in memory: partitions were assigned anew, the tables hold what counts."""
-        super().forget()
+    def reset(self) -> None:
+        """Drop the states in memory: partitions were reassigned, and the store holds what counts."""
         self._entries.clear()
-        self._judged.clear()
+        self._matches.clear()
         self._wanted.clear()
         self._wake_at(None)
 
     def take(self) -> list[Snapshot]:
-        """The snapshots that are asked for and due now, but those of blocked keys."""
+        """The snapshots that are wanted and due now, except those of blocked keys."""
         now = time.monotonic()
         waiting, taken = dict[str, _Entry[S]](), []
         for key, entry in self._wanted.items():
@@ -181,30 +183,30 @@ class States(SnapshotWriter, Generic[S]):
             value = None if entry.state is None else self._encode(entry.state)
             if value is not None:
                 entry.due_at = now + (len(value) - SNAPSHOT_BYTES_FREE) / SNAPSHOT_BYTES_PER_S
-            taken.append(Snapshot(key, entry.partition, value, (entry, entry.first_owed)))
-            # What comes while the outputs are on their way is owed by the next snapshot. The offsets of this one
+            taken.append(Snapshot(key, entry.partition, value, (entry, entry.first_held)))
+            # Records that arrive while the outputs are in flight belong to the next snapshot. The offsets of this one
             # stay held until it is sent: `hold` keeps the lowest.
-            entry.first_owed = {}
+            entry.first_held = {}
         self._wanted = waiting
         self._wake_at(min((entry.due_at for entry in waiting.values() if not entry.blocked), default=None))
         return taken
 
     def _wake_at(self, due_at: float | None) -> None:
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
         if due_at is not None:
-            self._again = asyncio.get_running_loop().call_later(due_at - time.monotonic(), self.wake.set)
+            self._alarm = asyncio.get_running_loop().call_later(due_at - time.monotonic(), self.wake.set)
 
     def written(self, snapshot: Snapshot) -> None:
-        """Release what `snapshot` covers, but for what came since."""
+        """Release the offsets that `snapshot` covers, except those held since it was taken."""
         entry, covered = snapshot.covered
         for tp in covered:
-            owed = entry.first_owed.get(tp)
-            if owed is None:
-                self.app.coverage.release(tp, (self.name, snapshot.key))
+            held = entry.first_held.get(tp)
+            if held is None:
+                self._coverage.release(tp, (self.name, snapshot.key))
             else:
-                self.app.coverage.advance(tp, (self.name, snapshot.key), owed)
+                self._coverage.advance(tp, (self.name, snapshot.key), held)
         if snapshot.value is None and entry.state is None:
             self._entries.pop(snapshot.key, None)
-        entry.covered = not entry.first_owed and entry.state is not None
+        entry.covered = not entry.first_held and entry.state is not None

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import prometheus_client
 from aiohttp import web
+from faust.types import TP
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.aiohttp import make_aiohttp_handler
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from dispatchai import __version__
-
-if TYPE_CHECKING:
-    from faust.types import TP
-
-    from dispatchai.engine.app import App
+from dispatchai.engine.stall_detection import StallDetector
 
 # A second series beside each counter, which the text format shows as a gauge of its own.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -86,8 +84,8 @@ class Journey:
         if begun_at_us is not None:
             self._latency.observe(max(0.0, time.time() - begun_at_us / 1e6))
 
-    def forget(self) -> None:
-        """Forget what is under way: others have these keys now."""
+    def reset(self) -> None:
+        """Drop the journeys in progress: other processes own these keys now."""
         self._begun_at_us.clear()
 
 
@@ -225,16 +223,16 @@ class EngineMetrics(ProcessMetrics):
         self._snapshots.labels(table).inc(written)
         self._changelog_bytes.labels(table).inc(size_bytes)
 
-    def forget(self) -> None:
-        """Partitions were assigned anew: what is under way has no end here."""
+    def reset(self) -> None:
+        """Partitions were reassigned: journeys in progress do not end here."""
         self.rebalances.inc()
         for journey in self._journeys.values():
-            journey.forget()
+            journey.reset()
 
-    def watch_app(self, app: App) -> None:
-        """Show what `app` knows of itself at the moment of each scrape."""
-        self.kafka_reachable.set_function(lambda: float(app.watch.kafka_reachable))
-        self.registry.register(_AppState(app))
+    def show_app(self, state: Callable[[], AppState], stalls: StallDetector) -> None:
+        """Show the state of an application at the moment of each scrape."""
+        self.kafka_reachable.set_function(lambda: float(stalls.kafka_reachable))
+        self.registry.register(_AppCollector(state, stalls))
 
 
 class BatchCounts:
@@ -266,50 +264,67 @@ class _Checks:
         yield family
 
 
-class _AppState:
-    """What can be read off an application: lag by partition, what is owed, what is held in memory."""
+@dataclass(frozen=True, slots=True)
+class AppState:
+    """What an application knows of itself at the moment of a scrape."""
 
-    def __init__(self, app: App) -> None:
-        self._app = app
+    states: Mapping[str, int]
+    """How many keys each agent has stored a state for."""
+    unacknowledged: int
+    lease_left_s: float
+    recovery_remaining: int
+    """Changelog records still to be read."""
+    end: Callable[[TP], int | None]
+    """The end offset of a partition in its last fetch."""
+    committed: Callable[[TP], int | None]
+    floor: Callable[[TP], int | None]
+    """The lowest offset of a partition that is held."""
+
+
+class _AppCollector:
+    """Lag by partition, held offsets, states in memory."""
+
+    def __init__(self, state: Callable[[], AppState], stalls: StallDetector) -> None:
+        self._state = state
+        self._stalls = stalls
 
     def collect(self) -> Iterable[Metric]:
         """Called at a scrape."""
-        app = self._app
-        yield from self._partitions()
-        kept = GaugeMetricFamily("dispatchai_states", "Keys whose state an agent holds.", labels=["table"])
-        for table, count in app.states_kept().items():
+        state = self._state()
+        yield from self._partitions(state)
+        kept = GaugeMetricFamily("dispatchai_states", "Keys for which an agent has stored a state.", labels=["table"])
+        for table, count in state.states.items():
             kept.add_metric([table], count)
         yield kept
         yield GaugeMetricFamily(
             "dispatchai_sends_unacknowledged",
-            "Sends, of a record or of a batch, that Kafka has not acknowledged.",
-            app.emitter.unacknowledged,
+            "Sends, each of a record or of a batch, that Kafka has not acknowledged.",
+            state.unacknowledged,
         )
         yield GaugeMetricFamily(
             "dispatchai_lease_seconds_left",
             "How long this process may write without another heartbeat: the session timeout at most; at 0 it waits.",
-            max(0.0, app.lease.left_s),
+            max(0.0, state.lease_left_s),
         )
         yield GaugeMetricFamily(
             "dispatchai_recovery_remaining_records",
-            "Changelog records still to be read before the agents go on; 0 but after a rebalance.",
-            app.tables.recovery.active_remaining_total() if app.in_recovery else 0,
+            "Changelog records still to be read before the agents go on; 0 except after a rebalance.",
+            state.recovery_remaining,
         )
 
-    def _partitions(self) -> Iterable[Metric]:
-        app = self._app
+    def _partitions(self, state: AppState) -> Iterable[Metric]:
         place = ["topic", "partition"]
         lag = GaugeMetricFamily(
-            "dispatchai_partition_lag_records", "Records that are there and not processed.", labels=place
+            "dispatchai_partition_lag_records", "Consumer lag: records not processed.", labels=place
         )
         uncommitted = GaugeMetricFamily(
             "dispatchai_partition_uncommitted_records",
-            "Records processed beyond the committed offset: to be read again after a crash.",
+            "Records processed beyond the committed offset: they are read again after a crash.",
             labels=place,
         )
         held = GaugeMetricFamily(
             "dispatchai_partition_held_records",
-            "Records processed beyond the first that is owed something, such as a snapshot: commits wait for it.",
+            "Records processed beyond the lowest offset held, for example until a snapshot: commits wait for it.",
             labels=place,
         )
         stalled = GaugeMetricFamily(
@@ -317,21 +332,18 @@ class _AppState:
             "How long records have been waiting without one being processed. The process ends at STUCK_AFTER_S.",
             labels=["agent", *place],
         )
-        for tp in sorted(app.watch.partitions()):
+        for tp in sorted(self._stalls.partitions()):
             labels = [tp.topic, str(tp.partition)]
-            done = app.watch.next_offset(tp)
+            done = self._stalls.next_offset(tp)
             if done is None:
                 continue
-            lag.add_metric(labels, max(0, self._end(tp) - done))
-            committed = app.consumer._committed_offset[tp]
+            # The last fetch or the last request for end offsets, whichever saw more.
+            end = max(state.end(tp) or 0, self._stalls.end(tp) or 0)
+            lag.add_metric(labels, max(0, end - done))
+            committed = state.committed(tp)
             uncommitted.add_metric(labels, 0 if committed is None else max(0, done - committed))
-            floor = app.coverage.floor(tp)
+            floor = state.floor(tp)
             held.add_metric(labels, 0 if floor is None else max(0, done - floor))
-        for (agent, tp), seconds in sorted(app.watch.stalls().items()):
+        for (agent, tp), seconds in sorted(self._stalls.stalls().items()):
             stalled.add_metric([agent, tp.topic, str(tp.partition)], seconds)
         return lag, uncommitted, held, stalled
-
-    def _end(self, tp: TP) -> int:
-        """Where `tp` ends: as the last fetch said, or as Kafka said when it was asked, whichever is later."""
-        fetched = self._app.consumer.highwater(tp) if tp in self._app.consumer.assignment() else None
-        return max(fetched or 0, self._app.watch.end(tp) or 0)

@@ -1,9 +1,9 @@
-"""Which fetched records may be handed to agents: those at the position that was sought, and what follows without a gap.
+"""Which fetched records agents may have: those at the position that was sought, and those that follow without a gap.
 
 Faust resumes the partitions of a rebalance before it seeks to the committed offsets, and a fetch in flight in its
-consumer's thread can deliver records from the old position or undo the seek (seen in about one rebalance in five).
-Then records would be skipped or read twice, and no commit would tell. So positions are not believed but checked.
-Pure: who fetches and seeks is the transport.
+consumer thread can deliver records from the old position or undo the seek (seen in about one rebalance in five;
+related reports: faust-streaming issues 216 and 502). Records would then be skipped or read twice, and no commit would
+show it. So positions are checked. This is pure: `source` fetches and seeks.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Final
 from faust.types import TP
 
 SEEKS_PER_OFFSET: Final = 3
-"""A position that is still wrong after so many seeks is not a race: the log was truncated, and reading goes on."""
+"""A position that is still wrong after so many seeks is no race: the log was truncated, and reading goes on."""
 
 
 class Verdict(Enum):
-    """What is to be done with a run of records."""
+    """What to do with a run of records."""
 
     TAKE = auto()
     """Hand it over, from `Admission.first_offset` on."""
@@ -29,7 +29,7 @@ class Verdict(Enum):
     SEEK = auto()
     """Drop it and seek to `Admission.first_offset`: records before it were skipped."""
     TRUNCATED = auto()
-    """Hand it over: what lies before it is gone from the log. To be said loudly."""
+    """Hand it over and report it: the records before it are gone from the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,10 @@ class Positions:
     _seeks: dict[TP, tuple[int, int]] = field(default_factory=dict)
     """Offset that was sought again, and how often."""
     _dropped: set[TP] = field(default_factory=set)
-    """Partitions of which records came while no position was known."""
+    """Partitions whose records arrived while no position was known."""
 
     def revoked(self) -> None:
-        """Partitions are being revoked: what is fetched until the next seek is of no assignment."""
+        """Partitions are being revoked: records fetched before the next seek belong to no assignment."""
         self._expected.clear()
         self._handed.clear()
         self._seeks.clear()
@@ -61,8 +61,8 @@ class Positions:
     def sought(self, offsets: Mapping[TP, int]) -> dict[TP, int]:
         """All assigned partitions were sought to `offsets`.
 
-        Returns those that must be sought once more: records of them were dropped meanwhile, perhaps behind the seek,
-        and where nothing follows nobody would notice.
+        Returns those that must be sought once more: records of them were dropped meanwhile, perhaps from behind the
+        seek, and if nothing follows nobody would notice.
         """
         again = {tp: offsets[tp] for tp in self._dropped if tp in offsets}
         self.revoked()
@@ -70,9 +70,9 @@ class Positions:
         return again
 
     def confirm(self, read: Mapping[TP, int | None]) -> dict[TP, int]:
-        """Compare what was handed over with `read`, the last offset that reached the streams of each partition.
+        """Compare the runs that were handed over with `read`, the last offset of each partition in the streams.
 
-        Returns the partitions that must be sought again, with the offsets: a run of them did not reach the streams.
+        Returns the partitions to seek again, with their offsets: a run of theirs did not reach the streams.
         """
         lost = {tp: first for tp, (first, last) in self._handed.items() if read.get(tp) != last}
         self._expected.update(lost)
@@ -80,7 +80,7 @@ class Positions:
         return lost
 
     def admit(self, tp: TP, first: int, last: int) -> Admission:
-        """Judge a run of records of `tp` with offsets `first` to `last`."""
+        """The verdict on a run of records of `tp` with offsets `first` to `last`."""
         expected = self._expected.get(tp)
         if expected is None:
             self._dropped.add(tp)

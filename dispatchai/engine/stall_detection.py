@@ -1,10 +1,10 @@
-"""Whether an application still moves: a partition with records to read is stuck when none is processed for too long.
+"""Whether an application makes progress: a partition is stalled when records wait and none is processed for too long.
 
-A process that is stuck ends, for a new one starts from the committed offsets and loses nothing. Decides what counts as
-progress and as an excuse. Leaves the end of the process to `app`.
+A stalled process ends, because a new one starts from the committed offsets and loses nothing. Decides what counts as
+progress and as an excuse; `app` ends the process.
 
-An excuse is what a new process would not mend: no records to read, a Kafka that does not answer, an agent that waits
-for something with limits of its own. Time for which this process was frozen does not count.
+An excuse is anything that a new process would not cure: no records to read, a Kafka that does not answer, an agent that
+waits for something with time limits of its own. Time during which this process was frozen does not count.
 """
 
 from __future__ import annotations
@@ -22,32 +22,26 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 from faust.types import TP
 
+from dispatchai.engine.errors import StalledError
 from dispatchai.kafka.connection import KafkaConnection
 
 log = structlog.get_logger(__name__)
 
-CLIENT_ID: Final = "dispatchai-watch"
+CHECK_S: Final = 5.0
+"""How often the brokers are asked for the end offsets: one small request to each. A stall is found so much later."""
 
-LOOK_S: Final = 5.0
-"""How often the brokers are asked for the ends of the partitions: one small request to each, so that a partition is
-found stuck at most so much later."""
-
-LOOKS_IN_LIMIT: Final = 6
+CHECKS_IN_LIMIT: Final = 6
 """With a shorter limit they are asked more often."""
 
 ASSIGNMENT_LIMITS: Final = 2
-"""After so many times the limit a process that was assigned nothing is stuck, too: a join with a dead member and a
-recovery fit in. aiokafka's coordination can end for good, if Kafka answers with no brokers while it starts."""
+"""After so many times the limit a process without an assignment counts as stalled too: a join with a dead member and a
+recovery take less. aiokafka's coordination can end for good if Kafka lists no brokers while it starts."""
 
-ASK_S: Final = 5.0
-"""A Kafka that does not answer within this counts as away."""
+REQUEST_TIMEOUT_S: Final = 5.0
+"""A Kafka that does not answer within this counts as unreachable."""
 
-REACH_AGAIN_S: Final = 1.0
+RETRY_S: Final = 1.0
 """Pause between two attempts to reach Kafka at the start."""
-
-
-class StuckError(Exception):
-    """A partition is stuck. The message says which, and how far behind it is."""
 
 
 @dataclass(slots=True)
@@ -56,32 +50,32 @@ class _Reading:
 
     next_offset: int
     seen_offset: int
-    """`next_offset` at the last look."""
+    """`next_offset` at the last check."""
     stalled_s: float = 0.0
-    """For how long records have been waiting, as far as looks saw it."""
+    """How long records have been waiting, as far as checks saw it."""
     idle_s: float | None = None
-    """For how long there has been nothing to read, as far as looks saw it; None where there is something."""
+    """How long there has been nothing to read, as far as checks saw it; None while there is something."""
 
 
-class Watch:
-    """How far each agent is in each assigned partition, and since when it has not moved. Pure: told the time."""
+class StallDetector:
+    """How far each agent is in each assigned partition, and how long it has made no progress. Pure: time is given."""
 
     def __init__(self, limit_s: float) -> None:
         """`limit_s` is how long records may wait without one being processed, in seconds."""
         self.limit_s = limit_s
-        self.every_s = min(LOOK_S, limit_s / LOOKS_IN_LIMIT)
+        self.every_s = min(CHECK_S, limit_s / CHECKS_IN_LIMIT)
         self.kafka_reachable = False
         self._agents: dict[str, list[str]] = {}
         self._readings: dict[tuple[str, TP], _Reading] = {}
         self._ends: Mapping[TP, int] = {}
         self._excused: set[str] = set()
         self._waiting_s: float | None = 0.0
-        """For how long no partitions were assigned, though Kafka is there; None while some are."""
-        self.looked_at_s = 0.0
-        """When `look` was last called; 0 before that."""
+        """How long no partitions have been assigned although Kafka answers; None while some are."""
+        self.checked_at_s = 0.0
+        """When `check` was last called; 0 before that."""
 
     def reads(self, agent: str, topics: Sequence[str]) -> None:
-        """`agent` reads `topics`. To be said before the application starts."""
+        """`agent` reads `topics`. Call it before the application starts."""
         for topic in topics:
             self._agents.setdefault(topic, []).append(agent)
 
@@ -101,13 +95,13 @@ class Watch:
         self._waiting_s = 0.0
 
     def processed(self, agent: str, tp: TP, next_offset: int) -> None:
-        """`agent` is done with the records of `tp` before `next_offset`."""
+        """`agent` has processed the records of `tp` before `next_offset`."""
         if (reading := self._readings.get((agent, tp))) is not None:
             reading.next_offset = next_offset
 
     @contextmanager
     def excused(self, agent: str) -> Iterator[None]:
-        """While in here `agent` waits for something that ends by itself, and is not stuck."""
+        """Inside this context `agent` waits for something that ends by itself, and does not count as stalled."""
         self._excused.add(agent)
         try:
             yield
@@ -123,38 +117,38 @@ class Watch:
         return min((reading.next_offset for (_, place), reading in self._readings.items() if place == tp), default=None)
 
     def end(self, tp: TP) -> int | None:
-        """Where `tp` ended when Kafka was last asked."""
+        """The end offset of `tp` when Kafka was last asked."""
         return self._ends.get(tp)
 
     def idle_s(self, tp: TP) -> float:
-        """For how many seconds every agent has been at the end of `tp` and nothing came, as far as looks saw it."""
+        """For how many seconds every agent has been at the end of `tp` with nothing new, as far as checks saw it."""
         return min((one.idle_s or 0.0 for (_, place), one in self._readings.items() if place == tp), default=0.0)
 
     def stalls(self) -> dict[tuple[str, TP], float]:
-        """For how many seconds records have been waiting for each agent and partition; 0 where all is well."""
+        """For how many seconds records have been waiting, by agent and partition; 0 where there is progress."""
         return {place: reading.stalled_s for place, reading in self._readings.items()}
 
-    def look(self, now_s: float, ends: Mapping[TP, int] | None) -> StuckError | None:
-        """Look at all partitions, whose `ends` Kafka just told; None where it did not answer.
+    def check(self, now_s: float, ends: Mapping[TP, int] | None) -> StalledError | None:
+        """Check all partitions against the end offsets that Kafka just reported; None if it did not answer.
 
-        Returns what is wrong with the one that is stuck the longest, if any is.
+        Returns the longest stall, if there is one.
         """
-        # Two looks far apart: meanwhile this process did not run, or Kafka was slow to answer. Neither says a thing.
-        elapsed_s = min(now_s - self.looked_at_s, 2 * self.every_s) if self.looked_at_s else 0.0
-        self.looked_at_s = now_s
+        # Two checks far apart: this process did not run, or Kafka was slow to answer. Neither is a stall.
+        elapsed_s = min(now_s - self.checked_at_s, 2 * self.every_s) if self.checked_at_s else 0.0
+        self.checked_at_s = now_s
         self.kafka_reachable = ends is not None
         self._ends = ends or {}
         if self._waiting_s is not None and ends is not None:
             self._waiting_s += elapsed_s
             if self._waiting_s >= ASSIGNMENT_LIMITS * self.limit_s:
-                return StuckError(f"no partitions were assigned for {self._waiting_s:.0f} s though Kafka answers")
+                return StalledError(f"no partitions were assigned for {self._waiting_s:.0f} s though Kafka answers")
         worst: tuple[float, str, TP, int] | None = None
         for (agent, tp), reading in self._readings.items():
             waiting = self._ends.get(tp, 0) - reading.next_offset
             moved = reading.next_offset != reading.seen_offset
             reading.seen_offset = reading.next_offset
             is_idle = tp in self._ends and waiting <= 0 and not moved
-            # The first such look starts the count: what came since the one before it may have been read meanwhile.
+            # The first such check starts the count: records that came since the one before may have been read.
             reading.idle_s = (0.0 if reading.idle_s is None else reading.idle_s + elapsed_s) if is_idle else None
             if waiting <= 0 or moved or agent in self._excused:
                 reading.stalled_s = 0.0
@@ -165,39 +159,40 @@ class Watch:
         if worst is None:
             return None
         stalled_s, agent, tp, waiting = worst
-        return StuckError(
-            f"agent {agent} is stuck at {tp.topic}/{tp.partition}: {waiting} records wait, "
+        return StalledError(
+            f"agent {agent} is stalled at {tp.topic}/{tp.partition}: {waiting} records wait, "
             f"none was processed for {stalled_s:.0f} s"
         )
 
 
-async def run_watch(watch: Watch, connection: KafkaConnection) -> NoReturn:
-    """Ask Kafka, look, again and again. Raises StuckError when a partition is stuck.
+async def detect_stalls(detector: StallDetector, connection: KafkaConnection, client_id: str) -> NoReturn:
+    """Ask Kafka for the end offsets and check, again and again. Raises StalledError when a partition is stalled.
 
-    Asks over a connection of its own: the application's may be what stands still.
+    Uses a connection of its own: the application's may be what stalls.
     """
-    asking = _Asking(connection)
+    offsets = _EndOffsets(connection, client_id)
     try:
         while True:
-            ends = await asking.ends(watch.partitions())
-            if (stuck := watch.look(time.monotonic(), ends)) is not None:
-                raise stuck
-            await asyncio.sleep(watch.every_s)
+            ends = await offsets.of(detector.partitions())
+            if (stalled := detector.check(time.monotonic(), ends)) is not None:
+                raise stalled
+            await asyncio.sleep(detector.every_s)
     finally:
-        await asking.close()
+        await offsets.close()
 
 
-class _Asking:
-    """A client that asks for the ends of partitions."""
+class _EndOffsets:
+    """A client that asks for end offsets."""
 
-    def __init__(self, connection: KafkaConnection) -> None:
+    def __init__(self, connection: KafkaConnection, client_id: str) -> None:
         self._connection = connection
+        self._client_id = client_id
         self._consumer: AIOKafkaConsumer | None = None
 
-    async def ends(self, partitions: Sequence[TP]) -> Mapping[TP, int] | None:
-        """The end offsets of `partitions`, or None if Kafka does not answer within ASK_S."""
+    async def of(self, partitions: Sequence[TP]) -> Mapping[TP, int] | None:
+        """The end offsets of `partitions`, or None if Kafka does not answer within REQUEST_TIMEOUT_S."""
         try:
-            async with asyncio.timeout(ASK_S):
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 consumer = await self._started()
                 if partitions:
                     return {TP(*tp): end for tp, end in (await consumer.end_offsets(partitions)).items()}
@@ -206,7 +201,7 @@ class _Asking:
         except (KafkaError, OSError, TimeoutError):
             return None
         except asyncio.CancelledError:
-            # aiokafka lets out the cancellation of its own requests when a connection closes under them.
+            # aiokafka leaks the cancellation of its own requests when their connection closes.
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
             return None
@@ -215,9 +210,9 @@ class _Asking:
         if self._consumer is None:
             consumer = AIOKafkaConsumer(
                 **self._connection.client_options(),
-                client_id=CLIENT_ID,
+                client_id=self._client_id,
                 enable_auto_commit=False,
-                request_timeout_ms=int(ASK_S * 1000),
+                request_timeout_ms=int(REQUEST_TIMEOUT_S * 1000),
             )
             try:
                 await consumer.start()
@@ -234,16 +229,16 @@ class _Asking:
 
 
 async def kafka_reached(connection: KafkaConnection) -> None:
-    """Return when a broker answers, however long that takes: a process that ended for want of Kafka would be started
-    again for nothing, and again."""
+    """Return when a broker answers, however long that takes: a process that ended because Kafka is unreachable would
+    only be restarted again and again."""
     while True:
-        client = AIOKafkaClient(**connection.client_options(), client_id=CLIENT_ID)
+        client = AIOKafkaClient(**connection.client_options())
         try:
             await client.bootstrap()
         except (KafkaError, OSError):
-            log.warning("Kafka cannot be reached", servers=connection.bootstrap_servers, retry_s=REACH_AGAIN_S)
+            log.warning("kafka_unreachable", servers=connection.bootstrap_servers, retry_s=RETRY_S)
         else:
             return
         finally:
             await client.close()
-        await asyncio.sleep(REACH_AGAIN_S)
+        await asyncio.sleep(RETRY_S)

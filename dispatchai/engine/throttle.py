@@ -1,4 +1,4 @@
-"""At most so many items a second of each key, and the last one always: pure, the clock is an argument."""
+"""Limits how often items of a key pass; the last one always passes. Pure: the clock is an argument."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Throttle(Generic[T]):
-    """Holds back the items of a key that come too soon; a later one replaces the one held back."""
+    """Holds back items that come less than `apart_s` seconds after the key's last one; a later item replaces it."""
 
     def __init__(self, apart_s: float) -> None:
         self._apart_s = apart_s
@@ -17,7 +17,7 @@ class Throttle(Generic[T]):
         self._held: dict[str, T] = {}
 
     def offer(self, key: str, item: T, now_s: float) -> bool:
-        """Whether `item` may pass now; if not it is held back."""
+        """Whether `item` may pass now; otherwise it is held back."""
         passed_at = self._passed_at.get(key)
         if passed_at is not None and now_s - passed_at < self._apart_s:
             self._held[key] = item
@@ -27,7 +27,7 @@ class Throttle(Generic[T]):
         return True
 
     def due(self, now_s: float) -> Iterator[tuple[str, T]]:
-        """The held items whose time has come; each passes when it is taken, if it is still held back by then."""
+        """The held items that are due. Each passes when it is taken, if it is still held back then."""
         ready = [key for key in self._held if now_s - self._passed_at[key] >= self._apart_s]
         for key in ready:
             if key in self._held:
@@ -35,15 +35,15 @@ class Throttle(Generic[T]):
                 yield key, self._held.pop(key)
 
     def held(self, key: str) -> T | None:
-        """What is held back of `key`."""
+        """The item of `key` that is held back, or None."""
         return self._held.get(key)
 
     def drop(self, key: str) -> None:
-        """Forget `key` and what is held back of it."""
+        """Drop `key` and the item held back."""
         self._held.pop(key, None)
         self._passed_at.pop(key, None)
 
-    def forget(self) -> None:
-        """Forget all keys."""
+    def reset(self) -> None:
+        """Drop all keys."""
         self._held.clear()
         self._passed_at.clear()

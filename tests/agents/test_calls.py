@@ -162,6 +162,6 @@ async def test_a_command_that_was_not_answered_is_given_again_after_a_restart_un
                     await carrier.until_asked(f"v3:{call}", 1)
                 else:
                     await carrier.until_asked(f"v3:{call}", 2)
-                    await until(lambda states=states: states.table.data.get(call) is not None)
+                    await until(lambda states=states: states.store.values.get(call) is not None)
     assert [one.body["command_id"] for one in carrier.of(f"v3:{call}")] == [command_id(initiated, "answer")] * 2
     assert await committed(group, place) > place.offset

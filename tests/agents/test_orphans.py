@@ -50,6 +50,6 @@ async def test_a_call_of_which_only_signals_are_known_expires_and_one_that_is_kn
         await made.look(0.0)
         await made.look(HOUR_S)
         [expired] = await read_call(broker, "call-events", left, bool)
-        await until(lambda: states.get(left) is None and left not in states.table.data)
+        await until(lambda: states.get(left) is None and left not in states.store.values)
         assert states.get(known) is not None
     assert expired.type == EventType.EXPIRED

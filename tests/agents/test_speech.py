@@ -57,7 +57,7 @@ def speech_app(group: Group) -> tuple[App, speech.SpeechAgent]:
 
 
 def has_read(app: App, place: Place) -> bool:
-    next_offset = app.watch.next_offset(TP(place.topic, place.partition))
+    next_offset = app.stalls.next_offset(TP(place.topic, place.partition))
     return next_offset is not None and next_offset > place.offset
 
 
@@ -273,5 +273,5 @@ async def test_a_state_that_is_older_than_any_call_is_given_up(
         assert made.states.get(left) is not None
         await made.leftovers.look(longest_s)
         assert made.states.get(left) is None
-        await until(lambda: left not in made.states.table.data)
+        await until(lambda: left not in made.states.store.values)
     assert await committed(group, places[-1]) > places[-1].offset

@@ -31,7 +31,7 @@ from dispatchai.calls.events import EventType
 from dispatchai.calls.state import COMMANDS_MAX, NO_AUDIO, STOP_GRACE_S, fold, takes_commands
 from dispatchai.calls.timers import RETRY_LONGEST_S, due_timers, next_timer_at
 from dispatchai.engine.app import App, create_app
-from dispatchai.engine.keyed_state import States
+from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.kafka.topics import Topic, Topics
@@ -765,7 +765,7 @@ class Running:
 
     broker: KafkaConnection
     app: App
-    states: States[CallState]
+    states: KeyedStates[CallState]
     carrier: Carrier
     producer: aiokafka.AIOKafkaProducer
 

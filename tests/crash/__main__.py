@@ -24,6 +24,7 @@ from dispatchai.engine.app import use_uvloop
 from dispatchai.records import CallPacket
 from tests.crash.run import Options, Outcome, end_with_parent, run, run_alone
 from tests.crash.schedule import LINES, UNDISTURBED, Group, Kind
+from tests.crash.unsafe import RULES
 from tests.crash.verdict import Problem
 from tests.support.paths import DOCS
 from tests.support.report import machine, table, write_section
@@ -162,9 +163,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--calls", type=int, default=12, help="calls of a run (default %(default)s)")
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help="runs at the same time (default 1)")
-    parser.add_argument(
-        "--unsafe", choices=["stock-commits", "no-position-guard"], help="take a rule out of the engine"
-    )
+    parser.add_argument("--unsafe", choices=list(RULES), help="take a rule out of the engine")
     parser.add_argument("--keep", action="store_true", help="keep the folders of good seeds too")
     parser.add_argument(
         "--trace",

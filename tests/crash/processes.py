@@ -48,9 +48,6 @@ TRACE_SETTINGS: Final = {"LOG_LEVEL": "DEBUG", "LOG_FORMAT": "console"}
 CALL_DEADLINE_S: Final = 20.0
 """Shorter than the default, because each run waits for it: calls whose gateway was killed have no other end."""
 
-UNSAFE: Final = "DISPATCHAI_ENGINE_UNSAFE"
-"""Variable that takes a part of the protocol out of the engine, to show that this test needs it."""
-
 
 class Process:
     """One process that is started again whenever it ends, until it leaves or is stopped. Use as `async with`.
@@ -249,7 +246,6 @@ async def system(folder: Path, *, apache: bool, network: bool, unsafe: str | Non
             "STREAM_TOKEN_SECRET": account.stream_token_secret,
             "SPEECH_ENGINE": "scripted",
             "CALL_DEADLINE_S": str(CALL_DEADLINE_S),
-            **({UNSAFE: unsafe} if unsafe else {}),
         }
         ready_urls = {Victim.GATEWAY: f"http://127.0.0.1:{gateway_port}/health/ready"}
         for victim in (Victim.GATEWAY, *sorted(WORKERS), Victim.SPEECH):
@@ -263,7 +259,8 @@ async def system(folder: Path, *, apache: bool, network: bool, unsafe: str | Non
             if line is not None and victim is ON_THE_LINE:
                 environment["KAFKA_BOOTSTRAP_SERVERS"] = f"127.0.0.1:{line.port}"
             command = "worker" if victim in WORKERS else str(victim)
-            argv = [sys.executable, "-m", "dispatchai", command]
+            program = ["tests.crash.unsafe", unsafe] if unsafe else ["dispatchai"]
+            argv = [sys.executable, "-m", *program, command]
             process = processes[victim] = Process(victim, argv, environment, folder / f"{victim}.log")
             stack.push_async_callback(process.stop)
             ready_urls.setdefault(victim, f"http://127.0.0.1:{port}/health/ready")

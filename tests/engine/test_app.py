@@ -17,11 +17,11 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from faust.types import TP
 
 from dispatchai.engine import agent
-from dispatchai.engine.app import STUCK_AFTER_S, App, create_app
+from dispatchai.engine.app import STALL_LIMIT_S, App, create_app
+from dispatchai.engine.checkpoint import ROUND_PAUSE_S, Checkpoint
 from dispatchai.engine.effects import Effects
-from dispatchai.engine.emitter import AssignmentOverError
-from dispatchai.engine.keyed_state import States
-from dispatchai.engine.snapshots import SNAPSHOT_PAUSE_S
+from dispatchai.engine.errors import AssignmentOverError
+from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.kafka.topics import Topic, Topics
@@ -42,6 +42,17 @@ class Names:
 def new_names() -> Names:
     mark = uuid4().hex[:8]
     return Names(f"test-{mark}", f"source-{mark}", f"sink-{mark}")
+
+
+def checkpoint_of(app: App, states: KeyedStates[Any]) -> Checkpoint:
+    """What makes `states` durable."""
+    (found,) = [checkpoint for checkpoint in app._checkpoints.values() if checkpoint.source is states]
+    return found
+
+
+def changelog_of(app: App, states: KeyedStates[Any]) -> str:
+    """The changelog topic of `states`."""
+    return checkpoint_of(app, states).changelog
 
 
 async def make_topics(
@@ -72,13 +83,13 @@ def make_app(broker: KafkaConnection, names: Names, folder: Path) -> App:
     )
 
 
-def make_states(app: App, *, rest: bool = False) -> States[list[int]]:
-    return app.states(
+def make_states(app: App, *, evict: bool = False) -> KeyedStates[list[int]]:
+    return app.keyed_states(
         "sums",
         encode=lambda numbers: ",".join(map(str, numbers)).encode(),
         decode=lambda value: [int(number) for number in value.decode().split(",") if number],
         partitions=PARTITIONS,
-        rest=rest,
+        evict=evict,
     )
 
 
@@ -221,7 +232,7 @@ async def test_commits_wait_for_what_is_held_and_a_restart_loses_and_repeats_not
     )
     async with running(first):
         await produce(broker, names.source, [("call", b"1"), ("call", b"2")])
-        await until(lambda: first_states.table.data.get("call") is not None)
+        await until(lambda: first_states.store.values.get("call") is not None)
         covered = first_states.get("call")
         await produce(broker, names.source, [("call", b"3"), ("call", b"4")])
         await until(lambda: first_states.get("call") == [1, 2, 3, 4])
@@ -317,9 +328,9 @@ async def test_a_state_is_not_snapshotted_while_an_effect_is_owed_for_it(
         await until(lambda: states.get("call") == [1, 2])
         await app.consumer.commit()
         assert await committed(broker, names) == 0
-        assert states.table.data.get("call") is None
+        assert states.store.values.get("call") is None
         allowed.set()
-        await until(lambda: states.table.data.get("call") == b"1,2")
+        await until(lambda: states.store.values.get("call") == b"1,2")
         assert done == [("call", 1), ("call", 2)]
     assert await committed(broker, names) == 2
 
@@ -327,7 +338,7 @@ async def test_a_state_is_not_snapshotted_while_an_effect_is_owed_for_it(
 async def test_a_large_state_is_written_rarely_and_with_the_stop(broker: KafkaConnection, tmp_path: Path) -> None:
     names = await make_topics(broker)
     app = make_app(broker, names, tmp_path)
-    states: States[list[int]] = app.states(
+    states: KeyedStates[list[int]] = app.keyed_states(
         "sums",
         encode=lambda numbers: b"%d" % len(numbers) + bytes(60_000 * numbers[0]),
         decode=lambda value: [0],
@@ -340,7 +351,7 @@ async def test_a_large_state_is_written_rarely_and_with_the_stop(broker: KafkaCo
         await until(lambda: len(states.get(key) or ()) == count)
 
     def written(key: str) -> bytes:
-        return (states.table.data.get(key) or b"").rstrip(b"\0")
+        return (states.store.values.get(key) or b"").rstrip(b"\0")
 
     async with running(app):
         await sent("large", b"1", 1)
@@ -381,13 +392,13 @@ async def test_what_an_output_followed_from_is_not_covered_if_kafka_refuses_it(
     )
     async with running(app):
         await produce(broker, names.source, [("call", b"1")])
-        await until(app.failed.is_set)
-        assert states._round is not None
-        await asyncio.wait([states._round])
+        await until(lambda: app.failure.has_failed)
+        assert checkpoint_of(app, states)._round is not None
+        await asyncio.wait([checkpoint_of(app, states)._round])
         with pytest.raises(AssignmentOverError):
             await app.emitter.send(names.sink, b"call", b"small", partition=0)
         await app.consumer.commit()
-        assert states.table.data == {}
+        assert states.store.values == {}
     assert await committed(broker, names) == 0
     assert again == ["begun"]
 
@@ -401,7 +412,7 @@ async def test_without_a_lease_a_rebalance_does_not_wait_for_what_is_to_be_sent_
         await until(lambda: app.lease.open)
         await app.emitter.send(names.sink, b"call", b"before", partition=0)
         await app.emitter.delivered()
-        producer = app.producer._ensure_producer()
+        producer = app.producer_client()
         accumulator = producer._message_accumulator
         # Nothing is awaited until the process is without a lease: no request can go out meanwhile.
         sent = accumulator._append_batch(accumulator.create_builder(), place)
@@ -411,7 +422,7 @@ async def test_without_a_lease_a_rebalance_does_not_wait_for_what_is_to_be_sent_
         app.lease._until, app.rebalancing = 0.0, True
         await asyncio.wait_for(producer.flush(), PATIENCE_S)
         assert isinstance(sent.future.exception(), AssignmentOverError)
-        assert app.dropped, "a commit could cover it"
+        assert app.collaborators.commits.records_dropped, "a commit could cover it"
 
         app.rebalancing, app.lease.length_s = False, length_s
         app.lease.assigned(app.lease.generation, app.lease.clock())
@@ -419,7 +430,7 @@ async def test_without_a_lease_a_rebalance_does_not_wait_for_what_is_to_be_sent_
         for number in range(3):
             await app.emitter.send(names.sink, b"call", b"%d" % number, partition=0)
             await app.emitter.delivered()
-        assert not app.failed.is_set(), "the broker waits for the number of what was dropped"
+        assert not app.failure.has_failed, "the broker waits for the number of what was dropped"
         found = await read(broker, names.sink, lambda found: len(found) >= 4)
     assert [record.value for record in found] == [b"before", b"0", b"1", b"2"]
 
@@ -435,8 +446,8 @@ async def test_a_process_that_can_have_no_partitions_any_more_fails(broker: Kafk
         coordinator = app.consumer._thread._ensure_consumer()._coordinator
         coordinator._client.coordinator_lookup = lookup
         app.consumer._thread.thread_loop.call_soon_threadsafe(coordinator.coordinator_dead)
-        async with asyncio.timeout(STUCK_AFTER_S):  # after twice that anything that has no partitions fails
-            await app.failed.wait()
+        async with asyncio.timeout(STALL_LIMIT_S):  # after twice that anything that has no partitions fails
+            await app.failure.wait()
 
 
 async def test_a_deleted_state_leaves_a_tombstone(broker: KafkaConnection, tmp_path: Path) -> None:
@@ -446,7 +457,7 @@ async def test_a_deleted_state_leaves_a_tombstone(broker: KafkaConnection, tmp_p
     agent.run(app, states, {names.source: int}, step=append_or_delete)
     async with running(app):
         await produce(broker, names.source, [("call", b"1")])
-        await until(lambda: states.table.data.get("call") == b"1")
+        await until(lambda: states.store.values.get("call") == b"1")
         await produce(broker, names.source, [("call", b"0")])
         changelog = await read(
             broker, f"{names.app}-sums-changelog", lambda records: any(item.value is None for item in records)
@@ -455,9 +466,9 @@ async def test_a_deleted_state_leaves_a_tombstone(broker: KafkaConnection, tmp_p
     assert states.get("call") is None
 
 
-def at_rest(states: States[Any], key: str) -> bool:
+def at_rest(states: KeyedStates[Any], key: str) -> bool:
     """Whether only the snapshot of `key` is held."""
-    return key in states.table.data and key not in states._entries
+    return key in states.store.values and key not in states._entries
 
 
 def covered(app: App, names: Names) -> bool:
@@ -470,7 +481,7 @@ async def test_a_state_that_nothing_touches_is_held_as_its_snapshot_and_goes_on_
 ) -> None:
     names = await make_topics(broker)
     app = make_app(broker, names, tmp_path)
-    states = make_states(app, rest=True)
+    states = make_states(app, evict=True)
     agent.run(app, states, {names.source: int}, step=append)
     looked_at: list[list[int]] = []
 
@@ -480,7 +491,7 @@ async def test_a_state_that_nothing_touches_is_held_as_its_snapshot_and_goes_on_
 
     async with running(app):
         await produce(broker, names.source, [("resting", b"1"), ("busy", b"1")])
-        await until(lambda: states.table.data.keys() == {"resting", "busy"})
+        await until(lambda: states.store.values.keys() == {"resting", "busy"})
         states.sweep()
         assert "resting" in states._entries, "it was covered at one look only"
         await produce(broker, names.source, [("busy", b"2")])
@@ -490,12 +501,12 @@ async def test_a_state_that_nothing_touches_is_held_as_its_snapshot_and_goes_on_
         assert states.get("resting") == [1]
         assert dict(states) == {"resting": [1], "busy": [1, 2]}
         for _ in range(2):
-            assert dict(states.judge(counts)) == {"resting": False, "busy": True}
+            assert dict(states.match(counts)) == {"resting": False, "busy": True}
         assert looked_at.count([1]) == 1, "of what rests the verdict is kept"
 
         await produce(broker, names.source, [("resting", b"2")])
-        await until(lambda: states.table.data["resting"] == b"1,2")
-        assert dict(states.judge(counts)) == {"resting": True, "busy": True}
+        await until(lambda: states.store.values["resting"] == b"1,2")
+        assert dict(states.match(counts)) == {"resting": True, "busy": True}
         await until(lambda: covered(app, names))
     assert await committed(broker, names) == 4
 
@@ -503,7 +514,7 @@ async def test_a_state_that_nothing_touches_is_held_as_its_snapshot_and_goes_on_
 async def test_a_state_that_owes_something_does_not_rest(broker: KafkaConnection, tmp_path: Path) -> None:
     names = await make_topics(broker)
     app = make_app(broker, names, tmp_path)
-    states = make_states(app, rest=True)
+    states = make_states(app, evict=True)
     allowed = asyncio.Event()
     effects: Effects[int] = Effects(states, lambda *_: allowed.wait())
     app.on_close.append(effects.close)
@@ -519,35 +530,35 @@ async def test_a_state_that_owes_something_does_not_rest(broker: KafkaConnection
         await until(lambda: states.get("call") == [1])
         for _ in range(3):
             states.sweep()
-            await asyncio.sleep(2 * SNAPSHOT_PAUSE_S)
+            await asyncio.sleep(2 * ROUND_PAUSE_S)
         assert states.get("call") == [1]
-        assert "call" not in states.table.data
+        assert "call" not in states.store.values
         allowed.set()
-        await until(lambda: "call" in states.table.data)
+        await until(lambda: "call" in states.store.values)
         for _ in range(2):
             states.sweep()
         assert at_rest(states, "call")
         await produce(broker, names.source, [("call", b"2")])
-        await until(lambda: states.table.data["call"] == b"1,2")
+        await until(lambda: states.store.values["call"] == b"1,2")
 
 
 async def test_a_state_at_rest_can_be_deleted(broker: KafkaConnection, tmp_path: Path) -> None:
     names = await make_topics(broker)
     app = make_app(broker, names, tmp_path)
-    states = make_states(app, rest=True)
+    states = make_states(app, evict=True)
     agent.run(app, states, {names.source: int}, step=append_or_delete)
     async with running(app):
         await produce(broker, names.source, [("call", b"1")])
-        await until(lambda: states.table.data.get("call") == b"1")
+        await until(lambda: states.store.values.get("call") == b"1")
         for _ in range(2):
             states.sweep()
         assert at_rest(states, "call")
-        assert dict(states.judge(bool)) == {"call": True}
+        assert dict(states.match(bool)) == {"call": True}
         await produce(broker, names.source, [("call", b"0")])
-        await until(lambda: "call" not in states.table.data)
+        await until(lambda: "call" not in states.store.values)
         assert states.get("call") is None
-        assert dict(states) == {} == dict(states.judge(bool))
-        assert states._entries == {} == states._judged
+        assert dict(states) == {} == dict(states.match(bool))
+        assert states._entries == {} == states._matches
 
 
 async def test_a_position_that_was_only_sought_is_not_committed(broker: KafkaConnection, tmp_path: Path) -> None:
@@ -561,7 +572,7 @@ async def test_a_position_that_was_only_sought_is_not_committed(broker: KafkaCon
         async with running(app):
             await until(app.is_processing)
             if number == 4:
-                assert {app.consumer._new_offset(tp) for tp in app.watch.partitions()} == {None}
+                assert {app.consumer._new_offset(tp) for tp in app.stalls.partitions()} == {None}
             await produce(broker, names.source, [("call", str(number).encode())])
             await until(lambda states=states, number=number: states.get("call") == list(range(1, number + 1)))
         assert await committed(broker, names) == number

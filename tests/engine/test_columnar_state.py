@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-import pytest
 from faust.types import TP
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dispatchai.engine.app import App
-from dispatchai.engine.columnar_state import ROUNDS, RowStates
-from dispatchai.engine.snapshots import Snapshot
-from dispatchai.kafka.connection import KafkaConnection
-from tests.engine.test_app import Names, make_app
+from dispatchai.engine.checkpoint import Snapshot
+from dispatchai.engine.columnar_state import ROUNDS, ColumnarStates
+from dispatchai.engine.coverage import Coverage
+from dispatchai.engine.snapshots import SnapshotStore
 
 FRAMES = TP("frames", 0)
 EVENTS = TP("events", 0)
-NUMBERS = itertools.count()
 
 
 class Counts:
@@ -39,19 +34,14 @@ class Counts:
         self.values.pop(row, None)
 
 
-@pytest.fixture
-async def app(tmp_path: Path) -> App:
-    return make_app(KafkaConnection("127.0.0.1:1"), Names("test", "source", "sink"), tmp_path)
-
-
-def make(app: App) -> tuple[RowStates, Counts]:
+def make() -> tuple[ColumnarStates, Counts]:
     counts = Counts()
-    return RowStates(app, f"counts-{next(NUMBERS)}", counts, partitions=1), counts
+    return ColumnarStates("counts", SnapshotStore("counts", lambda: 1), Coverage(), counts), counts
 
 
-def test_new_keys_get_rows_and_the_state_that_the_table_holds(app: App) -> None:
-    states, counts = make(app)
-    states.table.put("b", b"7", 0)
+def test_new_keys_get_rows_and_the_state_that_the_table_holds() -> None:
+    states, counts = make()
+    states.store.put("b", b"7", 0)
     assert states.find([b"a", b"b"]).tolist() == [-1, -1]
     rows = states.rows(FRAMES, [b"a", b"b", b"a"])
     assert rows.tolist() == [0, 1, 0]
@@ -59,8 +49,8 @@ def test_new_keys_get_rows_and_the_state_that_the_table_holds(app: App) -> None:
     assert states.find([b"b"]).tolist() == [1]
 
 
-async def test_a_snapshot_a_second_is_enough_but_for_the_last_round(app: App) -> None:
-    states, counts = make(app)
+async def test_a_snapshot_a_second_is_enough_but_for_the_last_round() -> None:
+    states, counts = make()
     rows = states.rows(FRAMES, [b"a"])
     counts.values[0] = 1
     states.want(rows)
@@ -71,8 +61,8 @@ async def test_a_snapshot_a_second_is_enough_but_for_the_last_round(app: App) ->
     assert len(states.take()) == 1
 
 
-async def test_of_what_is_due_at_once_a_share_is_written_in_each_round(app: App) -> None:
-    states, counts = make(app)
+async def test_of_what_is_due_at_once_a_share_is_written_in_each_round() -> None:
+    states, counts = make()
     rows = states.rows(FRAMES, [str(number).encode() for number in range(1000)])
     counts.values = dict.fromkeys(range(1000), 1)
     states.want(rows)
@@ -87,8 +77,8 @@ async def test_of_what_is_due_at_once_a_share_is_written_in_each_round(app: App)
     assert len(states.take()) == 900
 
 
-def test_a_state_that_is_gone_leaves_a_tombstone_and_its_row_to_another_key(app: App) -> None:
-    states, counts = make(app)
+def test_a_state_that_is_gone_leaves_a_tombstone_and_its_row_to_another_key() -> None:
+    states, counts = make()
     rows = states.rows(FRAMES, [b"a", b"b"])
     counts.values = {0: 1, 1: 2}
     states.applied(FRAMES, rows, np.array([5, 6]))
@@ -106,8 +96,8 @@ def test_a_state_that_is_gone_leaves_a_tombstone_and_its_row_to_another_key(app:
     assert states.rows(FRAMES, [b"c"]).tolist() == [0]
 
 
-def test_a_state_that_came_back_while_its_tombstone_was_written_keeps_its_row(app: App) -> None:
-    states, counts = make(app)
+def test_a_state_that_came_back_while_its_tombstone_was_written_keeps_its_row() -> None:
+    states, counts = make()
     rows = states.rows(FRAMES, [b"a"])
     states.applied(FRAMES, rows, np.array([5]))
     states.want(rows, at_once=True)
@@ -117,15 +107,15 @@ def test_a_state_that_came_back_while_its_tombstone_was_written_keeps_its_row(ap
     assert states.find([b"a"]).tolist() == [0]
 
 
-def test_after_an_assignment_nothing_is_owed_and_every_state_is_the_tables(app: App) -> None:
-    states, counts = make(app)
+def test_after_an_assignment_nothing_is_owed_and_every_state_is_the_tables() -> None:
+    states, counts = make()
     rows = states.rows(FRAMES, [b"a"])
     counts.values[0] = 3
     states.applied(FRAMES, rows, np.array([5]))
-    states.forget()
+    states.reset()
     assert states.floor(FRAMES) is None
     assert counts.values == {}
-    states.table.put("a", b"2", 0)
+    states.store.put("a", b"2", 0)
     assert states.rows(FRAMES, [b"a"]).tolist() == [0]
     assert counts.values == {0: 2}
 
@@ -144,9 +134,9 @@ STEPS = st.lists(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(STEPS)
 async def test_no_offset_is_released_before_a_snapshot_that_covers_it_is_written(
-    app: App, steps: list[tuple[object, ...]]
+    steps: list[tuple[object, ...]],
 ) -> None:
-    states, counts = make(app)
+    states, counts = make()
     offset = {FRAMES: 0, EVENTS: 0}
     uncovered: dict[TP, dict[int, list[int]]] = {FRAMES: {}, EVENTS: {}}
     on_the_way: list[tuple[Snapshot, dict[TP, list[int]]]] = []

@@ -44,5 +44,5 @@ def test_an_offset_zero_is_an_offset(holds: list[tuple[str, int]]) -> None:
     for holder, offset in holds:
         coverage.hold(P0, holder, offset)
     assert coverage.floor(P0) == min(offset for _, offset in holds)
-    coverage.forget()
+    coverage.reset()
     assert coverage.floor(P0) is None

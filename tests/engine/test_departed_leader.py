@@ -11,14 +11,14 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
 from aiokafka.protocol.group import JoinGroupRequest, LeaveGroupRequest
 from structlog.testing import capture_logs
 
-from dispatchai.engine.departed_leader import Ghosts
+from dispatchai.engine.aiokafka_internals import replace_departed_leaders
 from dispatchai.kafka.embedded_broker import EmbeddedBroker
 
 TOPIC, GROUP = "frames", "group"
 PARTITIONS = 4
 SESSION_MS = 6_000
 ASSIGNED_IN_S = 90.0
-"""Two waits in vain of 8 s each, and the ghost's session."""
+"""Two waits of 8 s each, and the session timeout of the departed leader."""
 
 
 async def lead_and_leave(wire: AIOKafkaConnection) -> str:
@@ -38,9 +38,9 @@ async def lead_and_leave(wire: AIOKafkaConnection) -> str:
 
 async def test_a_member_gets_its_partitions_though_the_leader_is_gone() -> None:
     with capture_logs() as logs:
-        ghost = await outlive_a_leader()
-    gone = [entry["leader"] for entry in logs if entry["event"] == "leader_is_gone"]
-    assert gone == [ghost], "the broker named no leader that is gone, or another"
+        departed = await outlive_a_leader()
+    gone = [entry["leader"] for entry in logs if entry["event"] == "group_leader_departed"]
+    assert gone == [departed], "the broker named no leader that is gone, or another"
 
 
 async def outlive_a_leader() -> str:
@@ -53,7 +53,7 @@ async def outlive_a_leader() -> str:
         await admin.close()
         host, _, port = servers.rpartition(":")
         wire = await create_conn(host, int(port))
-        ghost = await lead_and_leave(wire)
+        departed = await lead_and_leave(wire)
         wire.close()
         member = aiokafka.AIOKafkaConsumer(
             TOPIC,
@@ -68,11 +68,11 @@ async def outlive_a_leader() -> str:
             async with asyncio.timeout(ASSIGNED_IN_S):
                 while member._coordinator is None:  # noqa: ASYNC110 - aiokafka tells nobody
                     await asyncio.sleep(0.001)
-                Ghosts(member._coordinator)
+                replace_departed_leaders(member)
                 while len(member.assignment()) < PARTITIONS:  # noqa: ASYNC110 - nor of this
                     await asyncio.sleep(0.05)
         finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
             await member.stop()
-        return ghost
+        return departed

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dispatchai.engine import agent
 from dispatchai.engine.effects import Effects
-from dispatchai.engine.keyed_state import States
+from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.topics import Topics
 from tests.support.application import PARTITIONS, buried, call_name, new_group, produce, running, until
@@ -28,7 +28,7 @@ async def test_neither_a_failing_effect_nor_a_poison_record_harms_its_neighbours
     slow, quick, poisoned, gone = (call_name(what) for what in ("slow", "quick", "poisoned", "gone"))
     group = await new_group(broker, tmp_path, tables=["sums"], sources=[SOURCE])
     app = group.app()
-    states: States[list[int]] = app.states(
+    states: KeyedStates[list[int]] = app.keyed_states(
         "sums",
         encode=lambda numbers: ",".join(map(str, numbers)).encode(),
         decode=lambda value: [int(number) for number in value.decode().split(",")],
@@ -63,11 +63,11 @@ async def test_neither_a_failing_effect_nor_a_poison_record_harms_its_neighbours
 
     async with running(app):
         await until(lambda: [number for key, number in done if key == quick] == [1, 2])
-        await until(lambda: states.table.data.get(quick) == b"1,99,2")
+        await until(lambda: states.store.values.get(quick) == b"1,99,2")
         assert states.get(slow) == [1, 2]
-        assert states.table.data.get(slow) is None, "a state was stored while an effect was owed for it"
+        assert states.store.values.get(slow) is None, "a state was stored while an effect was owed for it"
         allowed.set()
-        await until(lambda: states.table.data.get(slow) == b"1,2")
+        await until(lambda: states.store.values.get(slow) == b"1,2")
 
         assert [letter.value for letter in await buried(broker, poisoned, 1)] == [b"13"]
         assert states.get(poisoned) == [1, 2, 3]
@@ -75,10 +75,10 @@ async def test_neither_a_failing_effect_nor_a_poison_record_harms_its_neighbours
 
         # The state that is given up while its key is written to again is not stored in between.
         await produce(broker, SOURCE, gone, [b"1"])
-        await until(lambda: states.table.data.get(gone) == b"1")
+        await until(lambda: states.store.values.get(gone) == b"1")
         await produce(broker, SOURCE, gone, [b"0"])
-        await until(lambda: gone not in states.table.data)
+        await until(lambda: gone not in states.store.values)
         await produce(broker, SOURCE, gone, [b"7"])
-        await until(lambda: states.table.data.get(gone) == b"7")
+        await until(lambda: states.store.values.get(gone) == b"7")
     assert [number for key, number in done if key == slow] == [1, 2]
     assert dict(states)[gone] == [7]

@@ -5,20 +5,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from unittest.mock import patch
 
 import aiokafka
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.fencing import Standing, standings
-from dispatchai.engine.guards import VARIABLE
 from dispatchai.engine.lease import Lease
 from dispatchai.engine.snapshots import EPOCH, epoch_of
 from dispatchai.kafka.connection import KafkaConnection
-from tests.engine.test_app import Names, append, make_app, make_states, make_topics, produce, read, running, until
+from tests.crash.unsafe import without
+from tests.engine.test_app import (
+    Names,
+    append,
+    changelog_of,
+    make_app,
+    make_states,
+    make_topics,
+    produce,
+    read,
+    running,
+    until,
+)
 
 Written = tuple[str, bytes | None, int]
 """Key, value, epoch."""
@@ -56,25 +67,22 @@ async def append_records(broker: KafkaConnection, topic: str, written: Sequence[
             await producer.send_and_wait(topic, value, key=key.encode(), partition=0, headers=headers)
 
 
-class LaterLease(Lease):
-    """As if the group had had ten generations before this test."""
-
-    def assigned(self, generation: int, at: float) -> None:
-        super().assigned(generation + 10, at)
-
-    def renewed(self, generation: int, at: float) -> None:
-        super().renewed(generation + 10, at)
+@pytest.fixture(autouse=True)
+def later_generations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the group had had ten generations before each test."""
+    assigned, renewed = Lease.assigned, Lease.renewed
+    monkeypatch.setattr(Lease, "assigned", lambda lease, generation, at: assigned(lease, generation + 10, at))
+    monkeypatch.setattr(Lease, "renewed", lambda lease, generation, at: renewed(lease, generation + 10, at))
 
 
 async def make(broker: KafkaConnection, folder: Path) -> tuple[App, Names, str]:
     """An application whose `sink` is compacted, and its changelog."""
     names = await make_topics(broker)
     app = make_app(broker, names, folder)
-    app.lease = LaterLease(app.lease.length_s)
     states = make_states(app)
     agent.run(app, states, {names.source: int}, step=append)
-    app.latest.add(names.sink)
-    return app, names, states.table.changelog_topic.get_topic_name()
+    app.fenced.add(names.sink)
+    return app, names, changelog_of(app, states)
 
 
 def ends(**expected: bytes | None) -> Callable[[list[aiokafka.ConsumerRecord]], bool]:
@@ -99,10 +107,10 @@ async def test_an_output_that_an_earlier_owner_overwrites_is_written_again(
         await until(lambda: app.lease.open)
         await read(broker, names.sink, ends(before=b"new", gone=None, early=b"kept"))
         for key, value in (("call", b"1"), ("over", b"live"), ("over", None), ("other", b"1")):
-            await app.latest.send(names.sink, {0: [(key.encode(), value)]})
+            await app.fenced.send(names.sink, {0: [(key.encode(), value)]})
         await app.emitter.delivered()
         await append_records(broker, names.sink, [("call", b"old", 6), ("over", b"old", 1), ("late", b"only", 6)])
-        await app.latest.send(names.sink, {0: [(b"other", b"2")]})
+        await app.fenced.send(names.sink, {0: [(b"other", b"2")]})
         found = await read(broker, names.sink, ends(call=b"1", over=None, late=b"only", other=b"2"))
     written_again = [(one.key, one.value) for one in found if epoch_of(one.headers) >= 10]
     assert sorted(written_again[:2], key=str) == [(b"before", b"new"), (b"gone", None)]
@@ -117,11 +125,11 @@ async def test_what_is_written_while_it_is_looked_up_is_not_overwritten_by_what_
     app, names, _ = await make(broker, tmp_path)
     async with running(app):
         await until(lambda: app.lease.open)
-        await app.latest.send(names.sink, {0: [(b"call", b"0")]})
+        await app.fenced.send(names.sink, {0: [(b"call", b"0")]})
         for number in range(1, 6):
             late = asyncio.create_task(append_records(broker, names.sink, [("call", b"old", 6)] * 3))
             while not late.done():
-                await app.latest.send(names.sink, {0: [(b"call", f"{number}".encode())]})
+                await app.fenced.send(names.sink, {0: [(b"call", f"{number}".encode())]})
                 await asyncio.sleep(0.005)
         found = await read(broker, names.sink, ends(call=b"5"))
     own = [int(one.value) for one in found if epoch_of(one.headers) >= 10]
@@ -148,8 +156,8 @@ async def test_a_snapshot_that_an_earlier_owner_overwrites_is_written_again(
     assert epoch_of([one for one in found if one.key == b"gone"][-1].headers) >= 10
 
 
-async def test_without_the_guard_what_is_overwritten_stays_so(broker: KafkaConnection, tmp_path: Path) -> None:
-    with patch.dict("os.environ", {VARIABLE: "no-epochs"}):
-        app, _names, _ = await make(broker, tmp_path)
-    followed = asyncio.create_task(app.latest.run())
-    await asyncio.wait_for(followed, 1.0)
+async def test_without_the_rule_what_is_overwritten_stays_so(broker: KafkaConnection, tmp_path: Path) -> None:
+    app, _names, _ = await make(broker, tmp_path)
+    with without("no-epochs"):
+        followed = asyncio.create_task(app.fenced.run())
+        await asyncio.wait_for(followed, 1.0)

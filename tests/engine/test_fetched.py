@@ -16,7 +16,8 @@ from aiokafka.record.memory_records import MemoryRecords
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.engine.transport import Record, _Fetched
+from dispatchai.engine.aiokafka_internals import _Fetched
+from dispatchai.engine.fetch import Record
 
 TP = TopicPartition("audio-frames", 0)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from dispatchai.engine.lease import Lease
+from tests.crash.unsafe import without
 
 
 @dataclass
@@ -40,11 +41,13 @@ def test_a_process_that_was_stopped_beyond_the_session_timeout_may_not_write() -
     assert made.left_s < 0
 
 
-def test_without_enforcement_everything_is_written_at_any_time() -> None:
-    made = Lease(6.0, Clock(), enforced=False)
+def test_without_the_rule_everything_is_written_at_any_time() -> None:
+    made = Lease(6.0, Clock())
     made.revoked()
-    assert made.valid
-    assert made.open
+    with without("no-lease"):
+        assert made.valid
+        assert made.open
+    assert not made.open
 
 
 def test_an_answered_heartbeat_counts_from_when_it_was_sent() -> None:

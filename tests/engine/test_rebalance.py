@@ -11,7 +11,7 @@ import aiokafka
 
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
-from dispatchai.engine.keyed_state import States
+from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.connection import KafkaConnection
 from tests.engine.test_app import Names, make_app, make_states, make_topics, read, running, until
 
@@ -31,7 +31,7 @@ def step(key: str, state: list[int] | None, numbers: Sequence[int]) -> agent.Ste
     return agent.Stepped([expected, gaps], snapshot=expected % 5 == 0)
 
 
-def worker(broker: KafkaConnection, names: Names, folder: Path) -> tuple[App, States[list[int]]]:
+def worker(broker: KafkaConnection, names: Names, folder: Path) -> tuple[App, KeyedStates[list[int]]]:
     app = make_app(broker, names, folder)
     states = make_states(app)
     agent.run(app, states, {names.source: int}, step=step)

@@ -12,66 +12,67 @@ from structlog.testing import capture_logs
 
 from dispatchai.engine import agent
 from dispatchai.engine.app import App, create_app, run_app
-from dispatchai.engine.stall_detection import StuckError, Watch
-from dispatchai.engine.transport import Batch
+from dispatchai.engine.errors import StalledError
+from dispatchai.engine.fetch import Batch
+from dispatchai.engine.stall_detection import StallDetector
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.kafka.topics import Topic
 from tests.engine.test_app import PARTITIONS, PATIENCE_S, Names, make_states, make_topics, produce, until
 
 LIMIT_S = 30.0
-LOOK_S = 5.0
+CHECK_S = 5.0
 FRAMES = TP("frames", 3)
 EVENTS = TP("events", 3)
 
 
 class Clocked:
-    """A watch, looked at every LOOK_S by a clock that the test holds."""
+    """A watch, looked at every CHECK_S by a clock that the test holds."""
 
     def __init__(self, *partitions: TP) -> None:
-        self.watch = Watch(LIMIT_S)
-        self.watch.reads("signals", ["frames"])
-        self.watch.reads("speech", ["frames", "events"])
-        self.watch.begin(dict.fromkeys(partitions, 100))
+        self.detector = StallDetector(LIMIT_S)
+        self.detector.reads("signals", ["frames"])
+        self.detector.reads("speech", ["frames", "events"])
+        self.detector.begin(dict.fromkeys(partitions, 100))
         self.now_s = 1000.0
 
-    def look(self, ends: Mapping[TP, int] | None, *, seconds: float = LOOK_S) -> StuckError | None:
+    def check(self, ends: Mapping[TP, int] | None, *, seconds: float = CHECK_S) -> StalledError | None:
         """What a look finds that comes `seconds` after the last."""
         self.now_s += seconds
-        return self.watch.look(self.now_s, ends)
+        return self.detector.check(self.now_s, ends)
 
-    def looks(self, ends: Mapping[TP, int] | None, seconds: float) -> StuckError | None:
+    def looks(self, ends: Mapping[TP, int] | None, seconds: float) -> StalledError | None:
         """What is found first within `seconds`."""
-        found = [self.look(ends) for _ in range(int(seconds / LOOK_S))]
+        found = [self.check(ends) for _ in range(int(seconds / CHECK_S))]
         return next((stuck for stuck in found if stuck), None)
 
 
 def test_a_partition_whose_records_nobody_processes_is_stuck_after_the_limit() -> None:
     clocked = Clocked(FRAMES)
-    assert clocked.look({FRAMES: 220}) is None
-    assert clocked.looks({FRAMES: 220}, LIMIT_S - LOOK_S) is None
-    stuck = clocked.look({FRAMES: 220})
-    assert str(stuck) == "agent signals is stuck at frames/3: 120 records wait, none was processed for 30 s"
+    assert clocked.check({FRAMES: 220}) is None
+    assert clocked.looks({FRAMES: 220}, LIMIT_S - CHECK_S) is None
+    stuck = clocked.check({FRAMES: 220})
+    assert str(stuck) == "agent signals is stalled at frames/3: 120 records wait, none was processed for 30 s"
 
 
 def test_a_partition_is_idle_from_the_first_look_that_finds_all_of_it_processed_by_everyone() -> None:
     clocked = Clocked(FRAMES)
-    assert clocked.watch.idle_s(FRAMES) == 0.0
-    clocked.look({FRAMES: 100})
-    assert clocked.watch.idle_s(FRAMES) == 0.0, "what came before this look may just have been processed"
-    clocked.looks({FRAMES: 100}, 2 * LOOK_S)
-    assert clocked.watch.idle_s(FRAMES) == 2 * LOOK_S
-    clocked.look(None)
-    assert clocked.watch.idle_s(FRAMES) == 0.0, "nobody knows what a Kafka has that does not answer"
-    clocked.looks({FRAMES: 100}, 2 * LOOK_S)
-    assert clocked.watch.idle_s(FRAMES) == LOOK_S
+    assert clocked.detector.idle_s(FRAMES) == 0.0
+    clocked.check({FRAMES: 100})
+    assert clocked.detector.idle_s(FRAMES) == 0.0, "what came before this look may just have been processed"
+    clocked.looks({FRAMES: 100}, 2 * CHECK_S)
+    assert clocked.detector.idle_s(FRAMES) == 2 * CHECK_S
+    clocked.check(None)
+    assert clocked.detector.idle_s(FRAMES) == 0.0, "nobody knows what a Kafka has that does not answer"
+    clocked.looks({FRAMES: 100}, 2 * CHECK_S)
+    assert clocked.detector.idle_s(FRAMES) == CHECK_S
     for agent_name in ("signals", "speech"):
-        clocked.look({FRAMES: 110})
-        assert clocked.watch.idle_s(FRAMES) == 0.0
-        clocked.watch.processed(agent_name, FRAMES, 110)
-    clocked.looks({FRAMES: 110}, 3 * LOOK_S)
-    assert clocked.watch.idle_s(FRAMES) == LOOK_S
-    assert clocked.watch.idle_s(EVENTS) == 0.0, "not assigned"
+        clocked.check({FRAMES: 110})
+        assert clocked.detector.idle_s(FRAMES) == 0.0
+        clocked.detector.processed(agent_name, FRAMES, 110)
+    clocked.looks({FRAMES: 110}, 3 * CHECK_S)
+    assert clocked.detector.idle_s(FRAMES) == CHECK_S
+    assert clocked.detector.idle_s(EVENTS) == 0.0, "not assigned"
 
 
 def test_a_partition_without_traffic_is_not_stuck() -> None:
@@ -82,55 +83,55 @@ def test_a_partition_without_traffic_is_not_stuck() -> None:
 def test_a_partition_that_is_far_behind_but_moves_is_not_stuck() -> None:
     clocked = Clocked(EVENTS)
     for offset in range(101, 150):
-        clocked.watch.processed("speech", EVENTS, offset)
-        assert clocked.look({EVENTS: 1_000_000}) is None
+        clocked.detector.processed("speech", EVENTS, offset)
+        assert clocked.check({EVENTS: 1_000_000}) is None
 
 
 def test_one_agent_that_stands_still_is_found_beside_another_that_moves() -> None:
     clocked = Clocked(FRAMES)
     for offset in range(101, 106):
-        clocked.watch.processed("signals", FRAMES, offset)
-        assert clocked.look({FRAMES: 1_000}) is None
+        clocked.detector.processed("signals", FRAMES, offset)
+        assert clocked.check({FRAMES: 1_000}) is None
     for offset in range(106, 113):
-        clocked.watch.processed("signals", FRAMES, offset)
-        stuck = clocked.look({FRAMES: 1_000})
-    assert str(stuck).startswith("agent speech is stuck at frames/3: 900 records wait")
+        clocked.detector.processed("signals", FRAMES, offset)
+        stuck = clocked.check({FRAMES: 1_000})
+    assert str(stuck).startswith("agent speech is stalled at frames/3: 900 records wait")
 
 
 def test_no_time_counts_while_kafka_does_not_answer() -> None:
     clocked = Clocked(FRAMES)
-    assert clocked.looks({FRAMES: 220}, LIMIT_S - LOOK_S) is None
+    assert clocked.looks({FRAMES: 220}, LIMIT_S - CHECK_S) is None
     assert clocked.looks(None, 100 * LIMIT_S) is None
-    assert not clocked.watch.kafka_reachable
-    assert clocked.looks({FRAMES: 220}, LIMIT_S - LOOK_S) is None
-    assert clocked.watch.kafka_reachable
-    assert clocked.look({FRAMES: 220}) is not None
+    assert not clocked.detector.kafka_reachable
+    assert clocked.looks({FRAMES: 220}, LIMIT_S - CHECK_S) is None
+    assert clocked.detector.kafka_reachable
+    assert clocked.check({FRAMES: 220}) is not None
 
 
 def test_the_time_for_which_the_process_was_frozen_does_not_count() -> None:
     clocked = Clocked(FRAMES)
-    clocked.look({FRAMES: 220})
-    assert clocked.look({FRAMES: 220}, seconds=3600.0) is None
-    assert clocked.look({FRAMES: 220}) is None
+    clocked.check({FRAMES: 220})
+    assert clocked.check({FRAMES: 220}, seconds=3600.0) is None
+    assert clocked.check({FRAMES: 220}) is None
 
 
 def test_an_agent_that_waits_for_what_has_limits_of_its_own_is_excused() -> None:
     clocked = Clocked(EVENTS)
-    with clocked.watch.excused("speech"):
+    with clocked.detector.excused("speech"):
         assert clocked.looks({EVENTS: 220}, 10 * LIMIT_S) is None
     assert clocked.looks({EVENTS: 220}, LIMIT_S) is not None
 
 
 def test_an_assignment_begins_anew_and_what_was_revoked_is_not_watched() -> None:
     clocked = Clocked(FRAMES)
-    clocked.looks({FRAMES: 220}, LIMIT_S - LOOK_S)
-    clocked.watch.revoked()
+    clocked.looks({FRAMES: 220}, LIMIT_S - CHECK_S)
+    clocked.detector.revoked()
     assert clocked.looks({}, LIMIT_S) is None
-    clocked.watch.begin({FRAMES: 150})
-    clocked.watch.processed("signals", EVENTS, 7)  # a batch of the assignment before
-    assert clocked.watch.partitions() == [FRAMES]
-    assert clocked.watch.next_offset(FRAMES) == 150
-    assert clocked.looks({FRAMES: 220}, LIMIT_S - LOOK_S) is None
+    clocked.detector.begin({FRAMES: 150})
+    clocked.detector.processed("signals", EVENTS, 7)  # a batch of the assignment before
+    assert clocked.detector.partitions() == [FRAMES]
+    assert clocked.detector.next_offset(FRAMES) == 150
+    assert clocked.looks({FRAMES: 220}, LIMIT_S - CHECK_S) is None
 
 
 def make_stuck_app(broker: KafkaConnection, names: Names, folder: Path) -> App:
@@ -143,7 +144,7 @@ def make_stuck_app(broker: KafkaConnection, names: Names, folder: Path) -> App:
         web_host="127.0.0.1",
         web_port=free_port(),
         data_dir=folder,
-        stuck_after_s=2.0,
+        stall_limit_s=2.0,
     )
     make_states(app)
 
@@ -156,15 +157,15 @@ def make_stuck_app(broker: KafkaConnection, names: Names, folder: Path) -> App:
 
 
 def test_a_process_that_gets_no_partitions_is_stuck_and_one_that_needs_none_is_not() -> None:
-    watch = Watch(limit_s=30.0)
-    stuck = [watch.look(5.0 * number, {}) for number in range(1, 20)]
+    detector = StallDetector(limit_s=30.0)
+    stuck = [detector.check(5.0 * number, {}) for number in range(1, 20)]
     assert stuck[0] is None
-    assert any(isinstance(error, StuckError) for error in stuck)
-    spare = Watch(limit_s=30.0)
+    assert any(isinstance(error, StalledError) for error in stuck)
+    spare = StallDetector(limit_s=30.0)
     spare.begin({})
-    assert not any(spare.look(5.0 * number, {}) for number in range(1, 20))
-    away = Watch(limit_s=30.0)
-    assert not any(away.look(5.0 * number, None) for number in range(1, 20))
+    assert not any(spare.check(5.0 * number, {}) for number in range(1, 20))
+    away = StallDetector(limit_s=30.0)
+    assert not any(away.check(5.0 * number, None) for number in range(1, 20))
 
 
 async def test_an_agent_that_hangs_ends_the_process_with_one_line_that_names_the_partition(
@@ -177,9 +178,9 @@ async def test_an_agent_that_hangs_ends_the_process_with_one_line_that_names_the
         async with asyncio.timeout(PATIENCE_S):
             assert await run_app(app) == 1
     assert not app.checks["running"]()
-    (line,) = [line for line in logs if "stuck" in str(line)]
+    (line,) = [line for line in logs if "stalled" in str(line)]
     assert line["log_level"] == "error"
-    assert f"agent sums is stuck at {names.source}/" in line["error"]
+    assert f"agent sums is stalled at {names.source}/" in line["error"]
 
 
 async def test_a_process_that_finds_no_kafka_waits_for_it(tmp_path: Path) -> None:
@@ -187,7 +188,7 @@ async def test_a_process_that_finds_no_kafka_waits_for_it(tmp_path: Path) -> Non
     app = make_stuck_app(nobody, Names("test-nobody", "source", "sink"), tmp_path)
     with capture_logs() as logs:
         ending = asyncio.create_task(run_app(app))
-        await until(lambda: sum(line["event"] == "Kafka cannot be reached" for line in logs) > 2)
+        await until(lambda: sum(line["event"] == "kafka_unreachable" for line in logs) > 2)
         assert not ending.done()
         signal.raise_signal(signal.SIGTERM)
         assert await ending == 0

@@ -7,7 +7,7 @@ from faust.types import TP
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.engine.transport import Batch
+from dispatchai.engine.fetch import Batch
 
 FRAMES = TP("frames", 3)
 

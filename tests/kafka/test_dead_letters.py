@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
-from dispatchai.engine.keyed_state import States
+from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.dead_letter_store import Entry, Filter, Letterbox, Refused, Sent, State
 from dispatchai.kafka.dead_letters import (
@@ -231,7 +231,7 @@ class Reader:
     """An agent that fails on the numbers in `broken`."""
 
     app: App
-    states: States[list[int]]
+    states: KeyedStates[list[int]]
     broken: set[int]
     seen: list[aiokafka.ConsumerRecord]
 
