@@ -6,7 +6,7 @@ RUN python -m venv /opt/dispatchai
 # The dependencies change seldom: a layer of their own.
 COPY requirements.lock ./
 RUN /opt/dispatchai/bin/pip install --no-cache-dir --require-hashes -r requirements.lock
-COPY pyproject.toml README.md topics.yaml ./
+COPY pyproject.toml LICENSE README.md topics.yaml ./
 COPY schemas schemas
 COPY agents agents
 COPY dispatchai dispatchai
