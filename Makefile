@@ -2,7 +2,7 @@
 # make dev     everything behind a tunnel (ngrok or cloudflared), for real calls
 # make test    all tests
 # make test-crash SEED=7  kills and freezes by a seeded schedule: are the packets the same
-# make lint    ruff and mypy
+# make lint    ruff, mypy, and which layer imports which
 # The first run of each creates .venv from the lock files; later ones are quick.
 
 VENV ?= .venv
@@ -40,6 +40,7 @@ lint: install-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo --no-cache
 
 format: install-dev
 	$(VENV)/bin/ruff check --fix .
