@@ -1,6 +1,7 @@
 # make demo    three simulated callers, ranked while they speak
 # make dev     everything behind a tunnel (ngrok or cloudflared), for real calls
 # make test    all tests
+# make test-quick  the tests that need no broker, no model and no other process: two minutes
 # make test-crash SEED=7  kills and freezes by a seeded schedule: are the packets the same
 # make lint    ruff, mypy, and which layer imports which
 # The first run of each creates .venv from the lock files; later ones are quick.
@@ -15,8 +16,12 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 LOCK := $(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--custom-compile-command "make lock"
 
+# Rooms whose tests need nothing but this process; `-m` and `--ignore` take out the exceptions.
+QUICK_TESTS := $(addprefix tests/,audio calls engine gateway kafka records speech telnyx triage test_settings.py)
+NOT_QUICK := -m "not broker" --ignore tests/speech/test_moonshine.py --ignore tests/engine/test_departed_leader.py
+
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo dev test test-crash lint format lock clean
+.PHONY: help install install-dev demo dev test test-quick test-crash lint format lock clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -32,6 +37,9 @@ dev: install
 
 test: install-dev
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+
+test-quick: install-dev
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(NOT_QUICK) $(PYTEST_ARGS) $(QUICK_TESTS)
 
 test-crash: install-dev
 	$(VENV)/bin/python -m tests.crash --seeds $(SEED) --broker $(BROKER)
