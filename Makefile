@@ -1,10 +1,10 @@
-# make demo    three simulated callers, ranked while they speak
-# make dev     everything behind a tunnel (ngrok or cloudflared), for real calls
+# make demo    three recorded callers, ranked while they speak
+# make dev     the whole system behind a tunnel (ngrok or cloudflared), for real calls
 # make test    all tests
-# make test-quick  the tests that need no broker, no model and no other process: two minutes
-# make test-crash SEED=7  kills and freezes by a seeded schedule: are the packets the same
-# make lint    ruff, mypy, and which layer imports which
-# The first run of each creates .venv from the lock files; later ones are quick.
+# make test-quick  tests without brokers, models and other processes: two minutes
+# make test-crash SEED=7  kill and freeze processes on a seeded schedule, then compare the packets
+# make lint    ruff, mypy and the import contracts
+# The first run creates .venv from the lock files; later runs are quick.
 
 VENV ?= .venv
 PYTEST_ARGS ?=
@@ -16,7 +16,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 LOCK := $(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--custom-compile-command "make lock"
 
-# Rooms whose tests need nothing but this process; `-m` and `--ignore` take out the exceptions.
+# Folders whose tests need no other process; `-m` and `--ignore` leave out the exceptions.
 QUICK_TESTS := $(addprefix tests/,audio calls engine gateway kafka records speech telnyx triage test_settings.py)
 NOT_QUICK := -m "not broker" --ignore tests/speech/test_moonshine.py --ignore tests/engine/test_departed_leader.py
 
@@ -25,9 +25,9 @@ NOT_QUICK := -m "not broker" --ignore tests/speech/test_moonshine.py --ignore te
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
-	@echo "make format  let ruff rewrite the code"
+	@echo "make format  format the code and fix what ruff can fix"
 	@echo "make lock    renew the lock files from pyproject.toml"
-	@echo "make clean   remove what the other targets made"
+	@echo "make clean   remove everything that the other targets made"
 
 demo: install
 	$(VENV)/bin/dispatchai demo
