@@ -1,12 +1,12 @@
-# One image for all processes: the command says which. `docker compose up` uses it.
+# One image for all processes; the command says which one runs. `docker compose up` uses it.
 
 FROM python:3.12-slim AS build
 WORKDIR /source
 RUN python -m venv /opt/dispatchai
-# The dependencies change seldom: a layer of their own.
+# A layer of its own for the dependencies, which change seldom.
 COPY requirements.lock ./
 RUN /opt/dispatchai/bin/pip install --no-cache-dir --require-hashes -r requirements.lock
-COPY pyproject.toml README.md topics.yaml ./
+COPY pyproject.toml LICENSE README.md topics.yaml ./
 COPY schemas schemas
 COPY agents agents
 COPY dispatchai dispatchai

@@ -1,9 +1,10 @@
-# make demo    three simulated callers, ranked while they speak
-# make dev     everything behind a tunnel (ngrok or cloudflared), for real calls
+# make demo    three recorded callers, ranked while they speak
+# make dev     the whole system behind a tunnel (ngrok or cloudflared), for real calls
 # make test    all tests
-# make test-crash SEED=7  kills and freezes by a seeded schedule: are the packets the same
-# make lint    ruff and mypy
-# The first run of each creates .venv from the lock files; later ones are quick.
+# make test-quick  tests without brokers, models and other processes: two minutes
+# make test-crash SEED=7  kill and freeze processes on a seeded schedule, then compare the packets
+# make lint    ruff, mypy and the import contracts
+# The first run creates .venv from the lock files; later runs are quick.
 
 VENV ?= .venv
 PYTEST_ARGS ?=
@@ -15,14 +16,18 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 LOCK := $(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--custom-compile-command "make lock"
 
+# Folders whose tests need no other process; `-m` and `--ignore` leave out the exceptions.
+QUICK_TESTS := $(addprefix tests/,audio calls engine gateway kafka records speech telnyx triage test_settings.py)
+NOT_QUICK := -m "not broker" --ignore tests/speech/test_moonshine.py --ignore tests/engine/test_departed_leader.py
+
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo dev test test-crash lint format lock clean
+.PHONY: help install install-dev demo dev test test-quick test-crash lint format lock clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
-	@echo "make format  let ruff rewrite the code"
+	@echo "make format  format the code and fix what ruff can fix"
 	@echo "make lock    renew the lock files from pyproject.toml"
-	@echo "make clean   remove what the other targets made"
+	@echo "make clean   remove everything that the other targets made"
 
 demo: install
 	$(VENV)/bin/dispatchai demo
@@ -33,6 +38,9 @@ dev: install
 test: install-dev
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
 
+test-quick: install-dev
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(NOT_QUICK) $(PYTEST_ARGS) $(QUICK_TESTS)
+
 test-crash: install-dev
 	$(VENV)/bin/python -m tests.crash --seeds $(SEED) --broker $(BROKER)
 
@@ -40,6 +48,7 @@ lint: install-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo --no-cache
 
 format: install-dev
 	$(VENV)/bin/ruff check --fix .

@@ -1,3 +1,3 @@
 """DispatchAI: triage of emergency calls while they are still in progress."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

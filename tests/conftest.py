@@ -34,6 +34,13 @@ def pytest_configure() -> None:
     Settings.model_config["env_file"] = None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test that asks for a broker, so that `-m "not broker"` runs the others alone."""
+    for item in items:
+        if "brokers" in getattr(item, "fixturenames", ()):
+            item.add_marker("broker")
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say in the summary what could not be tested on this machine. Tests may have run in other processes than this."""
     reasons = {report.longrepr[2] for report in terminalreporter.stats.get("skipped", [])}

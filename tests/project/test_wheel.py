@@ -1,8 +1,9 @@
-"""The wheel holds all that the program needs: it runs outside the checkout."""
+"""The wheel holds all that the program needs and runs outside the checkout; the sdist builds the same wheel."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,11 +13,11 @@ from tests.support.paths import ROOT
 
 USE_EVERYTHING = """
 import dispatchai, agents
-from dispatchai.engine.topics import Topics
+from dispatchai.kafka.topics import Topics
 from dispatchai.records import CallEvent, decode, encode
 from dispatchai.resources import data_path
 from dispatchai.speech.engines import RECORDINGS
-from dispatchai.triage.rules import Rules
+from dispatchai.triage.rules_file import Rules
 event = CallEvent("id", "call.initiated", 1, 2, "", None, None, 1, b"")
 assert decode(encode(event)) == event
 Topics.load(), Rules.load()
@@ -26,16 +27,26 @@ print(dispatchai.__file__, agents.__file__)
 """
 
 
-def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
-    wheels, unpacked = tmp_path / "wheels", tmp_path / "unpacked"
+def build(target: str, source: Path, folder: Path) -> Path:
+    """Build `target` of the project in `source` into `folder`."""
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(wheels)],
-        cwd=ROOT,
+        [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", str(folder)],
+        cwd=source,
         check=True,
         capture_output=True,
     )
-    (wheel,) = wheels.glob("*.whl")
+    (built,) = folder.iterdir()
+    return built
+
+
+def names(wheel: Path) -> set[str]:
     with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
+    unpacked = tmp_path / "unpacked"
+    with zipfile.ZipFile(build("wheel", ROOT, tmp_path / "wheels")) as archive:
         archive.extractall(unpacked)
     ran = subprocess.run(
         [sys.executable, "-c", USE_EVERYTHING],
@@ -47,3 +58,13 @@ def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     assert all(path.startswith(str(unpacked)) for path in ran.stdout.split())
+
+
+def test_the_sdist_builds_the_same_wheel(tmp_path: Path) -> None:
+    shutil.unpack_archive(build("sdist", ROOT, tmp_path / "sdists"), tmp_path / "sources", filter="data")
+    (source,) = (tmp_path / "sources").iterdir()
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "docs", "schemas"} <= {path.name for path in source.iterdir()}
+    wheel = names(build("wheel", source, tmp_path / "from-sdist"))
+    assert wheel == names(build("wheel", ROOT, tmp_path / "from-checkout"))
+    assert {"dispatchai/py.typed", "agents/py.typed"} <= wheel
+    assert any(name.endswith("/licenses/LICENSE") for name in wheel)
