@@ -12,11 +12,11 @@ from tests.support.paths import ROOT
 
 USE_EVERYTHING = """
 import dispatchai, agents
-from dispatchai.engine.topics import Topics
+from dispatchai.kafka.topics import Topics
 from dispatchai.records import CallEvent, decode, encode
 from dispatchai.resources import data_path
 from dispatchai.speech.engines import RECORDINGS
-from dispatchai.triage.rules import Rules
+from dispatchai.triage.rules_file import Rules
 event = CallEvent("id", "call.initiated", 1, 2, "", None, None, 1, b"")
 assert decode(encode(event)) == event
 Topics.load(), Rules.load()
