@@ -457,12 +457,12 @@ async def _telling(command: Coroutine[Any, Any, int]) -> int:
 
     from dispatchai.cli.up import unreachable
     from dispatchai.kafka.admin import TopicsError
-    from dispatchai.kafka.dead_letter_store import LetterboxError
+    from dispatchai.kafka.errors import KafkaOperationError
     from dispatchai.kafka.topics import TopicsFileError
 
     try:
         return await command
-    except (TopicsError, TopicsFileError, LetterboxError, OSError) as error:
+    except (TopicsError, TopicsFileError, KafkaOperationError, OSError) as error:
         click.echo(f"dispatchai: {error}", err=True)
         return 1
     except KafkaError as error:

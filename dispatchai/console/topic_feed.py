@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import Final, NoReturn, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.client import AIOKafkaClient
 
 from dispatchai.console.queue_view import MAX_FINALS, Change, Entry, QueueView
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.reading import partitions_of, unread
 from dispatchai.kafka.topics import Topic
 from dispatchai.records import CallPacket, DecodeError, LiveCall
 from dispatchai.records.codec import decode_as
@@ -464,26 +464,14 @@ class Feed:
 
 async def _partitions(connection: KafkaConnection, topics: Sequence[str]) -> list[TopicPartition]:
     """All partitions of `topics`. Raises _SessionError while one of the topics does not exist."""
-    # A consumer without a subscription keeps no metadata of topics, hence a client of its own.
-    client = AIOKafkaClient(**connection.client_options(), client_id=CLIENT_ID)
-    try:
-        await client.bootstrap()
-        cluster = await client.fetch_all_metadata()
-    finally:
-        await client.close()
-    partitions: list[TopicPartition] = []
-    for topic in topics:
-        numbers = cluster.partitions_for_topic(topic)
-        if not numbers:
+    found = await partitions_of(connection, topics, client_id=CLIENT_ID)
+    for topic, partitions in found.items():
+        if not partitions:
             raise _SessionError(f"topic {topic} does not exist yet")
-        partitions += [TopicPartition(topic, number) for number in sorted(numbers)]
-    return partitions
+    return [partition for topic in topics for partition in found[topic]]
 
 
 async def _behind(consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int]) -> int:
     """How many offsets lie between what was read and `ends`, over all partitions. Raises TimeoutError."""
-    behind = 0
     async with asyncio.timeout(REQUEST_S):
-        for partition, end in ends.items():
-            behind += max(0, end - await consumer.position(partition))
-    return behind
+        return sum((await unread(consumer, ends)).values())

@@ -26,7 +26,7 @@ from faust.types import TP
 from dispatchai.engine.emitter import AssignmentOverError
 from dispatchai.engine.guards import Guard
 from dispatchai.engine.snapshots import EPOCH, epoch_of
-from dispatchai.engine.transport import true_ends
+from dispatchai.kafka.reading import true_ends
 
 if TYPE_CHECKING:
     from dispatchai.engine.app import App

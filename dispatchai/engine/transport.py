@@ -30,16 +30,13 @@ from dispatchai.engine.emitter import AssignmentOverError
 from dispatchai.engine.guards import Guard
 from dispatchai.engine.logs import FAUST_LOG
 from dispatchai.engine.positions import Positions, Verdict
-from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.reading import EMBEDDED_FETCH_MAX_WAIT_MS, true_ends
 
 log = structlog.get_logger(__name__)
 
 FETCH_MAX_WAIT_MS = 40
 """How long the broker may hold a fetch back to fill it: two frames' time. Each fetch costs a worker as much as some
 hundred records, so with fewer of them what is fetched is sooner done."""
-
-EMBEDDED_FETCH_MAX_WAIT_MS = 20
-"""The same for the embedded broker, which answers at the end of that time whatever there is."""
 
 FETCH_MIN_BYTES = 262_144
 """A fetch returns sooner when this much is there: about a thousand frame records."""
@@ -49,9 +46,6 @@ HELD_POLL_S = 0.05
 
 TOPICS_LOOK_S = 1.0
 """How often topics that Kafka did not name are asked for again."""
-
-END_READ_MS = 500
-"""What the embedded broker has not shown of a partition's end after this is not there: a fetch takes it 20 ms."""
 
 
 class Record(Protocol):
@@ -412,26 +406,6 @@ def _by_name(offsets: Mapping[TP, int]) -> dict[str, int]:
 def named(partitions: Iterable[TP]) -> list[str]:
     """Partitions as ``topic/partition``, for the log."""
     return [f"{tp.topic}/{tp.partition}" for tp in sorted(partitions)]
-
-
-async def true_ends(connection: KafkaConnection, ends: Mapping[TP, int]) -> dict[TP, int]:
-    """The end offsets of a broker that told `ends`: those of the embedded one can lie below what was written.
-
-    A fetch from there shows what is behind. Without this a table would be recovered too old.
-    """
-    found = dict(ends)
-    if not connection.embedded:
-        return found
-    async with aiokafka.AIOKafkaConsumer(
-        **connection.client_options(), enable_auto_commit=False, fetch_max_wait_ms=EMBEDDED_FETCH_MAX_WAIT_MS
-    ) as reader:
-        reader.assign(list(ends))
-        for tp, end in ends.items():
-            reader.seek(tp, end)
-        while fetched := await reader.getmany(timeout_ms=END_READ_MS):
-            for tp, records in fetched.items():
-                found[TP(tp.topic, tp.partition)] = records[-1].offset + 1
-    return found
 
 
 class Producer(driver.Producer):

@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.reading import current_ends, open_reader
 from dispatchai.kafka.topics import Topics, TopicSpec
 
 _VISIBLE_TIMEOUT_S: Final = 30.0
@@ -248,14 +249,8 @@ async def _offsets(
 ) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
     if not partitions:
         return {}, {}
-    consumer = AIOKafkaConsumer(**connection.client_options(), enable_auto_commit=False)
-    try:
-        await consumer.start()
-        starts: dict[TopicPartition, int] = await consumer.beginning_offsets(partitions)
-        ends: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
-    finally:
-        await consumer.stop()
-    return starts, ends
+    async with open_reader(connection) as reader:
+        return await reader.beginning_offsets(partitions), await current_ends(connection, reader, partitions)
 
 
 def _equal(found: str, declared: str) -> bool:

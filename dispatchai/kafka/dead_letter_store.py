@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -18,23 +17,17 @@ from typing import Final
 
 import aiokafka
 from aiokafka import TopicPartition
-from aiokafka.client import AIOKafkaClient
 from aiokafka.cluster import ClusterMetadata
 from aiokafka.errors import KafkaError
 
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.dead_letters import Letter, Place, Retried, own_headers, read_letter, retried_note, retry_headers
+from dispatchai.kafka.errors import KafkaOperationError
+from dispatchai.kafka.reading import open_reader, partitions_of, read_to_end
 from dispatchai.kafka.topics import Topic
 
 RECORDS_MAX: Final = 50_000
 """Records that one command holds at most: about 50 MB."""
-
-POLL_MS: Final = 500
-"""How long one poll waits. On the embedded broker, whose end offsets can lie below what was written, a poll without a
-record behind them is the end."""
-
-SILENCE_S: Final = 30.0
-"""Kafka brought nothing of what it has for so long: it is away."""
 
 RETRY_AT_ONCE: Final = 200
 """Records that are sent, and acknowledged, before their notes are written: what may be sent twice after a crash."""
@@ -49,7 +42,7 @@ OnRead = Callable[[int, int], None]
 """(records read, records there) while the letters are read."""
 
 
-class LetterboxError(RuntimeError):
+class LetterboxError(KafkaOperationError):
     """The letters cannot be read, or a record not be sent. The message says what to do."""
 
 
@@ -303,52 +296,17 @@ class Letterbox:
         self, topic: str = Topic.DEAD_LETTERS
     ) -> AsyncIterator[tuple[aiokafka.AIOKafkaConsumer, list[TopicPartition]]]:
         """A consumer of no group, and the partitions of `topic`. Raises LetterboxError without the dead letters."""
-        options = self._connection.client_options()
-        client = AIOKafkaClient(**options)
-        try:
-            await client.bootstrap()
-            # All topics are asked for and not one by name: a broker may create a topic that is asked for by name.
-            cluster = await client.fetch_all_metadata()
-        finally:
-            await client.close()
-        partitions = [TopicPartition(topic, number) for number in sorted(cluster.partitions_for_topic(topic) or ())]
+        partitions = (await partitions_of(self._connection, [topic]))[topic]
         if not partitions and topic == Topic.DEAD_LETTERS:
             raise LetterboxError(f"the topic {topic} does not exist here: `dispatchai topics apply` creates it")
-        async with aiokafka.AIOKafkaConsumer(
-            **options, enable_auto_commit=False, auto_offset_reset="earliest"
-        ) as consumer:
-            consumer.assign(partitions)
+        async with open_reader(self._connection) as consumer:
             yield consumer, partitions
 
-    async def _read(
+    def _read(
         self, consumer: aiokafka.AIOKafkaConsumer, starts: Mapping[TopicPartition, int]
     ) -> AsyncIterator[aiokafka.ConsumerRecord]:
         """The records of the partitions of `starts`, from there to their ends as they are now."""
-        if not starts:
-            return
-        consumer.assign(list(starts))
-        ends = await consumer.end_offsets(list(starts))
-        for tp, offset in starts.items():
-            consumer.seek(tp, offset)
-        total = sum(max(ends[tp] - offset, 0) for tp, offset in starts.items())
-        left = {tp for tp, offset in starts.items() if offset < ends[tp] or self._connection.embedded}
-        done, heard = 0, time.monotonic()
-        while left:
-            fetched = await consumer.getmany(*left, timeout_ms=POLL_MS)
-            if not fetched and time.monotonic() - heard > SILENCE_S:
-                raise LetterboxError(f"Kafka has been silent for {SILENCE_S:.0f} s: `dispatchai doctor` says more")
-            for records in fetched.values():
-                for record in records:
-                    done += 1
-                    yield record
-            if fetched:
-                heard = time.monotonic()  # after the records were taken, which may have lasted
-            self._on_read(done, max(done, total))
-            for tp in list(left):
-                # Offsets can be missing from a log, so the end is where reading has got to, not the last record's.
-                if await consumer.position(tp) >= ends[tp] and not (self._connection.embedded and fetched):
-                    left.discard(tp)
-                    consumer.pause(tp)
+        return read_to_end(self._connection, consumer, starts, on_progress=self._on_read)
 
 
 def _cannot_be_sent(letter: Letter, cluster: ClusterMetadata) -> str | None:

@@ -24,11 +24,11 @@ from prometheus_client.samples import Sample
 
 from dispatchai.app import SPEECH, WORKER
 from dispatchai.audio.g711 import decode
-from dispatchai.engine.transport import true_ends
 from dispatchai.gateway.app import WEBHOOK_PATH
 from dispatchai.kafka.admin import apply
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import EmbeddedBroker
+from dispatchai.kafka.reading import true_ends
 from dispatchai.kafka.topics import Topics
 from dispatchai.records import CallPacket
 from dispatchai.simulator import CallReport, PlacedCall, SimulatedAccount, SimulatedCarrier, Timing, load

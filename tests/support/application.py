@@ -16,9 +16,9 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from dispatchai.engine.app import App, create_app
-from dispatchai.engine.transport import true_ends
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import free_port
+from dispatchai.kafka.reading import true_ends
 from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import decode, encode
 
