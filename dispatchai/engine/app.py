@@ -28,9 +28,10 @@ from dispatchai.engine.lease import Lease
 from dispatchai.engine.logs import FAUST_LOG
 from dispatchai.engine.metrics import EngineMetrics
 from dispatchai.engine.snapshots import SnapshotTable, SnapshotWriter
-from dispatchai.engine.stall_detection import StuckError, Watch, kafka_reached, run_watch
+from dispatchai.engine.stall_detection import StuckError, Watch, run_watch
 from dispatchai.engine.transport import Producer, named
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.readiness import wait_until_reachable
 from dispatchai.process import memory
 from dispatchai.process.watchdog import Pulse
 
@@ -352,7 +353,7 @@ async def run_app(app: App) -> int:
 
 
 async def _start(app: App) -> None:
-    await kafka_reached(app.connection)
+    await wait_until_reachable(app.connection)
     await app.start()
 
 

@@ -16,15 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-import structlog
 from aiokafka import AIOKafkaConsumer
-from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from dispatchai.kafka.connection import KafkaConnection
-
-log = structlog.get_logger(__name__)
 
 CLIENT_ID: Final = "dispatchai-watch"
 
@@ -41,9 +37,6 @@ recovery fit in. aiokafka's coordination can end for good, if Kafka answers with
 
 ASK_S: Final = 5.0
 """A Kafka that does not answer within this counts as away."""
-
-REACH_AGAIN_S: Final = 1.0
-"""Pause between two attempts to reach Kafka at the start."""
 
 
 class StuckError(Exception):
@@ -231,19 +224,3 @@ class _Asking:
         """Leave Kafka."""
         if self._consumer is not None:
             await self._consumer.stop()
-
-
-async def kafka_reached(connection: KafkaConnection) -> None:
-    """Return when a broker answers, however long that takes: a process that ended for want of Kafka would be started
-    again for nothing, and again."""
-    while True:
-        client = AIOKafkaClient(**connection.client_options(), client_id=CLIENT_ID)
-        try:
-            await client.bootstrap()
-        except (KafkaError, OSError):
-            log.warning("Kafka cannot be reached", servers=connection.bootstrap_servers, retry_s=REACH_AGAIN_S)
-        else:
-            return
-        finally:
-            await client.close()
-        await asyncio.sleep(REACH_AGAIN_S)

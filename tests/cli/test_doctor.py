@@ -32,7 +32,8 @@ from dispatchai.cli.main import main
 from dispatchai.gateway.app import WEBHOOK_PATH
 from dispatchai.kafka.admin import apply
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.embedded_broker import EmbeddedBroker, free_port, wait_until_ready
+from dispatchai.kafka.embedded_broker import EmbeddedBroker, free_port
+from dispatchai.kafka.readiness import wait_until_ready
 from dispatchai.kafka.topics import Topics
 from dispatchai.process.child import Child
 from dispatchai.process.run_info import RunInfo

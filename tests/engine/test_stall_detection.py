@@ -187,7 +187,7 @@ async def test_a_process_that_finds_no_kafka_waits_for_it(tmp_path: Path) -> Non
     app = make_stuck_app(nobody, Names("test-nobody", "source", "sink"), tmp_path)
     with capture_logs() as logs:
         ending = asyncio.create_task(run_app(app))
-        await until(lambda: sum(line["event"] == "Kafka cannot be reached" for line in logs) > 2)
+        await until(lambda: sum(line["event"] == "kafka_unreachable" for line in logs) > 2)
         assert not ending.done()
         signal.raise_signal(signal.SIGTERM)
         assert await ending == 0

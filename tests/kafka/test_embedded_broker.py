@@ -13,13 +13,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from dispatchai.kafka import embedded_broker as broker_module
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.embedded_broker import (
-    BrokerError,
-    BrokerNotReadyError,
-    EmbeddedBroker,
-    free_port,
-    wait_until_ready,
-)
+from dispatchai.kafka.embedded_broker import BrokerError, EmbeddedBroker, free_port
+from dispatchai.kafka.readiness import BrokerNotReadyError, wait_until_ready
 from dispatchai.kafka.topics import Topics
 
 
