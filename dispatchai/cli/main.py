@@ -360,12 +360,12 @@ class _Moment(click.ParamType):
 
 
 def _filters(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say which letters count; the command gets them as one `Filter` named `wanted`."""
+    """The options that choose dead letters; the command gets them as one `Filter` named `wanted`."""
 
     @click.option("--topic", help="Only records of this topic.")
     @click.option("--reader", help="Only what this agent could not process.")
-    @click.option("--since", type=_Moment(), help="Only letters from then on: 90m, 2h, 7d or 2026-01-31T08:00.")
-    @click.option("--until", type=_Moment(), help="Only letters from before then.")
+    @click.option("--since", type=_Moment(), help="Only dead letters since then: 90m, 2h, 7d or 2026-01-31T08:00.")
+    @click.option("--until", type=_Moment(), help="Only dead letters written before then.")
     @functools.wraps(command)
     def filtered(topic: str | None, reader: str | None, since: int | None, until: int | None, **others: Any) -> None:
         from dispatchai.kafka.dead_letter_store import Filter
@@ -384,9 +384,9 @@ def dead_letters_list(wanted: Any, limit: int, as_json: bool) -> None:
     settings = _settings("dead-letters")
 
     async def run() -> int:
-        from dispatchai.cli.dead_letters import list_letters
+        from dispatchai.cli.dead_letters import list_dead_letters
 
-        return await list_letters(_kafka(settings), wanted, limit, as_json=as_json, out=sys.stdout, err=sys.stderr)
+        return await list_dead_letters(_kafka(settings), wanted, limit, as_json=as_json, out=sys.stdout, err=sys.stderr)
 
     _run(_telling(run()))
 
@@ -400,9 +400,9 @@ def dead_letters_show(record: Any, content: bool, as_json: bool) -> None:
     settings = _settings("dead-letters")
 
     async def run() -> int:
-        from dispatchai.cli.dead_letters import show_letter
+        from dispatchai.cli.dead_letters import show_dead_letter
 
-        return await show_letter(
+        return await show_dead_letter(
             _kafka(settings), record, content=content, as_json=as_json, out=sys.stdout, err=sys.stderr
         )
 
@@ -415,7 +415,7 @@ def dead_letters_show(record: Any, content: bool, as_json: bool) -> None:
 @_filters
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def dead_letters_retry(records: tuple[Any, ...], every: bool, wanted: Any, yes: bool) -> None:
-    """Send RECORDS again, to where they came from. The letters stay. docs/dead-letters.md says what that can do."""
+    """Send RECORDS again, to where they came from. Their dead letters are kept. See docs/dead-letters.md."""
     from dispatchai.kafka.dead_letter_store import Filter
 
     if every == bool(records):
@@ -430,9 +430,9 @@ def dead_letters_retry(records: tuple[Any, ...], every: bool, wanted: Any, yes: 
         return yes or click.confirm(question)
 
     async def run() -> int:
-        from dispatchai.cli.dead_letters import retry_letters
+        from dispatchai.cli.dead_letters import retry_dead_letters
 
-        return await retry_letters(
+        return await retry_dead_letters(
             _kafka(settings), settings, records, wanted, confirm=confirm, out=sys.stdout, err=sys.stderr
         )
 

@@ -10,19 +10,9 @@ from typing import Any
 
 from dispatchai.console.queue_view import Entry
 from dispatchai.records import CallPacket, CallStatus, LiveCall, to_json
-
-MASK = "•"
-SHOWN_DIGITS = 3
-"""Digits of a number that a list shows: enough to tell two callers apart when they are named aloud."""
+from dispatchai.records.phone_numbers import masked
 
 Json = dict[str, Any]
-
-
-def masked(number: str | None) -> str | None:
-    """The last three digits after a bullet: ``+15551234567`` is ``•567``. A number that short is hidden entirely."""
-    if number is None:
-        return None
-    return MASK + (number[-SHOWN_DIGITS:] if len(number) > SHOWN_DIGITS else "")
 
 
 def live_call(live: LiveCall, *, full_number: bool = False) -> Json:

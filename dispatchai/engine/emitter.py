@@ -17,7 +17,7 @@ import aiokafka
 import structlog
 from aiokafka.errors import KafkaError
 
-from dispatchai.kafka.dead_letters import letter_of
+from dispatchai.kafka.dead_letters import dead_letter_of
 
 if TYPE_CHECKING:
     from dispatchai.engine.app import App
@@ -219,7 +219,7 @@ class Emitter:
             error=type(error).__name__,
         )
         self._app.metrics.dead_letter(reader, error)
-        key, value, headers = letter_of(record, reader=reader, error=error)
+        key, value, headers = dead_letter_of(record, reader=reader, error=error)
         await self.send(self._app.dead_letter_topic, key, value, headers=headers)
 
     async def delivered(self) -> None:
