@@ -15,6 +15,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.process.logs import LogFormat
 
 TELNYX_API_URL = "https://api.telnyx.com/v2"
 
@@ -57,13 +58,6 @@ class RecordFormat(StrEnum):
 
     MP3 = "mp3"
     WAV = "wav"
-
-
-class LogFormat(StrEnum):
-    """How log lines are written."""
-
-    CONSOLE = "console"
-    JSON = "json"
 
 
 class Settings(BaseSettings):

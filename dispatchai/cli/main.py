@@ -267,8 +267,7 @@ def doctor(as_json: bool, env_files: tuple[Path, ...]) -> None:
     Changes nothing. Exit code 1 if a check failed.
     """
     from dispatchai.cli import doctor as checks
-    from dispatchai.process.logs import configure
-    from dispatchai.settings import LogFormat
+    from dispatchai.process.logs import LogFormat, configure
 
     # The results say what went wrong; the lines of the libraries would say it again.
     configure(LogFormat.CONSOLE, "CRITICAL", "doctor")

@@ -33,7 +33,7 @@ from dispatchai.engine.transport import Producer, named
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.readiness import wait_until_reachable
 from dispatchai.process import memory
-from dispatchai.process.watchdog import Pulse
+from dispatchai.process.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
 
@@ -77,7 +77,7 @@ class App(faust.App):
         self.metrics = EngineMetrics()
         self.metrics.watch_app(self)
         self.watch = Watch(stuck_after_s)
-        self._pulse = Pulse(self.metrics.loop_delay, stuck_after_s)
+        self._watchdog = Watchdog(self.metrics.loop_delay.observe, stuck_after_s)
         self.guards = guards()
         self.lease = Lease(SESSION_TIMEOUT_S, enforced=Guard.LEASE in self.guards)
         self.dropped = False
@@ -145,7 +145,7 @@ class App(faust.App):
         """Start what runs beside the agents. Called by Faust when its services are up."""
         await super().on_started_init_extra_tasks()
         memory.settle()
-        self._pulse.start()
+        self._watchdog.start()
         self._background += [self._look_after, self.latest.run]
         for snapshots in self._snapshots:
             self._background += [snapshots.run, snapshots.run_sweeps]
@@ -249,7 +249,7 @@ class App(faust.App):
 
     async def on_stop(self) -> None:
         """Write the last snapshots, then stop what runs beside the agents."""
-        self._pulse.stop()
+        self._watchdog.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
