@@ -19,6 +19,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from yarl import URL
 
+from dispatchai.console.errors import ConsoleError
 from dispatchai.console.queue_view import Entry, EntryStatus
 from dispatchai.console.topic_feed import Feed
 from dispatchai.kafka.connection import KafkaConnection
@@ -49,7 +50,7 @@ STOP_TIMEOUT_S: Final = 1.0
 _ACTION_ID: Final = re.compile(r"[A-Za-z0-9_.-]{8,64}")
 
 
-class KafkaAwayError(Exception):
+class KafkaAwayError(ConsoleError):
     """Kafka did not acknowledge the record in time. It may have stored it nevertheless."""
 
 
@@ -107,7 +108,7 @@ def routes(feed: Feed, writer: ActionWriter, *, hosts: Set[str], can_transfer: b
     return [web.post("/api/v1/calls/{call_id}/actions", actions.post)]
 
 
-class _Refused(Exception):  # noqa: N818 - it is the request that is at fault
+class _Refused(ConsoleError):  # noqa: N818 - it is the request that is at fault
     """The answer to a request that is not carried out."""
 
     def __init__(self, status: int, code: str, message: str) -> None:

@@ -18,6 +18,7 @@ from typing import Final, NoReturn, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from dispatchai.console.errors import ConsoleError
 from dispatchai.console.queue_view import MAX_FINALS, Change, Entry, QueueView
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.reading import partitions_of, unread
@@ -71,11 +72,11 @@ class FeedState(StrEnum):
     STOPPED = "STOPPED"
 
 
-class TooManySubscribersError(RuntimeError):
+class TooManySubscribersError(ConsoleError):
     """MAX_SUBSCRIBERS are connected already."""
 
 
-class _SessionError(RuntimeError):
+class _SessionError(ConsoleError):
     """The reading cannot go on and must start again. The message says why."""
 
 

@@ -14,6 +14,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.errors import KafkaOperationError
 from dispatchai.kafka.reading import current_ends, open_reader
 from dispatchai.kafka.topics import Topics, TopicSpec
 
@@ -24,7 +25,7 @@ _VISIBLE_INTERVAL_S: Final = 0.05
 """Pause between two looks at the metadata: the protocol has no notice of it."""
 
 
-class TopicsError(RuntimeError):
+class TopicsError(KafkaOperationError):
     """The cluster refused a topic or did not bring it up. The message names the topic and the reason."""
 
 

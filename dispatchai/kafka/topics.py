@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, StringConstraints
 
+from dispatchai.kafka.errors import KafkaOperationError
 from dispatchai.resources import data_path
 from dispatchai.yaml_model import YamlFileError, YamlModel, described, must_be_fields, read_yaml
 
@@ -58,7 +59,7 @@ class Topic(StrEnum):
     DEAD_LETTERS = "dead-letters"
 
 
-class TopicsFileError(ValueError):
+class TopicsFileError(KafkaOperationError):
     """`topics.yaml` is wrong. The message has a line for each fault: file, line, topic, field and what to write."""
 
 

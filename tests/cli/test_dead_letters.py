@@ -349,9 +349,9 @@ async def test_a_webhook_is_refused_with_the_reason(left: Left) -> None:
     [
         (("show", "call-events"), "give TOPIC/PARTITION/OFFSET"),
         (("list", "--since", "yesterday"), "90m, 2h, 7d"),
-        (("retry",), "name records as `dead-letters list` shows them, or say --all"),
+        (("retry",), "name records as `dead-letters list` shows them, or give --all"),
         (("retry", "--all", "call-events/0/1"), "name records"),
-        (("retry", "call-events/0/1", "--reader", "calls"), "they go with --all"),
+        (("retry", "call-events/0/1", "--reader", "calls"), "need --all"),
         (("show", "call-events/0/9999999"), "there is no dead letter for call-events/0/9999999"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,

@@ -295,7 +295,7 @@ def test_the_report_names_each_drift_with_both_values() -> None:
         "created  signals",
         "drift    call-events: retention.ms is 604800000 (7d), declared 2592000000 (30d)",
         "unknown  live-calls: segment.ms: not reported by this broker",
-        "1 created, 1 were there as declared, 1 drifted (left as they are)",
+        "1 created, 1 present as declared, 1 differ (not changed)",
     ]
 
 
