@@ -37,7 +37,7 @@ POLL_MS: Final = 1_000
 POLL_RECORDS: Final = 64
 """Records of one poll: about 10 ms of decoding if all are packets. The agents share this event loop."""
 PROBE_S: Final = 3.0
-"""How often the brokers are asked for the end offsets, to find a Kafka that is away or a stalled consumer."""
+"""How often the brokers are asked for the end offsets, to find a Kafka that is down or a stalled consumer."""
 REQUEST_S: Final = 10.0
 """Longest wait for one answer from Kafka. Then the session starts again."""
 STALLED_PROBES: Final = 3
@@ -210,7 +210,7 @@ def _same_key(key: str, call_id: str) -> None:
 class Feed:
     """The view of all calls in this process. One task keeps it current, another pushes its changes to subscribers.
 
-    `start` returns at once; `wait_ready` and `state` show when the view is complete. While Kafka is away the last view
+    `start` returns at once; `wait_ready` and `state` show when the view is complete. While Kafka is down the last view
     stays. Afterwards the topics are read again from their beginning into a new view, which replaces the old one once it
     is complete.
     """
@@ -437,7 +437,7 @@ class Feed:
                 raise _SessionError(f"no records come, {behind} before the end")
 
     async def _follow(self, consumer: AIOKafkaConsumer, builder: _ViewBuilder) -> NoReturn:
-        """Read new records. Raises _SessionError if the consumer is stalled, TimeoutError if Kafka is away."""
+        """Read new records. Raises _SessionError if the consumer is stalled, TimeoutError if Kafka is down."""
         loop = asyncio.get_running_loop()
         probed_at = loop.time()
         still = 0

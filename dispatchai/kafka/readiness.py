@@ -22,7 +22,7 @@ PROBE_INTERVAL_S: Final = 0.02
 """Pause between two attempts to reach a broker that is starting: nothing reports when a port opens."""
 
 RETRY_S: Final = 1.0
-"""Pause between two attempts to reach a Kafka that may be away for hours."""
+"""Pause between two attempts to reach a Kafka that may be down for hours."""
 
 
 class BrokerNotReadyError(KafkaOperationError):
@@ -52,7 +52,7 @@ async def wait_until_ready(connection: KafkaConnection, timeout_s: float) -> Non
 async def wait_until_reachable(connection: KafkaConnection) -> None:
     """Return once a broker answers, however long that takes, and log each failure.
 
-    A process that ended because Kafka is away would only be restarted again and again. Raises OSError at once if a
+    A process that ended because Kafka is down would only be restarted again and again. Raises OSError at once if a
     TLS file cannot be read.
     """
     options = _options(connection)
