@@ -122,13 +122,13 @@ def faults(results: list[Result]) -> str:
         ({"telnyx_api_key": SecretStr(f'"{API_KEY}"')}, Check.API_KEY, Verdict.FAIL, "quotes"),
         ({"telnyx_api_key": SecretStr("KEY...")}, Check.API_KEY, Verdict.FAIL, "characters"),
         ({"telnyx_api_key": SecretStr("v2_secret_0123")}, Check.API_KEY, Verdict.WARN, "begin with KEY"),
-        ({}, Check.API_KEY, Verdict.OK, "shape"),
+        ({}, Check.API_KEY, Verdict.OK, "form"),
         ({}, Check.WEBHOOK_KEY, Verdict.OK, "TELNYX_PUBLIC_KEY is an Ed25519 key"),
         ({"telnyx_public_key": ""}, Check.WEBHOOK_KEY, Verdict.FAIL, "every webhook"),
         ({"telnyx_public_key": API_KEY}, Check.WEBHOOK_KEY, Verdict.FAIL, "like the API key"),
         ({"telnyx_public_key": "ab" * 32}, Check.WEBHOOK_KEY, Verdict.FAIL, "hexadecimal"),
         ({"telnyx_public_key": "-----BEGIN PUBLIC KEY-----"}, Check.WEBHOOK_KEY, Verdict.FAIL, "PEM"),
-        ({"telnyx_public_key": PUBLIC_KEY[:-4]}, Check.WEBHOOK_KEY, Verdict.FAIL, "no base64 of 32 bytes"),
+        ({"telnyx_public_key": PUBLIC_KEY[:-4]}, Check.WEBHOOK_KEY, Verdict.FAIL, "not base64 of 32 bytes"),
         (
             {"telnyx_public_key": "", "telnyx_webhook_secret": SecretStr("only the secret")},
             Check.WEBHOOK_KEY,
@@ -145,12 +145,12 @@ def faults(results: list[Result]) -> str:
         ({"telnyx_api_key": SecretStr("")}, Check.STREAM_TOKEN, Verdict.WARN, "refuses every media socket"),
     ],
 )
-def test_a_key_is_judged_by_its_shape(changes: dict[str, Any], check: Check, verdict: Verdict, seen: str) -> None:
+def test_a_key_is_checked_by_its_form(changes: dict[str, Any], check: Check, verdict: Verdict, seen: str) -> None:
     result = the(doctor.check_keys(configured(**changes)), check)
     assert (result.verdict, seen in result.seen) == (verdict, True), result
 
 
-def test_a_second_key_for_rotation_is_judged_too() -> None:
+def test_a_second_key_for_rotation_is_checked_too() -> None:
     results = doctor.check_keys(configured(telnyx_public_key_next="not a key"))
     assert [result.verdict for result in results if result.check is Check.WEBHOOK_KEY] == [Verdict.OK, Verdict.FAIL]
 
@@ -169,8 +169,8 @@ def test_a_second_key_for_rotation_is_judged_too() -> None:
         ({"http_public_url": "https://localhost"}, Verdict.FAIL, "this machine"),
         ({"http_public_url": "https://127.0.0.1:8443"}, Verdict.FAIL, "this machine"),
         ({"http_public_url": "https://10.1.2.3"}, Verdict.FAIL, "this machine or network"),
-        ({"http_public_url": "https://gateway"}, Verdict.FAIL, "no full name"),
-        ({"http_public_url": f"https://api.example.org{WEBHOOK_PATH}"}, Verdict.WARN, "belongs into the Portal"),
+        ({"http_public_url": "https://gateway"}, Verdict.FAIL, "not a full name"),
+        ({"http_public_url": f"https://api.example.org{WEBHOOK_PATH}"}, Verdict.WARN, "belongs in the Portal"),
     ],
 )
 def test_a_public_url_must_be_one_that_the_carrier_can_use(
@@ -279,10 +279,10 @@ async def test_too_few_copies_are_told(broker: KafkaConnection, topics: Topics) 
 @pytest.mark.parametrize(
     ("copies", "brokers", "min_insync", "verdict", "seen"),
     [
-        (3, 3, 2, Verdict.OK, "3 copies"),
+        (3, 3, 2, Verdict.OK, "3 replicas"),
         (3, 3, 1, Verdict.WARN, "below 2"),
-        (3, 3, 3, Verdict.WARN, "as high as the copies"),
-        (1, 3, 1, Verdict.WARN, "1 copies"),
+        (3, 3, 3, Verdict.WARN, "equals the replication factor"),
+        (1, 3, 1, Verdict.WARN, "1 replicas"),
         (3, 1, 1, Verdict.FAIL, "there are 1 brokers"),
     ],
 )
@@ -330,7 +330,7 @@ async def test_kafkas_credentials_are_tried(secured_kafka: KafkaConnection) -> N
     [
         ({"kafka_sasl_password": SecretStr("wrong horse")}, "is refused"),
         ({"kafka_sasl_mechanism": "SCRAM-SHA-256"}, "does not offer this SASL mechanism"),
-        ({"kafka_ssl_ca_file": None}, "certificate is not believed"),
+        ({"kafka_ssl_ca_file": None}, "certificate is not trusted"),
         ({"kafka_ssl_cert_file": None, "kafka_ssl_key_file": None}, ""),
     ],
 )
@@ -486,7 +486,7 @@ async def test_telnyx_out_of_reach_is_told(http: aiohttp.ClientSession) -> None:
 
 async def test_the_key_is_not_sent_without_tls(http: aiohttp.ClientSession) -> None:
     results = await doctor.check_telnyx(http, configured(telnyx_api_url="http://telnyx.example.org/v2"))
-    assert "so it was not" in the(results, Check.TELNYX_API).seen
+    assert "so it was not sent" in the(results, Check.TELNYX_API).seen
 
 
 async def test_the_key_does_not_follow_a_redirect(http: aiohttp.ClientSession) -> None:

@@ -90,7 +90,7 @@ async def test_a_call_goes_through_a_secured_cluster_from_webhook_to_packet(
             "the user name or the password is refused: compare KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD",
             "the user name or the password is refused",
         ),
-        ("authority", "its certificate is not believed", "its certificate is not believed"),
+        ("authority", "its certificate is not trusted", "its certificate is not trusted"),
         # A broker that does not believe the client's certificate hangs up without a word.
         ("certificate", "KAFKA_SECURITY_PROTOCOL with its SASL and TLS settings", "it ended the connection"),
     ],
