@@ -1,6 +1,6 @@
 """Topics and changelogs as `topics.yaml` declares them.
 
-Decides how the file is read and which broker configuration follows from it. `admin` compares it with a cluster.
+Decides what the file may contain and which broker configuration follows from it. `admin` compares it with a cluster.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from dispatchai.resources import data_path
 from dispatchai.yaml_model import YamlFileError, YamlModel, described, must_be_fields, read_yaml
 
 APP_PREFIX: Final = "dispatchai-"
-"""Faust app id of the app ``worker`` is ``dispatchai-worker``; changelog names begin with it."""
+"""The Faust app ``worker`` has the id ``dispatchai-worker``. The names of its changelogs begin with it."""
 
 DELETE_SEGMENT_MS: Final = 86_400_000
-"""Kafka deletes closed segments only. With a segment a day, a record is gone at most a day after its retention."""
+"""Kafka deletes only closed segments. With a segment a day a record is deleted at most a day after its retention."""
 
 COMPACT_SEGMENT_BYTES: Final = 4 * 1024 * 1024
 """Recovery reads the open segment in full. 1000 snapshots of 1 kB a second over 8 partitions fill 4 MiB in about the
-30 s below which nothing is compacted anyway. Kafka's own smallest is 1 MiB, its default 1 GiB."""
+30 s for which nothing is compacted anyway. Kafka's minimum is 1 MiB, its default 1 GiB."""
 
 COMPACT_DIRTY_RATIO: Final = 0.01
-"""Compact once a hundredth of the log is superseded. With Kafka's default of a half, recovery may read it all twice."""
+"""Compact once a hundredth of the log is superseded. With Kafka's default, a half, recovery may read twice as much."""
 
 TOMBSTONE_RETENTION_MS: Final = 3_600_000
-"""How long tombstones outlive compaction: a reader from the beginning is at the end long before. A day is the default,
-and recovery would read a day's tombstones."""
+"""How long tombstones survive compaction: a reader from the beginning reaches the end much sooner. With the default of
+a day, recovery would read a day's tombstones."""
 
 TIMESTAMP_AHEAD_MS: Final = 2**63 - 1
-"""How far in the future a record's time may lie: any time. From version 4 on Kafka refuses what is an hour ahead, and a
-machine whose clock is wrong would lose all that is said to it."""
+"""How far a record's time may be in the future: without limit. By default Kafka 4 refuses a record an hour ahead, so a
+machine with a wrong clock would lose everything that its callers say."""
 
 _EXAMPLES: Final = "30d, 12h, 1m or 30s"
 _DURATION: Final = re.compile(r"(\d+)(ms|s|m|h|d)")
@@ -72,7 +72,7 @@ class Policy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
-    """One topic as declared. `retention_ms` is set for DELETE; `segment_ms` and `min_lag_ms` for COMPACT."""
+    """One declared topic. `retention_ms` is set for DELETE; `segment_ms` and `min_lag_ms` for COMPACT."""
 
     name: str
     key: str
@@ -84,7 +84,7 @@ class TopicSpec:
 
     @property
     def configs(self) -> dict[str, str]:
-        """The broker's configuration of the topic, by Kafka's names."""
+        """The topic's configuration on the broker, by Kafka's names."""
         of_all = {"message.timestamp.after.max.ms": str(TIMESTAMP_AHEAD_MS)}
         match self.policy:
             case Policy.DELETE:
@@ -107,7 +107,7 @@ class TopicSpec:
 
 @dataclass(frozen=True, slots=True)
 class TableSpec:
-    """One table of an agent as declared: its snapshots are a compacted changelog."""
+    """One declared table of an agent. Its snapshots are a compacted changelog."""
 
     name: str
     app: str
@@ -117,12 +117,12 @@ class TableSpec:
 
     @property
     def app_id(self) -> str:
-        """Faust's id of the app that owns the table."""
+        """The Faust id of the app that owns the table."""
         return f"{APP_PREFIX}{self.app}"
 
     @property
     def changelog(self) -> TopicSpec:
-        """The topic of the snapshots, under the name that Faust gives it."""
+        """The topic of the snapshots, with the name that Faust gives it."""
         return TopicSpec(
             name=f"{self.app_id}-{self.name}-changelog",
             key="as the table's",
