@@ -132,14 +132,14 @@ async def test_several_files_are_simultaneous_calls_of_different_callers_ranked_
     assert "ringing" in bench.err.getvalue()
 
 
-async def test_on_a_bad_line_each_call_tells_what_was_sent(bench: Bench) -> None:
+async def test_on_a_bad_line_each_call_reports_what_was_sent(bench: Bench) -> None:
     bench.platform.packets["*"] = PACKET
     faults = Faults(seed=2, frame_losses=0.2, missing_stop=True, command_failures=1.0)
     assert await bench.call(bench.wav(seconds=2), faults=faults, as_json=True) == EXIT_OK
     heard = len(bench.platform.sockets[0].media)
     assert 0 < heard < 100
-    told = f"caller.wav: {heard} frames sent, {100 - heard} lost; streams: closed;"
-    assert told in bench.err.getvalue()
+    line = f"caller.wav: {heard} frames sent, {100 - heard} lost; streams: closed;"
+    assert line in bench.err.getvalue()
     assert "6 requests for 3 effects of commands" in bench.err.getvalue()
     assert len(json.loads(bench.out.getvalue())) == 1
 

@@ -185,7 +185,7 @@ def test_without_an_api_key_a_local_url_is_no_failure() -> None:
     assert {result.verdict for result in doctor.check_urls(settings)} == {Verdict.WARN}
 
 
-def test_a_password_in_a_url_is_told_without_it() -> None:
+def test_a_password_in_a_url_is_reported_without_it() -> None:
     results = doctor.check_urls(configured(http_public_url="https://me:hunter22@api.example.org"))
     assert "password" in faults(results)
     assert "hunter22" not in faults(results)
@@ -256,7 +256,7 @@ async def test_the_broker_of_a_run_on_this_machine_is_looked_at(tmp_path: Path) 
         assert "memory" in the(results, Check.DURABILITY).seen
 
 
-async def test_missing_and_differing_topics_are_told() -> None:
+async def test_missing_and_differing_topics_are_reported() -> None:
     async with EmbeddedBroker() as broker:
         result = the(await check_kafka(of(broker.connection)), Check.TOPICS)
         assert (result.verdict, "dead-letters" in result.seen) == (Verdict.FAIL, True)
@@ -271,7 +271,7 @@ async def test_missing_and_differing_topics_are_told() -> None:
         assert (result.verdict, "audio-frames: partitions is 3, declared 8" in result.seen) == (Verdict.FAIL, True)
 
 
-async def test_too_few_copies_are_told(broker: KafkaConnection, topics: Topics) -> None:
+async def test_too_few_copies_are_reported(broker: KafkaConnection, topics: Topics) -> None:
     results = await check_kafka(of(broker, kafka_replication_factor=3))
     assert "replication is 1, declared 3" in the(results, Check.TOPICS).seen
 
@@ -293,7 +293,7 @@ def test_durability_follows_from_copies_brokers_and_acknowledgements(
     assert (result.verdict, seen in result.seen) == (verdict, True), result
 
 
-async def test_no_broker_is_told_with_its_address() -> None:
+async def test_no_broker_is_reported_with_its_address() -> None:
     port = free_port()
     (result,) = await check_kafka(Settings(kafka_bootstrap_servers=f"127.0.0.1:{port}"))
     assert (result.verdict, result.seen) == (Verdict.FAIL, f"127.0.0.1:{port}: nothing listens there")
@@ -334,7 +334,7 @@ async def test_kafkas_credentials_are_tried(secured_kafka: KafkaConnection) -> N
         ({"kafka_ssl_cert_file": None, "kafka_ssl_key_file": None}, ""),
     ],
 )
-async def test_what_a_secured_kafka_refuses_is_told(
+async def test_what_a_secured_kafka_refuses_is_reported(
     secured_kafka: KafkaConnection, changes: dict[str, Any], seen: str
 ) -> None:
     (result,) = await check_kafka(of(secured_kafka, **changes))
@@ -349,7 +349,7 @@ async def test_a_kafka_that_never_answers_is_given_up() -> None:
     assert (result.verdict, "no answer in 0.1 s" in result.seen) == (Verdict.FAIL, True)
 
 
-async def test_a_missing_tls_file_is_told(tmp_path: Path) -> None:
+async def test_a_missing_tls_file_is_reported(tmp_path: Path) -> None:
     settings = Settings(
         kafka_bootstrap_servers="127.0.0.1:9092", kafka_security_protocol="SSL", kafka_ssl_ca_file=tmp_path / "none.pem"
     )
@@ -410,7 +410,7 @@ async def test_a_process_is_known_by_its_health(
     assert (result.verdict, seen in result.seen) == (verdict, True), result
 
 
-async def test_a_port_held_by_what_speaks_no_http_is_told(http: aiohttp.ClientSession, tmp_path: Path) -> None:
+async def test_a_port_held_by_what_speaks_no_http_is_reported(http: aiohttp.ClientSession, tmp_path: Path) -> None:
     async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
@@ -420,7 +420,7 @@ async def test_a_port_held_by_what_speaks_no_http_is_told(http: aiohttp.ClientSe
     assert (result.verdict, "CONSOLE_PORT" in result.todo) == (Verdict.FAIL, True)
 
 
-def test_a_taken_port_of_the_simulated_carrier_is_told(tmp_path: Path) -> None:
+def test_a_taken_port_of_the_simulated_carrier_is_reported(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = doctor.check_carrier_port(free_ports(tmp_path, simulated_carrier_port=taken.getsockname()[1]))
     assert (result.verdict, "SIMULATED_CARRIER_PORT" in result.todo) == (Verdict.WARN, True)
@@ -460,7 +460,7 @@ async def test_a_good_key_and_application_are_well(http: aiohttp.ClientSession) 
     assert [result.verdict for result in results] == [Verdict.OK] * 3, faults(results)
 
 
-async def test_a_refused_key_is_told_without_it(http: aiohttp.ClientSession) -> None:
+async def test_a_refused_key_is_reported_without_it(http: aiohttp.ClientSession) -> None:
     async with telnyx([]) as url:
         settings = configured(telnyx_api_url=url, telnyx_api_key=SecretStr("KEY_another_secret"))
         results = await doctor.check_telnyx(http, settings)
@@ -478,7 +478,7 @@ async def test_what_telnyx_answers_is_understood(status: int, verdict: Verdict, 
     assert the(results, Check.TELNYX_APP).verdict is Verdict.SKIPPED
 
 
-async def test_telnyx_out_of_reach_is_told(http: aiohttp.ClientSession) -> None:
+async def test_telnyx_out_of_reach_is_reported(http: aiohttp.ClientSession) -> None:
     settings = configured(telnyx_api_url=f"http://127.0.0.1:{free_port()}/v2")
     results = await doctor.check_telnyx(http, settings)
     assert [result.verdict for result in results] == [Verdict.FAIL, Verdict.SKIPPED, Verdict.SKIPPED]
@@ -532,7 +532,7 @@ def test_the_clock_is_compared_with_telnyx(off_s: int, verdict: Verdict) -> None
     assert doctor.check_clock(headers, now_s, 0.2, configured()).verdict is verdict
 
 
-def test_a_clock_that_cannot_be_compared_is_told() -> None:
+def test_a_clock_that_cannot_be_compared_is_reported() -> None:
     assert "not checkable" in doctor.check_clock({}, 0.0, 0.0, configured()).seen
 
 
@@ -609,7 +609,7 @@ async def test_a_proxy_without_upgrade_is_recognised(
         (answering(200), "not an answer of the gateway", "what serves"),
     ],
 )
-async def test_who_answers_in_place_of_the_gateway_is_told(
+async def test_who_answers_in_place_of_the_gateway_is_reported(
     handler: Handler, seen: str, todo: str, http: aiohttp.ClientSession
 ) -> None:
     async with serving(handler) as port:
@@ -617,12 +617,12 @@ async def test_who_answers_in_place_of_the_gateway_is_told(
             assert (result.verdict, seen in result.seen, todo in result.todo) == (Verdict.FAIL, True, True), result
 
 
-async def test_a_gateway_without_kafka_is_told_from_a_broken_proxy(http: aiohttp.ClientSession) -> None:
+async def test_a_gateway_without_kafka_is_distinguished_from_a_broken_proxy(http: aiohttp.ClientSession) -> None:
     async with serving(answering(503, gateway_error("unavailable"))) as port:
         assert "no Kafka" in (await doctor.check_media(http, public(port))).seen
 
 
-async def test_an_answer_slower_than_the_carrier_waits_is_told(
+async def test_an_answer_slower_than_the_carrier_waits_is_reported(
     http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dispatchai.cli.doctor.public.CARRIER_PATIENCE_S", 0.0)
@@ -630,13 +630,13 @@ async def test_an_answer_slower_than_the_carrier_waits_is_told(
         assert (await doctor.check_webhook(http, public(port))).verdict is Verdict.WARN
 
 
-async def test_a_port_that_nothing_listens_at_is_told(http: aiohttp.ClientSession) -> None:
+async def test_a_port_that_nothing_listens_at_is_reported(http: aiohttp.ClientSession) -> None:
     settings = public(free_port())
     for result in (await doctor.check_webhook(http, settings), await doctor.check_media(http, settings)):
         assert (result.verdict, "refused" in result.seen) == (Verdict.FAIL, True)
 
 
-async def test_a_name_that_is_not_known_is_told(http: aiohttp.ClientSession) -> None:
+async def test_a_name_that_is_not_known_is_reported(http: aiohttp.ClientSession) -> None:
     result = await doctor.check_webhook(http, public(1, host="nowhere.invalid"))
     assert (result.verdict, "is not known" in result.seen) == (Verdict.FAIL, True), result
 
@@ -675,19 +675,19 @@ async def trusting(authority: Path) -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_told(pems: Pems, http: aiohttp.ClientSession) -> None:
+async def test_a_certificate_that_nobody_vouches_for_is_reported(pems: Pems, http: aiohttp.ClientSession) -> None:
     async with serving(answering(200), server_tls(pems.server)) as port:
         result = await doctor.check_media(http, public(port, "https"))
     assert (result.verdict, "fullchain.pem" in result.todo) == (Verdict.FAIL, True), result
 
 
-async def test_a_certificate_of_another_name_is_told(pems: Pems) -> None:
+async def test_a_certificate_of_another_name_is_reported(pems: Pems) -> None:
     async with serving(answering(200), server_tls(pems.server)) as port, trusting(pems.authority) as http:
         result = await doctor.check_webhook(http, public(port, "https", "localhost"))
     assert (result.verdict, "a certificate for localhost" in result.todo) == (Verdict.FAIL, True), result
 
 
-async def test_an_expired_certificate_is_told(tmp_path: Path) -> None:
+async def test_an_expired_certificate_is_reported(tmp_path: Path) -> None:
     chain = tmp_path / "expired.pem"
     chain.write_bytes(expired_certificate())
     async with serving(answering(200), server_tls(chain)) as port, trusting(chain) as http:
@@ -788,12 +788,12 @@ def test_the_command_gives_json_and_an_exit_code(tmp_path: Path, monkeypatch: py
     env.write_text("\n".join([*lines, f"STATE_DIR={tmp_path}", "SPEECH_ENGINE=scripted", ""]))
     env.chmod(0o600)
     ran = CliRunner().invoke(main, ["doctor", "--json", "--env-file", str(env)])
-    told = orjson.loads(ran.stdout)
-    assert (ran.exit_code, told["ok"]) == (0, True), ran.output
-    assert {"check": "env-file", "verdict": "OK", "seen": f"{env} sets 6 settings", "todo": ""} in told["results"]
+    report = orjson.loads(ran.stdout)
+    assert (ran.exit_code, report["ok"]) == (0, True), ran.output
+    assert {"check": "env-file", "verdict": "OK", "seen": f"{env} sets 6 settings", "todo": ""} in report["results"]
 
     monkeypatch.setenv("WS_PUBLIC_URL", "https://api.example.org/ws")
     ran = CliRunner().invoke(main, ["doctor", "--json", "--env-file", str(env)])
-    told = orjson.loads(ran.stdout)
-    assert (ran.exit_code, told["ok"], [result["check"] for result in told["results"]]) == (1, False, ["settings"])
-    assert "wss://" in told["results"][0]["seen"]
+    report = orjson.loads(ran.stdout)
+    assert (ran.exit_code, report["ok"], [result["check"] for result in report["results"]]) == (1, False, ["settings"])
+    assert "wss://" in report["results"][0]["seen"]

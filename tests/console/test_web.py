@@ -221,34 +221,34 @@ async def test_live_calls_and_packets_stand_in_one_order(
     assert len((await read(client, "/api/v1/queue?limit=2"))["queue"]) == 2
 
 
-async def test_an_event_stream_tells_a_call_from_its_first_ring_to_its_purge(
+async def test_an_event_stream_reports_a_call_from_its_first_ring_to_its_purge(
     feed: Feed, client: Client, producer: AIOKafkaProducer, call_id: CallId
 ) -> None:
-    told = call_id("told")
-    story = replace(STORIES[1], call_id=told)
+    story_id = call_id("story")
+    story = replace(STORIES[1], call_id=story_id)
     last = story.after(99, BASE, BASE + 9 * SECOND)
     async with event_stream(client) as events:
         before = await until(events, lambda event: event.name == "snapshot" and event.data["last"])
         assert before[0].data["first"]
-        assert all(entry["call_id"] != told for event in before for entry in event.data["entries"])
+        assert all(entry["call_id"] != story_id for event in before for entry in event.data["entries"])
 
         numbers: list[int] = [before[-1].number or 0]
         heard: list[str] = []
         for words in (0, 3, 7, 12):
             call = story.after(words, BASE, BASE + words * SECOND)
-            await put(producer, [("live-calls", told, call)])
-            event = (await until(events, lambda event: event.name == "call" and about(event, told)))[-1]
+            await put(producer, [("live-calls", story_id, call)])
+            event = (await until(events, lambda event: event.name == "call" and about(event, story_id)))[-1]
             heard.append(f"{event.data['nlp']['transcript']} {event.data['partial']}".strip())
             numbers.append(event.number or 0)
         assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(heard))
         assert [len(text.split()) for text in heard] == [0, 3, 7, 12]
 
-        await put(producer, [("dispatch-queue", told, final_packet(last)), ("live-calls", told, None)])
-        event = (await until(events, lambda event: event.name == "packet" and about(event, told)))[-1]
+        await put(producer, [("dispatch-queue", story_id, final_packet(last)), ("live-calls", story_id, None)])
+        event = (await until(events, lambda event: event.name == "packet" and about(event, story_id)))[-1]
         assert event.data["final"]
         numbers.append(event.number or 0)
-        await put(producer, [("dispatch-queue", told, None)])
-        event = (await until(events, lambda event: event.name == "remove" and about(event, told)))[-1]
+        await put(producer, [("dispatch-queue", story_id, None)])
+        event = (await until(events, lambda event: event.name == "remove" and about(event, story_id)))[-1]
         numbers.append(event.number or 0)
         assert numbers == sorted(set(numbers))
 

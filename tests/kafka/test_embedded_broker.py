@@ -104,7 +104,7 @@ async def test_a_port_taken_in_between_is_replaced_by_another(monkeypatch: pytes
             assert not broker.bootstrap_servers.endswith(f":{taken.getsockname()[1]}")
 
 
-async def test_a_platform_without_a_broker_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_platform_without_a_broker_gets_an_error_that_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CALF_TANSU_BIN", "/no/such/tansu")
     with pytest.raises(BrokerError, match="KAFKA_BOOTSTRAP_SERVERS"):
         await EmbeddedBroker().start()

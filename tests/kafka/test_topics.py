@@ -231,7 +231,7 @@ async def test_drift_is_reported_and_left_alone(broker: KafkaConnection) -> None
 
 
 async def test_a_topic_with_the_brokers_defaults_is_never_called_as_declared(broker: KafkaConnection) -> None:
-    """Apache Kafka tells its defaults, which differ; Tansu tells nothing, and then that is said."""
+    """Apache Kafka reports its defaults, which differ. Tansu reports nothing, and the report says so."""
     topics = fresh_topics()
     log = topics.topics["log"]
     await create(broker, NewTopic(log.name, 2, 1))
@@ -299,7 +299,7 @@ def test_the_report_names_each_drift_with_both_values() -> None:
     ]
 
 
-def test_the_table_says_what_is_missing_and_what_the_broker_does_not_tell() -> None:
+def test_the_table_says_what_is_missing_and_what_the_broker_does_not_report() -> None:
     text = render_show(
         [
             TopicState(

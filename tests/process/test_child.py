@@ -46,7 +46,7 @@ async def running(*argv: str, grace_s: float = 10) -> AsyncIterator[tuple[Child,
 
 
 class Presence:
-    """Tells when the last of some processes is gone: each holds a named pipe open for as long as it lives."""
+    """Waits until the last of some processes is gone: each holds a named pipe open as long as it lives."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
@@ -93,7 +93,7 @@ async def test_a_command_that_does_not_exist_is_reported_by_name() -> None:
         await Child(["/no/such/command"]).start()
 
 
-async def test_a_death_by_signal_is_told_from_an_exit() -> None:
+async def test_a_death_by_signal_is_distinguished_from_an_exit() -> None:
     async with running(WAIT_FOR_EVER) as (child, lines):
         await lines.next()
         os.kill(child.pid, signal.SIGKILL)
