@@ -61,7 +61,7 @@ class Part:
 
 @asynccontextmanager
 async def up(settings: Settings, say: Say) -> AsyncIterator[Running]:
-    """Start the system, and stop it at the end of the block. Raises UpError."""
+    """Start the system, and stop it at the end of the block. Raises UpError, and TopicsFileError for `topics.yaml`."""
     async with AsyncExitStack() as stack:
         connection = await _broker(settings, say, stack)
         await _topics(connection, settings, say)
@@ -98,14 +98,15 @@ async def _broker(settings: Settings, say: Say, stack: AsyncExitStack) -> KafkaC
 
 
 async def _topics(connection: KafkaConnection, settings: Settings, say: Say) -> None:
+    topics = Topics.load()
     try:
-        report = await apply(connection, Topics.load(), settings.kafka_replication_factor)
+        report = await apply(connection, topics, settings.kafka_replication_factor)
     except (KafkaOperationError, KafkaError, OSError) as error:
         raise UpError(await explain(connection, error)) from error
     if report.created:
         say(f"{len(report.created)} topics created")
     for drift in report.drift:
-        say(f"drift: {drift} (see `dispatchai topics apply`)")
+        say(f"drift: {drift.topic}: {drift.what} is {drift.found}, declared {drift.declared}")
 
 
 async def explain(connection: KafkaConnection, error: Exception) -> str:
