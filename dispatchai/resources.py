@@ -1,7 +1,7 @@
-"""Where the data files that ship with the program are: schemas, topics.yaml, rules, page, recordings.
+"""Finds the data files that ship with the program: schemas, topics.yaml, rules, page, recordings.
 
-In the wheel the top-level `schemas/` and `topics.yaml` lie inside the package, under `_data`; in a checkout
-they lie at its root. Nothing else in the program asks where it is installed.
+In the wheel the top-level `schemas/` and `topics.yaml` are inside the package, under `_data`; in a checkout they are at
+its root. No other module needs to know where the program is installed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def data_path(name: str) -> Path:
-    """Path of the shipped file or folder `name` (such as ``schemas`` or ``topics.yaml``).
+    """The path of the shipped file or folder `name`, such as ``schemas`` or ``topics.yaml``.
 
-    Raises FileNotFoundError naming both places when neither holds it: the installation is broken.
+    Raises FileNotFoundError, naming both places, if the installation is broken.
     """
     places = (_PACKAGE / "_data" / name, _PACKAGE.parent / name)
     for place in places:

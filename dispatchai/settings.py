@@ -1,6 +1,7 @@
-"""Settings of all processes: from the environment, then from `.env` in the working directory, then the defaults here.
+"""The settings of all processes. A value comes from the environment, else from `.env` in the working directory, else
+from the default here.
 
-`.env.example` documents each one; a test holds it to this file.
+Decides names, defaults and which values are refused. `.env.example` repeats the descriptions; a test keeps it equal.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.process.logs import LogFormat
 
 TELNYX_API_URL = "https://api.telnyx.com/v2"
 
@@ -23,7 +25,7 @@ HUMAN_LINE = re.compile(r"\+[1-9][0-9]{6,14}|sips?:[^\s@<>]+@[^\s@<>]+")
 
 
 class SecurityProtocol(StrEnum):
-    """How clients talk to Kafka."""
+    """How clients connect to Kafka."""
 
     PLAINTEXT = "PLAINTEXT"
     SSL = "SSL"
@@ -46,141 +48,152 @@ class Verification(StrEnum):
 
 
 class SpeechEngine(StrEnum):
-    """Which recogniser turns voice into text."""
+    """The recogniser that transcribes callers."""
 
     MOONSHINE = "moonshine"
     SCRIPTED = "scripted"
 
 
 class RecordFormat(StrEnum):
-    """How the carrier writes a recording."""
+    """The carrier's file format for recordings."""
 
     MP3 = "mp3"
     WAV = "wav"
 
 
-class LogFormat(StrEnum):
-    """How log lines are written."""
-
-    CONSOLE = "console"
-    JSON = "json"
-
-
 class Settings(BaseSettings):
-    """Everything that can be set. Names in the environment are the field names in capitals."""
+    """Everything that can be set. The names in the environment are the field names in capitals."""
 
-    # A refusal must not print what it was given: it holds passwords.
+    # An error must not print the values that were given: some are passwords.
     model_config = SettingsConfigDict(
         env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True, hide_input_in_errors=True
     )
 
     # Kafka
-    kafka_bootstrap_servers: str = Field("", description="host:port[,host:port]; empty starts an embedded broker")
+    kafka_bootstrap_servers: str = Field(
+        "", description="Kafka's addresses: host:port[,host:port]. Empty starts an embedded broker."
+    )
     kafka_is_embedded: bool = Field(
-        False, description="set by `dispatchai up` for its processes: the broker is the embedded one"
+        False, description="Whether the broker is the embedded one. `dispatchai up` sets it for its processes."
     )
     kafka_security_protocol: SecurityProtocol = Field(
-        SecurityProtocol.PLAINTEXT, description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
+        SecurityProtocol.PLAINTEXT, description="PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."
     )
-    kafka_sasl_mechanism: str = Field("SCRAM-SHA-512", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
-    kafka_sasl_username: str = Field("", description="user of SASL")
-    kafka_sasl_password: SecretStr = Field(SecretStr(""), description="password of SASL")
-    kafka_ssl_ca_file: Path | None = Field(None, description="PEM file of the authority that signed the brokers' keys")
-    kafka_ssl_cert_file: Path | None = Field(None, description="PEM file of this client's certificate, for mutual TLS")
-    kafka_ssl_key_file: Path | None = Field(None, description="PEM file of this client's private key, for mutual TLS")
-    kafka_replication_factor: int = Field(1, ge=1, description="copies of each topic; 3 on a cluster")
+    kafka_sasl_mechanism: str = Field("SCRAM-SHA-512", description="PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.")
+    kafka_sasl_username: str = Field("", description="User name for SASL.")
+    kafka_sasl_password: SecretStr = Field(SecretStr(""), description="Password for SASL.")
+    kafka_ssl_ca_file: Path | None = Field(
+        None,
+        description="PEM file of the authority that signed the brokers' certificates. Empty: the system's.",
+    )
+    kafka_ssl_cert_file: Path | None = Field(None, description="PEM file of this client's certificate, for mutual TLS.")
+    kafka_ssl_key_file: Path | None = Field(None, description="PEM file of this client's private key, for mutual TLS.")
+    kafka_replication_factor: int = Field(1, ge=1, description="Replicas of each topic; 3 on a cluster.")
 
     # Telnyx
-    telnyx_api_key: SecretStr = Field(SecretStr(""), description="API key with Call Control permission (KEY...)")
-    telnyx_public_key: str = Field("", description="base64 Ed25519 key that Telnyx signs webhooks with")
-    telnyx_public_key_next: str = Field("", description="a second key that is accepted too, for rotation")
+    telnyx_api_key: SecretStr = Field(
+        SecretStr(""),
+        description="API key with Call Control permission (KEY...). Empty sends commands to `dispatchai call` instead.",
+    )
+    telnyx_public_key: str = Field("", description="Base64 of the Ed25519 key with which Telnyx signs webhooks.")
+    telnyx_public_key_next: str = Field("", description="A second public key that is also accepted, for rotation.")
     telnyx_webhook_secret: SecretStr = Field(
-        SecretStr(""), description="secret of the HMAC-SHA256 header telnyx-signature-sha256, where a proxy signs so"
+        SecretStr(""),
+        description="Secret of the HMAC-SHA256 header telnyx-signature-sha256, if a proxy signs webhooks with it.",
     )
     webhook_verification: Verification = Field(
-        Verification.ON, description="on, or off to try things out on one machine: then anyone can invent calls"
+        Verification.ON, description="on, or off to try things out on one machine: with off anyone can invent calls."
     )
     stream_token_secret: SecretStr = Field(
         SecretStr(""),
-        description="secret of the media sockets' tokens, 16 characters or more; empty derives it from TELNYX_API_KEY",
+        description="Secret of the media sockets' tokens, 16 characters or more. Empty derives it from TELNYX_API_KEY.",
     )
-    telnyx_api_url: str = Field(TELNYX_API_URL, description="where call-control commands are sent")
-    http_public_url: str = Field("", description="https://... under which Telnyx reaches the gateway")
-    ws_public_url: str = Field("", description="wss://.../ws under which Telnyx streams to the gateway")
-    webhook_tolerance_s: int = Field(300, ge=1, description="how far a webhook's timestamp may be off, in seconds")
-    webhook_max_bytes: int = Field(262_144, ge=1024, description="largest webhook body, in bytes")
-    media_message_max_bytes: int = Field(65_536, ge=1024, description="largest media message, in bytes")
+    telnyx_api_url: str = Field(TELNYX_API_URL, description="URL to which call-control commands are sent.")
+    http_public_url: str = Field("", description="https:// URL under which Telnyx reaches the gateway.")
+    ws_public_url: str = Field("", description="wss:// URL, ending in /ws, to which Telnyx streams a caller's voice.")
+    webhook_tolerance_s: int = Field(
+        300, ge=1, description="How far a webhook's timestamp may differ from this machine's clock, in seconds."
+    )
+    webhook_max_bytes: int = Field(262_144, ge=1024, description="Largest webhook body, in bytes.")
+    media_message_max_bytes: int = Field(65_536, ge=1024, description="Largest media message, in bytes.")
     l16_byte_order: ByteOrder = Field(
-        ByteOrder.LITTLE, description="little or big: byte order of L16 audio where the audio itself does not tell"
+        ByteOrder.LITTLE, description="Byte order of L16 audio, little or big, if the audio itself does not show it."
     )
 
     # The call
     greeting: str = Field(
         "This is Dispatch AI. I'm listening. Please describe your emergency.",
-        description="what the caller hears first; empty for none",
+        description="What the caller hears first. Empty for no greeting.",
     )
-    greeting_voice: str = Field("female", description="Telnyx voice of the greeting")
-    greeting_language: str = Field("en-US", description="language of the greeting")
+    greeting_voice: str = Field("female", description="Telnyx voice of the greeting.")
+    greeting_language: str = Field("en-US", description="Language of the greeting.")
     help_prompt: str = Field(
         "Help is being arranged. Please stay on the line.",
-        description="what the caller hears when a dispatcher speaks without giving words; empty for none",
+        description="What the caller hears when a dispatcher speaks without a text. Empty for nothing.",
     )
     human_line: str = Field(
-        "", description="+15551234567 or sip:desk@example.com, where a dispatcher's transfer goes; empty for nowhere"
+        "",
+        description="Where a dispatcher's transfer goes: +15551234567 or sip:desk@example.com. Empty for nowhere.",
     )
     record_calls: bool = Field(
         False,
-        description="record calls at the carrier, each side on a channel of its own; telling callers is up to you",
+        description="Record calls at the carrier, each side on its own channel. Informing callers is up to you.",
     )
-    record_format: RecordFormat = Field(RecordFormat.MP3, description="format of the recordings: mp3 or wav")
+    record_format: RecordFormat = Field(RecordFormat.MP3, description="Format of the recordings: mp3 or wav.")
     stream_restarts_max: int = Field(
-        5, ge=0, description="how often a call's audio stream is started again after it failed"
+        5, ge=0, description="How often a call's audio stream is restarted after it failed."
     )
     call_deadline_s: float = Field(
-        30.0, gt=0, description="seconds after a hangup until its packet is made final without what is missing"
+        30.0, gt=0, description="Seconds after the hangup at which a packet becomes final even if something is missing."
     )
     call_expiry_s: float = Field(
-        3600.0, gt=0, description="seconds after the deadline of a call was written until its state is given up"
+        3600.0, gt=0, description="Seconds after the recorded deadline at which the state of a call is given up."
     )
     call_longest_s: float = Field(
-        14_400.0, gt=0, description="seconds after which a call that was never hung up is given up"
+        14_400.0, gt=0, description="Seconds after which a call without a hangup is given up."
     )
 
     # Processes
-    gateway_host: str = Field("127.0.0.1", description="address that the gateway listens on")
-    gateway_port: int = Field(8000, ge=0, le=65_535, description="port of webhooks and media")
-    console_host: str = Field("127.0.0.1", description="address that the worker's page and REST listen on")
-    console_port: int = Field(6066, ge=0, le=65_535, description="port of the page and REST of the first worker")
+    gateway_host: str = Field("127.0.0.1", description="Address on which the gateway listens.")
+    gateway_port: int = Field(8000, ge=0, le=65_535, description="Port of webhooks and media.")
+    console_host: str = Field(
+        "127.0.0.1",
+        description="Address on which the worker's page and REST listen, and the speech process's health page.",
+    )
+    console_port: int = Field(6066, ge=0, le=65_535, description="Port of the page and REST of the first worker.")
     console_hosts: str = Field(
-        "", description="host names, comma separated, besides this machine's own that dispatchers reach the page under"
+        "",
+        description="Host names, comma separated, under which dispatchers reach the page besides this machine's own.",
     )
     console_finished_max: int = Field(
-        5_000, ge=1, description="finished calls that the page and REST keep, the newest; older ones are in the topic"
+        5_000, ge=1, description="Finished calls that the page and REST keep, the newest. Older ones are in the topic."
     )
-    speech_port: int = Field(6067, ge=0, le=65_535, description="port of the speech process's health page")
+    speech_port: int = Field(6067, ge=0, le=65_535, description="Port of the speech process's health page.")
     simulated_carrier_port: int = Field(
         6068,
         ge=0,
         le=65_535,
-        description="port on which `dispatchai call` serves call control when no Telnyx key is set",
+        description="Port on which `dispatchai call` serves call control while TELNYX_API_KEY is empty.",
     )
-    state_dir: Path = Field(Path(".dispatchai"), description="folder of what a run leaves for the other commands")
+    state_dir: Path = Field(
+        Path(".dispatchai"), description="Folder of the files by which the commands on this machine find each other."
+    )
     stuck_after_s: float = Field(
         30.0,
         gt=0,
-        description="seconds without progress, though records wait, after which a process ends to be started again",
+        description="Seconds without progress, while records wait, after which a process ends to be restarted.",
     )
-    log_format: LogFormat = Field(LogFormat.CONSOLE, description="console or json")
-    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_format: LogFormat = Field(LogFormat.CONSOLE, description="console or json.")
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
 
     # Speech
-    speech_engine: SpeechEngine = Field(SpeechEngine.MOONSHINE, description="moonshine")
-    speech_processes: int = Field(1, ge=1, le=64, description="processes that recognise; one carries about four calls")
-    speech_update_ms: int = Field(1000, ge=200, description="how often a partial text is renewed, in ms of audio")
+    speech_engine: SpeechEngine = Field(SpeechEngine.MOONSHINE, description="The recogniser: moonshine.")
+    speech_processes: int = Field(1, ge=1, le=64, description="Recogniser processes. One carries about four calls.")
+    speech_update_ms: int = Field(1000, ge=200, description="How often a partial text is renewed, in ms of audio.")
 
     @property
     def carrier_is_simulated(self) -> bool:
-        """Whether commands go to `dispatchai call` on this machine and not to Telnyx."""
+        """Whether commands go to `dispatchai call` on this machine instead of Telnyx."""
         return not self.telnyx_api_key.get_secret_value()
 
     @property
@@ -189,10 +202,10 @@ class Settings(BaseSettings):
         return frozenset(name for item in self.console_hosts.split(",") if (name := item.strip().lower()))
 
     def kafka(self, bootstrap_servers: str | None = None) -> KafkaConnection:
-        """How to reach Kafka: the configured one, or with `bootstrap_servers` that one (the embedded broker).
+        """How to connect to the configured Kafka or, with `bootstrap_servers`, to the embedded broker at that address.
 
-        Credentials belong to the configured cluster, so an address given here is reached without any. Raises
-        ValueError when neither names an address.
+        The credentials belong to the configured cluster, so they are not sent to another address. Raises ValueError
+        without any address.
         """
         if bootstrap_servers is not None and bootstrap_servers != self.kafka_bootstrap_servers:
             return KafkaConnection(bootstrap_servers, embedded=True)
@@ -211,13 +224,13 @@ class Settings(BaseSettings):
     @field_validator("kafka_ssl_ca_file", "kafka_ssl_cert_file", "kafka_ssl_key_file", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
-        """An empty variable is no file; without this it would be the working directory."""
+        """An empty variable means no file. Without this it would mean the working directory."""
         return None if value == "" else value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.kafka_security_protocol.startswith("SASL") and not self.kafka_sasl_username:
-            raise ValueError("KAFKA_SECURITY_PROTOCOL asks for SASL: set KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD")
+            raise ValueError("KAFKA_SECURITY_PROTOCOL uses SASL: set KAFKA_SASL_USERNAME and KAFKA_SASL_PASSWORD")
         if self.webhook_verification is Verification.OFF and self.http_public_url:
             raise ValueError("WEBHOOK_VERIFICATION=off is not allowed with HTTP_PUBLIC_URL: the gateway is public")
         if 0 < len(self.stream_token_secret.get_secret_value()) < 16:
@@ -233,5 +246,5 @@ class Settings(BaseSettings):
 
 @cache
 def settings() -> Settings:
-    """The settings of this process, read once."""
+    """The settings of this process. They are read once."""
     return Settings()

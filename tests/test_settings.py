@@ -33,6 +33,12 @@ def test_the_example_says_of_each_setting_what_the_code_says() -> None:
     assert documented == {name.upper(): field.description for name, field in Settings.model_fields.items()}
 
 
+def test_the_example_has_the_sections_of_the_code_and_no_other_heading() -> None:
+    source = (ROOT / "dispatchai" / "settings.py").read_text(encoding="utf-8")
+    sections = re.findall(r"^    # (.+)\n    \w+: ", source, re.MULTILINE)
+    assert re.findall(r"^## (.+)$", EXAMPLE.read_text(encoding="utf-8"), re.MULTILINE) == sections
+
+
 def test_the_examples_values_are_the_defaults(tmp_path: Path) -> None:
     """Uncommenting all of it changes nothing."""
     env = tmp_path / "env"

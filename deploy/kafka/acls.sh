@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What each process may do in Kafka, and no more. Run once with an administrator's rights:
+# Gives each process the rights in Kafka that it needs, and no more. Run once with an administrator's rights:
 #
 #   KAFKA_ACLS="/opt/kafka/bin/kafka-acls.sh --bootstrap-server kafka-1:9093 --command-config admin.properties" \
 #     deploy/kafka/acls.sh
 #
 # Users: dispatchai-gateway, -worker, -speech, -topics (`dispatchai topics apply`, once at each upgrade), -review (reads
-# everything, writes nothing) and -retry (`dispatchai dead-letters`). What exists already is left as it is.
+# everything, writes nothing) and -retry (`dispatchai dead-letters`). Existing rights are not changed.
 set -euo pipefail
 
 : "${KAFKA_ACLS:?the kafka-acls.sh command with its connection options}"
@@ -25,13 +25,13 @@ topics=("${recorded[@]}" live-calls dispatch-queue dead-letters)
 writes gateway call-events audio-frames dead-letters
 
 reads worker call-events audio-frames signals transcripts assessments live-calls dispatch-queue dispatch-actions
-# call-events: the timers of calls.
+# call-events: for the timers of calls.
 writes worker call-events signals assessments live-calls dispatch-queue dispatch-actions dead-letters
 
 reads speech audio-frames call-events
 writes speech transcripts dead-letters
 
-# A letter is sent again to the topic that it came from; compacted ones are not written twice.
+# A record is sent again to its own topic. Records of compacted topics are not.
 reads retry "${recorded[@]}" dead-letters
 writes retry "${recorded[@]}" dead-letters
 

@@ -1,6 +1,6 @@
-"""What `dispatchai call` does: places simulated calls to the running program and shows the packets they lead to.
+"""`dispatchai call`: places simulated calls to the running system and shows their packets.
 
-Decides which addresses are used, what is shown and the exit code. The calls themselves are the carrier's matter.
+Decides which addresses are used, what is shown and the exit code. The simulated carrier makes the calls.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from urllib.parse import quote
 import aiohttp
 import orjson
 
+from dispatchai.cli.errors import UnusableError
 from dispatchai.process.run_info import RunInfo, RunInfoError
 from dispatchai.settings import Settings
 from dispatchai.simulator import (
@@ -38,35 +39,29 @@ from dispatchai.simulator import (
 
 EXIT_OK: Final = 0
 EXIT_INCOMPLETE: Final = 1
-"""A call did not take place as it should, or its packet did not come."""
-EXIT_UNUSABLE: Final = 2
-"""Nothing was called: a file, a number, the port or the program is not there."""
+"""A call failed, or its packet did not come."""
 
 CALLED_NUMBER: Final = "+15550100911"
 CALLER_NUMBERS: Final = "+1555010{:04d}"
-"""Numbers of the range that is kept for fiction; filled with 1001 and up, one a call."""
+"""Numbers of the range that is reserved for fiction, filled with 1001 and up: one for each call."""
 
 BETWEEN_CALLS_S: Final = 0.5
-"""Real callers do not dial in the same millisecond; half a second also lets one see the list grow."""
+"""Real callers do not dial in the same millisecond; half a second also makes the list grow visibly."""
 
 PACKET_POLL_S: Final = 0.25
 PACKET_WAIT_S: Final = 60.0
-"""Twice the default of CALL_DEADLINE_S, after which a packet is final whatever is missing."""
+"""Twice the default of CALL_DEADLINE_S, after which a packet is final even if something is missing."""
 
 REQUEST_S: Final = 3.0
 PLAIN_STEP_S: Final = 5
-"""Without a terminal, a line of progress for every so many seconds of speech."""
+"""Without a terminal: seconds of speech between two lines of progress."""
 
 _NUMBER = re.compile(r"\+[1-9]\d{1,14}|sips?:\S{1,250}")
 
 
-class UnusableError(Exception):
-    """The command cannot begin. The message says what to do."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Where the program listens."""
+    """Where the running system listens."""
 
     gateway_url: str
     console_url: str
@@ -75,7 +70,7 @@ class _Target:
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """How one file's call went, and its packet, as the console gives it, or why there is none."""
+    """How one file's call went: its packet, as the console returns it, or why there is none."""
 
     file: str
     packet: dict[str, Any] | None
@@ -97,13 +92,15 @@ async def call(
     out: TextIO | None = None,
     err: TextIO | None = None,
 ) -> int:
-    """Calls with each file at the same time, waits for each call's final packet, prints them and returns the exit code.
+    """Call with each file at the same time, wait for the final packets, print them and return the exit code.
 
-    `from_number` is the first caller's; the others have numbers of their own. `speed` above 1 speaks faster than
-    real time. `console_url` overrides the console that the running program names. With `as_json` `out` gets one JSON
-    array of the packets, ranked, and nothing else; progress then goes to `err`. Otherwise `out` gets the progress, a
-    ranked table and each packet. `timing` overrides how long a caller waits (its speed included). With `faults` each
-    call also tells what was sent of it and what of that was lost.
+    `from_number` is the first caller's; the others have numbers of their own. With `speed` above 1 callers speak
+    faster than in real time. `console_url` overrides the console of the running system. With `as_json` `out` gets one
+    JSON array of the packets, ranked, and nothing else; progress then goes to `err`. Otherwise `out` gets the
+    progress, a ranked table and each packet. `timing` overrides how long a caller waits (its speed included). With
+    `faults` a line for each call reports what was sent and lost.
+
+    Raises UnusableError, before anybody is called, if a file, a number, the port or the running system is not usable.
     """
     out = out or sys.stdout
     err = err or sys.stderr
@@ -129,14 +126,13 @@ async def call(
                     callers.create_task(_one_call(index, audio, number, carrier, http, target, board, packet_wait_s))
                     for index, (audio, number) in enumerate(zip(audios, numbers, strict=True))
                 ]
-    except (AccountError, AudioFileError, PortTakenError, RunInfoError, UnusableError) as error:
-        print(f"dispatchai call: {error}", file=err)
-        return EXIT_UNUSABLE
+    except (AccountError, AudioFileError, PortTakenError, RunInfoError) as error:
+        raise UnusableError(str(error)) from error
     results = sorted((task.result() for task in tasks), key=_rank)
     _print(results, out, as_json=as_json)
     if faults != NO_FAULTS:
         for result in results:
-            print(f"{result.file}: {_told(result.report)}", file=err if as_json else out)
+            print(f"{result.file}: {_line_report(result.report)}", file=err if as_json else out)
     for result in results:
         if result.failure is not None:
             print(f"{result.file}: {result.failure}", file=err)
@@ -163,14 +159,14 @@ def _numbers(count: int, from_number: str | None) -> list[str]:
     numbers = [CALLER_NUMBERS.format(1001 + index) for index in range(count)]
     if from_number is not None:
         if not _NUMBER.fullmatch(from_number):
-            raise UnusableError(f"{from_number!r} is no caller's number: +15550101234 or sip:name@host")
+            raise UnusableError(f"{from_number!r} is not a caller's number: give +15550101234 or sip:name@host")
         numbers = [from_number, *(number for number in numbers if number != from_number)][:count]
         numbers += [CALLER_NUMBERS.format(1001 + count)] * (count - len(numbers))
     return numbers
 
 
 async def _check_gateway(http: aiohttp.ClientSession, gateway_url: str) -> None:
-    """Any answer will do: the webhooks themselves tell the rest. Raises UnusableError."""
+    """Raise UnusableError if nothing answers. Any answer will do: the webhooks find every other fault."""
     try:
         async with http.get(f"{gateway_url}/health/live"):
             pass
@@ -206,7 +202,7 @@ async def _one_call(
 async def _final_packet(
     http: aiohttp.ClientSession, console_url: str, call_id: str, wait_s: float
 ) -> dict[str, Any] | str:
-    """The call's packet once the console has it as FINAL, or why there is none after `wait_s`."""
+    """The call's packet once the console shows it as FINAL, or why there is none after `wait_s`."""
     url = f"{console_url.rstrip('/')}/api/v1/calls/{quote(call_id, safe='')}"
     last = "nothing"
     try:
@@ -223,14 +219,14 @@ async def _final_packet(
                         return packet
                     case {"status": str() as status}:
                         last = status
-                # The console is asked and does not tell: its interface for one call is a plain GET.
+                # The interface for one call is a plain GET, so the console is polled.
                 await asyncio.sleep(PACKET_POLL_S)
     except TimeoutError:
-        return f"not final {wait_s:g} s after the call (the console at {console_url} said last: {last})"
+        return f"not final {wait_s:g} s after the call (last answer of the console at {console_url}: {last})"
 
 
 class _Board:
-    """Shows how far each call is: one line a call that is rewritten on a terminal, a line for each change elsewhere."""
+    """Shows the progress of each call: in a line that is rewritten on a terminal, else in a line for each change."""
 
     def __init__(self, out: TextIO, names: Sequence[str]) -> None:
         self._out = out
@@ -270,7 +266,7 @@ class _Board:
 
 
 def _rank(result: _Result) -> tuple[bool, float, str, str]:
-    """By weight, then age, then id, as the queue is; calls without a packet last."""
+    """Sort key: by weight, then age, then id, as in the queue; calls without a packet come last."""
     packet = result.packet
     if packet is None:
         return True, 0.0, "", result.file
@@ -306,8 +302,8 @@ def _print(results: Sequence[_Result], out: TextIO, *, as_json: bool) -> None:
         print(f"\n{_pretty(packet)}", file=out)
 
 
-def _told(report: CallReport) -> str:
-    """What of a call reached the line, in one line."""
+def _line_report(report: CallReport) -> str:
+    """What was sent of a call and what was lost, in one line."""
     lost = sum(len(stream.lost) for stream in report.streams)
     ends = ", ".join(stream.end for stream in report.streams) or "none"
     requests = sum(command.requests for command in report.commands)

@@ -1,7 +1,7 @@
-"""`dispatchai dead-letters`: what is told of the records that could not be processed, and which may be sent again.
+"""`dispatchai dead-letters`: lists and shows the records that could not be processed, and sends them again.
 
-Decides what is shown: callers' numbers are masked and what they said is left out unless content is asked for. Leaves
-finding and sending to `engine.letterbox`.
+Decides what is shown and which records may be sent again. Callers' numbers are masked and their words left out unless
+content is asked for. `kafka.dead_letter_store` finds and sends the records.
 """
 
 from __future__ import annotations
@@ -16,45 +16,52 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, TextIO
 
-from dispatchai.console.json_view import masked
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.dead_letter_store import Complaint, Entry, Filter, Letterbox, LetterboxError, Sent
-from dispatchai.kafka.dead_letters import Letter, Place
+from dispatchai.kafka.dead_letter_store import (
+    DeadLetterStore,
+    DeadLetterStoreError,
+    FailedRecord,
+    Failure,
+    Filter,
+    Sent,
+)
+from dispatchai.kafka.dead_letters import DeadLetter, Place
 from dispatchai.kafka.topics import Policy, Topics
 from dispatchai.records import Assessment, AssessmentKind, DecodeError, Record, decode
 from dispatchai.records.codec import HEADER_LENGTH, MARKER
+from dispatchai.records.phone_numbers import masked
 from dispatchai.settings import Settings
 
 PROGRESS_AFTER_S: Final = 2.0
 PROGRESS_EVERY_S: Final = 1.0
 
 KEY_MAX_CHARS: Final = 64
-"""A call id has some 40; a poison record's key may be anything."""
+"""A call id has about 40; a poison record's key may be anything."""
 
 HEADER_MAX_CHARS: Final = 200
 TEXT_MAX_CHARS: Final = 4_000
 HEX_MAX_BYTES: Final = 512
-"""Of bytes that are no record of this program so many are shown."""
+"""How much is shown of a value that is not a record of this program."""
 
 HEX_WIDTH: Final = 16
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 _NUMBER: Final = re.compile(r"\+?\d{7,15}")
-"""What may be somebody's number, where a call id should be."""
+"""A key that may be a phone number, where a call id should be."""
 
-_PLAIN: Final = frozenset({"type", "encoding", "engine", "rules_version", "hangup_cause", "degraded"})
-"""Texts of records that hold nothing of a caller; so do identifiers. Every other text is content."""
+_SAFE_TEXTS: Final = frozenset({"type", "encoding", "engine", "rules_version", "hangup_cause", "degraded"})
+"""Text fields of records that hold no caller's data; identifiers hold none either. Every other text is content."""
 
-_TELLS_NOTHING: Final = re.compile(r"(DecodeError|UnicodeDecodeError|UnreadableError): ")
-"""Errors whose text holds nothing of the record; that of an error in a step may."""
+_SAFE_ERROR: Final = re.compile(r"(DecodeError|UnicodeDecodeError|UnreadableError): ")
+"""Errors whose text repeats nothing of the record. The text of an error in a step may."""
 
 _GATEWAY: Final = "gateway"
-"""The reader whose errors have no type before them, and no content."""
+"""The reader whose errors begin with no type and hold no content."""
 
 
 def moment_ms(text: str, now_ms: int) -> int:
-    """``90m``, ``2h`` or ``7d`` before now, or a time in ISO 8601 (UTC, where it names no zone), in ms since the epoch.
+    """``90m``, ``2h`` or ``7d`` before now, or a time in ISO 8601 (UTC unless it names a zone), in ms since the epoch.
 
     Raises ValueError.
     """
@@ -63,43 +70,43 @@ def moment_ms(text: str, now_ms: int) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise ValueError(f"{text!r} is no time: give 90m, 2h, 7d or 2026-01-31T08:00") from None
+        raise ValueError(f"{text!r} is not a time: give 90m, 2h, 7d or 2026-01-31T08:00") from None
     return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
-async def list_letters(
+async def list_dead_letters(
     connection: KafkaConnection, wanted: Filter, limit: int, *, as_json: bool, out: TextIO, err: TextIO
 ) -> int:
-    """Print the `limit` records that were complained about last. Returns the exit code."""
-    entries, more = await Letterbox(connection, Progress(err)).newest(wanted, limit)
+    """Print the `limit` records that failed last. Returns the exit code."""
+    records, more = await DeadLetterStore(connection, Progress(err)).newest(wanted, limit)
     if as_json:
-        print(json.dumps([entry_as_json(entry) for entry in entries], indent=2), file=out)
-    elif not entries:
+        print(json.dumps([record_as_json(record) for record in records], indent=2), file=out)
+    elif not records:
         print("no dead letters" if wanted == Filter() else "no dead letters match", file=out)
     else:
-        print(render_list(entries), file=out)
+        print(render_list(records), file=out)
         if more:
             print(f"… the newest {limit}; --limit shows more", file=out)
     return 0
 
 
-async def show_letter(
+async def show_dead_letter(
     connection: KafkaConnection, first: Place, *, content: bool, as_json: bool, out: TextIO, err: TextIO
 ) -> int:
-    """Print all that is known of one record. Returns the exit code; raises LetterboxError."""
-    box = Letterbox(connection, Progress(err))
-    (entry,) = await _entries(box, [first])
-    assert entry.newest_letter is not None  # noqa: S101 - an entry has a letter
-    letter = await box.letter(entry.newest_letter)
+    """Print everything that is known about one record. Returns the exit code; raises DeadLetterStoreError."""
+    store = DeadLetterStore(connection, Progress(err))
+    (record,) = await _found(store, [first])
+    assert record.newest_dead_letter is not None  # noqa: S101 - a failed record has a dead letter
+    dead_letter = await store.dead_letter(record.newest_dead_letter)
     if as_json:
-        shown = entry_as_json(entry, content=content) | value_as_json(letter, content=content)
+        shown = record_as_json(record, content=content) | value_as_json(dead_letter, content=content)
         print(json.dumps(shown, indent=2), file=out)
     else:
-        print(render_entry(entry, letter, content=content), file=out)
+        print(render_record(record, dead_letter, content=content), file=out)
     return 0
 
 
-async def retry_letters(
+async def retry_dead_letters(
     connection: KafkaConnection,
     settings: Settings,
     firsts: Sequence[Place],
@@ -109,60 +116,61 @@ async def retry_letters(
     out: TextIO,
     err: TextIO,
 ) -> int:
-    """Send the records `firsts` again, or without any all open ones that `wanted` matches.
+    """Send the records `firsts` again; without any, all open records that match `wanted`.
 
-    `confirm` is asked before. Returns the exit code: 1 when a record was refused. Raises LetterboxError.
+    `confirm` is called with the question before anything is sent. Returns the exit code: 1 when a record was refused.
+    Raises DeadLetterStoreError.
     """
-    box = Letterbox(connection, Progress(err))
-    entries = await _entries(box, firsts) if firsts else await box.open(wanted)
-    if not entries:
+    store = DeadLetterStore(connection, Progress(err))
+    records = await _found(store, firsts) if firsts else await store.open_records(wanted)
+    if not records:
         print("nothing to send: no open record matches", file=out)
         return 0
-    if not confirm(question(entries, time.time_ns() // 1_000_000, settings.call_expiry_s)):
+    if not confirm(question(records, time.time_ns() // 1_000_000, settings.call_expiry_s)):
         print("nothing was sent", file=out)
         return 1
     refused = 0
     reasons = Refusals.load()
     progress, sent = Progress(err, "sent"), 0
-    async for result in box.retry(entries, reasons):
+    async for result in store.retry(records, reasons):
         match result:
             case Sent(first, attempt, sent_to):
                 sent += 1
-                progress(sent, len(entries))
+                progress(sent, len(records))
                 print(f"sent     {first} as {sent_to}, attempt {attempt}", file=out)
             case _:
                 refused += 1
                 print(f"refused  {result.first}: {result.reason}", file=out)
-    missing = len(entries) - sent - refused
+    missing = len(records) - sent - refused
     if missing:
-        raise LetterboxError(f"{missing} letters were deleted meanwhile: their topic's retention has passed")
-    print(f"{sent} sent, {refused} refused; the letters stay", file=out)
+        raise DeadLetterStoreError(f"{missing} dead letters were deleted meanwhile: their topic's retention has passed")
+    print(f"{sent} sent, {refused} refused; the dead letters are kept", file=out)
     return 1 if refused else 0
 
 
-async def _entries(box: Letterbox, firsts: Collection[Place]) -> list[Entry]:
-    found = await box.entries(frozenset(firsts))
+async def _found(store: DeadLetterStore, firsts: Collection[Place]) -> list[FailedRecord]:
+    found = await store.failed_records(frozenset(firsts))
     if missing := [str(first) for first in firsts if first not in found]:
-        raise LetterboxError(
-            f"no dead letter names {', '.join(missing)}: `dispatchai dead-letters list` shows which do"
+        raise DeadLetterStoreError(
+            f"there is no dead letter for {', '.join(missing)}: `dispatchai dead-letters list` names the records"
         )
     return [found[first] for first in dict.fromkeys(firsts)]
 
 
-def question(entries: Sequence[Entry], now_ms: int, call_expiry_s: float) -> str:
-    """What is asked before `entries` are sent again."""
-    topics = Counter(entry.first.topic for entry in entries)
-    count = f"{len(entries)} record{'' if len(entries) == 1 else 's'}"
-    text = f"send {count} again ({', '.join(f'{topic} {number}' for topic, number in topics.most_common())})?"
-    expired = sum((entry.origin_timestamp_ms or now_ms) < now_ms - call_expiry_s * 1000 for entry in entries)
+def question(records: Sequence[FailedRecord], now_ms: int, call_expiry_s: float) -> str:
+    """The question to ask before `records` are sent again."""
+    topics = Counter(record.first.topic for record in records)
+    count = f"{len(records)} record{'' if len(records) == 1 else 's'}"
+    text = f"Send {count} again ({', '.join(f'{topic} {number}' for topic, number in topics.most_common())})?"
+    expired = sum((record.origin_timestamp_ms or now_ms) < now_ms - call_expiry_s * 1000 for record in records)
     if expired:
-        text = f"{expired} of them older than CALL_EXPIRY_S, so their calls' states may be given up; {text}"
+        text = f"{expired} of them are older than CALL_EXPIRY_S, so the states of their calls may be gone. {text}"
     return text
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Refusals:
-    """Why a record must not be sent again though it could be: what it says would replace something newer."""
+    """Why a record must not be sent again although it could be: it would replace something newer."""
 
     compacted: frozenset[str]
 
@@ -172,18 +180,18 @@ class Refusals:
         specs = Topics.load().every_topic()
         return cls(frozenset(spec.name for spec in specs if spec.policy is Policy.COMPACT))
 
-    def __call__(self, letter: Letter) -> str | None:
+    def __call__(self, dead_letter: DeadLetter) -> str | None:
         """The reason, or None."""
-        if letter.origin is not None and letter.origin.topic in self.compacted:
-            return f"{letter.origin.topic} is compacted: an old value would replace a newer one"
-        record = decoded(letter)
+        if dead_letter.origin is not None and dead_letter.origin.topic in self.compacted:
+            return f"{dead_letter.origin.topic} is compacted: an old value would replace a newer one"
+        record = decoded(dead_letter)
         if isinstance(record, Assessment) and record.kind is AssessmentKind.LIVE:
             return "a live assessment: a later one has replaced it"
         return None
 
 
 class Progress:
-    """Tells how far something is once it has taken `PROGRESS_AFTER_S`."""
+    """Prints the progress of something that takes longer than `PROGRESS_AFTER_S`."""
 
     def __init__(self, err: TextIO, what: str = "read") -> None:
         self._err = err
@@ -200,15 +208,15 @@ class Progress:
 # ---- what is shown -------------------------------------------------------------------------------------------------
 
 
-def decoded(letter: Letter) -> Record | None:
-    """The record in a letter, or None where the bytes are none."""
+def decoded(dead_letter: DeadLetter) -> Record | None:
+    """The record in a dead letter; None if its bytes are not a record of this program."""
     try:
-        return None if letter.value is None else decode(letter.value)
+        return None if dead_letter.value is None else decode(dead_letter.value)
     except DecodeError:
         return None
 
 
-def told_key(key: bytes | None, *, content: bool = False) -> str:
+def render_key(key: bytes | None, *, content: bool = False) -> str:
     """A record's key as text: bounded, and masked where it may be a number."""
     if key is None:
         return "none"
@@ -221,21 +229,21 @@ def told_key(key: bytes | None, *, content: bool = False) -> str:
     return _printable(text, KEY_MAX_CHARS)
 
 
-def told_error(complaint: Complaint, *, content: bool = False) -> str:
-    """An error in one line; of one whose text may hold content only the type."""
-    if content or complaint.reader == _GATEWAY or _TELLS_NOTHING.match(complaint.error):
-        return _printable(complaint.error, len(complaint.error))
-    return complaint.error.partition(":")[0]
+def render_error(failure: Failure, *, content: bool = False) -> str:
+    """An error in one line; only its type where the text may hold content."""
+    if content or failure.reader == _GATEWAY or _SAFE_ERROR.match(failure.error):
+        return _printable(failure.error, len(failure.error))
+    return failure.error.partition(":")[0]
 
 
-def told_value(value: Any, name: str = "", *, content: bool = False) -> Any:
-    """A decoded value as JSON-ready values. Without `content` numbers are masked and all free text is left out."""
+def render_value(value: Any, name: str = "", *, content: bool = False) -> Any:
+    """A decoded value in JSON's types. Without `content` numbers are masked and all free text is left out."""
     match value:
         case StrEnum():
             return value.value
         case str() if name.endswith("_number"):
             return value if content else masked(value)
-        case str() if content or name in _PLAIN or name == "id" or name.endswith("_id"):
+        case str() if content or name in _SAFE_TEXTS or name == "id" or name.endswith("_id"):
             return _cut(value, TEXT_MAX_CHARS)
         case str():
             return f"{len(value)} characters"
@@ -244,10 +252,10 @@ def told_value(value: Any, name: str = "", *, content: bool = False) -> Any:
         case tuple() if value and isinstance(value[0], str) and not isinstance(value[0], StrEnum) and not content:
             return f"{len(value)} texts"
         case tuple():
-            return [told_value(item, name, content=content) for item in value]
+            return [render_value(item, name, content=content) for item in value]
         case _ if dataclasses.is_dataclass(value):
             fields = [field.name for field in dataclasses.fields(value)]
-            return {field: told_value(getattr(value, field), field, content=content) for field in fields}
+            return {field: render_value(getattr(value, field), field, content=content) for field in fields}
     return value
 
 
@@ -265,7 +273,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def _printable(text: str, most: int) -> str:
-    """`text` in one line and without control characters: what a poison record holds must not steer a terminal."""
+    """`text` in one line without control characters: a poison record must not steer a terminal."""
     cut = _cut(text, most)
     return cut if cut.isprintable() else "".join(one if one.isprintable() else "�" for one in cut)
 
@@ -278,7 +286,7 @@ def hex_dump(data: bytes) -> list[str]:
         text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in row)
         lines.append(f"{at:06x}  {row.hex(' '):<{3 * HEX_WIDTH}} {text}")
     if len(data) > HEX_MAX_BYTES:
-        lines.append(f"… {len(data) - HEX_MAX_BYTES} bytes more")
+        lines.append(f"… {len(data) - HEX_MAX_BYTES} more bytes")
     return lines
 
 
@@ -292,25 +300,25 @@ def _when(milliseconds: int | None) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _readers(entry: Entry) -> list[Complaint]:
-    """The complaints of the last attempt that failed."""
-    return [one for (attempt, _), one in sorted(entry.complaints.items()) if attempt == entry.failed_attempt]
+def _last_failures(record: FailedRecord) -> list[Failure]:
+    """The failures of the last attempt that failed."""
+    return [failure for (attempt, _), failure in sorted(record.failures.items()) if attempt == record.failed_attempt]
 
 
-def render_list(entries: Sequence[Entry]) -> str:
+def render_list(records: Sequence[FailedRecord]) -> str:
     """The records as a table for a terminal."""
     rows = [("RECORD", "STATE", "ATTEMPT", "LAST", "READERS", "KEY", "ERROR")]
-    for entry in entries:
-        complaints = _readers(entry)
-        errors = list(dict.fromkeys(told_error(one) for one in complaints))
+    for record in records:
+        failures = _last_failures(record)
+        errors = list(dict.fromkeys(render_error(failure) for failure in failures))
         rows.append(
             (
-                str(entry.first),
-                entry.state.value,
-                str(entry.attempt),
-                _when(entry.newest_ms),
-                ",".join(one.reader for one in complaints),
-                told_key(entry.key),
+                str(record.first),
+                record.state.value,
+                str(record.attempt),
+                _when(record.newest_ms),
+                ",".join(failure.reader for failure in failures),
+                render_key(record.key),
                 errors[0] + (f" (and {len(errors) - 1} others)" if len(errors) > 1 else ""),
             )
         )
@@ -320,82 +328,91 @@ def render_list(entries: Sequence[Entry]) -> str:
     )
 
 
-def render_entry(entry: Entry, letter: Letter, *, content: bool) -> str:
-    """All that is known of one record, as lines for a terminal."""
+def render_record(record: FailedRecord, dead_letter: DeadLetter, *, content: bool) -> str:
+    """Everything that is known about one record, as lines for a terminal."""
     lines = [
-        f"record    {entry.first}" + ("" if entry.is_record else " (a letter of its own: it never was a record)"),
-        f"state     {entry.state.value}, attempt {entry.attempt}",
-        f"key       {told_key(entry.key, content=content)}",
-        f"written   {_when(entry.origin_timestamp_ms)}",
+        f"record    {record.first}"
+        + ("" if record.is_record else " (the place of its dead letter: it never was a record)"),
+        f"state     {record.state.value}, attempt {record.attempt}",
+        f"key       {render_key(record.key, content=content)}",
+        f"written   {_when(record.origin_timestamp_ms)}",
     ]
-    for (attempt, _), one in sorted(entry.complaints.items()):
-        times = f" ({one.times} times)" if one.times > 1 else ""
+    for (attempt, _), failure in sorted(record.failures.items()):
+        times = f" ({failure.times} times)" if failure.times > 1 else ""
         lines.append(
-            f"failed    {_when(one.written_ms)} {one.reader}, attempt {attempt}{times}: "
-            f"{told_error(one, content=content)}"
+            f"failed    {_when(failure.written_ms)} {failure.reader}, attempt {attempt}{times}: "
+            f"{render_error(failure, content=content)}"
         )
-    lines += [f"retried   {_when(note.written_ms)} as {note.sent_to}, attempt {note.attempt}" for note in entry.retried]
-    for name, value in letter.headers:
+    lines += [
+        f"retried   {_when(note.written_ms)} as {note.sent_to}, attempt {note.attempt}" for note in record.retries
+    ]
+    for name, value in dead_letter.headers:
         shown = _bytes(value or b"", content=content)
         lines.append(f"header    {_printable(name, KEY_MAX_CHARS)}: {_printable(shown, HEADER_MAX_CHARS)}")
-    return "\n".join([*lines, *_value_lines(letter, content=content)])
+    return "\n".join([*lines, *_value_lines(dead_letter, content=content)])
 
 
-def _value_lines(letter: Letter, *, content: bool) -> list[str]:
-    if letter.value is None:
+def _value_lines(dead_letter: DeadLetter, *, content: bool) -> list[str]:
+    if dead_letter.value is None:
         return ["value     none (a tombstone)"]
-    length = len(letter.value) if letter.truncated is None else letter.truncated.value_bytes
-    cut = "" if letter.truncated is None else f", of which the letter holds {len(letter.value)}"
+    length = len(dead_letter.value) if dead_letter.truncated is None else dead_letter.truncated.value_bytes
+    cut = "" if dead_letter.truncated is None else f", of which the dead letter holds {len(dead_letter.value)}"
     head = f"value     {length} bytes{cut}"
-    record = decoded(letter)
+    record = decoded(dead_letter)
     if record is not None:
-        told = json.dumps(told_value(record, content=content), indent=2, ensure_ascii=False)
-        return [f"{head}: {type(record).__name__}", told, *([] if content else ["(--content shows numbers and texts)"])]
+        fields = json.dumps(render_value(record, content=content), indent=2, ensure_ascii=False)
+        return [
+            f"{head}: {type(record).__name__}",
+            fields,
+            *([] if content else ["(--content shows numbers and texts)"]),
+        ]
     if not content:
-        known = letter.value.startswith(MARKER) and len(letter.value) >= HEADER_LENGTH
-        schema = f", schema fingerprint {letter.value[len(MARKER) : HEADER_LENGTH].hex()}" if known else ""
-        return [f"{head}, no record that this version can read{schema} (--content shows its bytes)"]
-    return [f"{head}, no record that this version can read", *hex_dump(letter.value)]
+        known = dead_letter.value.startswith(MARKER) and len(dead_letter.value) >= HEADER_LENGTH
+        schema = f", schema fingerprint {dead_letter.value[len(MARKER) : HEADER_LENGTH].hex()}" if known else ""
+        return [f"{head}, not a record that this version can read{schema} (--content shows its bytes)"]
+    return [f"{head}, not a record that this version can read", *hex_dump(dead_letter.value)]
 
 
-def entry_as_json(entry: Entry, *, content: bool = False) -> dict[str, Any]:
-    """One record as JSON-ready values."""
+def record_as_json(record: FailedRecord, *, content: bool = False) -> dict[str, Any]:
+    """One failed record in JSON's types."""
     return {
-        "record": str(entry.first),
-        "is_record": entry.is_record,
-        "state": entry.state.value,
-        "attempt": entry.attempt,
-        "key": told_key(entry.key, content=content),
-        "written_at": _when(entry.origin_timestamp_ms),
+        "record": str(record.first),
+        "is_record": record.is_record,
+        "state": record.state.value,
+        "attempt": record.attempt,
+        "key": render_key(record.key, content=content),
+        "written_at": _when(record.origin_timestamp_ms),
         "failed": [
             {
-                "at": _when(one.written_ms),
-                "reader": one.reader,
+                "at": _when(failure.written_ms),
+                "reader": failure.reader,
                 "attempt": attempt,
-                "times": one.times,
-                "error": told_error(one, content=content),
+                "times": failure.times,
+                "error": render_error(failure, content=content),
             }
-            for (attempt, _), one in sorted(entry.complaints.items())
+            for (attempt, _), failure in sorted(record.failures.items())
         ],
         "retried": [
             {"at": _when(note.written_ms), "attempt": note.attempt, "sent_to": str(note.sent_to)}
-            for note in entry.retried
+            for note in record.retries
         ],
     }
 
 
-def value_as_json(letter: Letter, *, content: bool) -> dict[str, Any]:
-    """Headers and value of a record as JSON-ready values; undecodable bytes as bounded hex, when asked for."""
-    record = decoded(letter)
-    value = letter.value or b""
-    hexed = {"hex": value[:HEX_MAX_BYTES].hex()} if content and record is None and letter.value is not None else {}
+def value_as_json(dead_letter: DeadLetter, *, content: bool) -> dict[str, Any]:
+    """Headers and value of a record in JSON's types; with `content` undecodable bytes as bounded hex."""
+    record = decoded(dead_letter)
+    value = dead_letter.value or b""
+    hexed = {"hex": value[:HEX_MAX_BYTES].hex()} if content and record is None and dead_letter.value is not None else {}
     return {
-        "headers": [{"name": name, "value": _bytes(held or b"", content=content)} for name, held in letter.headers],
+        "headers": [
+            {"name": name, "value": _bytes(held or b"", content=content)} for name, held in dead_letter.headers
+        ],
         "value": {
-            "bytes": len(value) if letter.truncated is None else letter.truncated.value_bytes,
-            "truncated": letter.truncated is not None,
+            "bytes": len(value) if dead_letter.truncated is None else dead_letter.truncated.value_bytes,
+            "truncated": dead_letter.truncated is not None,
             "record": None if record is None else type(record).__name__,
-            **({} if record is None else {"fields": told_value(record, content=content)}),
+            **({} if record is None else {"fields": render_value(record, content=content)}),
             **hexed,
         },
     }

@@ -1,4 +1,7 @@
-"""`dispatchai demo`: everything on this machine, and three recorded callers who call in at the same time."""
+"""`dispatchai demo`: runs the system on this machine, with three recorded callers who call in at the same time.
+
+Decides which callers call. `up` runs the processes and `call` places the calls.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,24 @@ from typing import Final
 import click
 
 from dispatchai.cli.call import call
+from dispatchai.cli.errors import UnusableError
 from dispatchai.cli.up import UpError, up
 from dispatchai.settings import Settings
 from dispatchai.speech.engines import RECORDINGS
 
 CALLERS: Final = ("noise_complaint.wav", "kitchen_fire.wav", "cardiac_arrest.wav")
-"""In the order in which they call: the one to be ranked first calls last."""
+"""In the order in which they call: the one who is ranked first calls last."""
 
 
 async def demo(settings: Settings, *, leave: bool, as_json: bool) -> int:
-    """Run the demonstration; returns the exit code. `leave` ends it when the packets are there. Raises UpError."""
+    """Run the demonstration and return the exit code. With `leave` it ends when the packets are there.
+
+    Raises CliError.
+    """
     if not settings.carrier_is_simulated:
-        click.echo("dispatchai: TELNYX_API_KEY is set: the demonstration plays the carrier, so unset it", err=True)
-        return 2
+        raise UnusableError("TELNYX_API_KEY is set: unset it, because the demonstration plays the carrier itself")
     if "log_level" not in settings.model_fields_set:
-        # What the processes log at INFO would bury what the callers do.
+        # The processes' lines at INFO would hide the progress of the callers.
         settings = settings.model_copy(update={"log_level": "WARNING"})
     async with up(settings, click.echo) as running:
         click.echo(f"\nthe page is {running.info.console_url}/ - three people are calling in\n")
@@ -30,7 +36,7 @@ async def demo(settings: Settings, *, leave: bool, as_json: bool) -> int:
         calling = asyncio.create_task(call([RECORDINGS / name for name in CALLERS], settings=settings, as_json=as_json))
         try:
             await asyncio.wait([calling, failed], return_when=asyncio.FIRST_COMPLETED)
-            if calling.done() and leave:
+            if calling.done() and (leave or calling.exception() is not None):
                 return calling.result()
             if calling.done():
                 click.echo(f"\nthe page stays up: {running.info.console_url}/   Ctrl-C stops everything")

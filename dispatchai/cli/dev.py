@@ -1,7 +1,7 @@
-"""`dispatchai dev`: everything on this machine, and a tunnel through which Telnyx reaches the gateway.
+"""`dispatchai dev`: runs the system on this machine, behind a tunnel through which Telnyx reaches the gateway.
 
-Decides which tunnel program is run, how its public URL is learnt and that it ends with the run. Leaves the processes
-to `up` and the test of the URLs to `doctor`. Only the gateway's port is behind the tunnel: the page is not.
+Decides which tunnel program runs and how its public URL is found; the tunnel ends with the run. `up` runs the
+processes and `doctor` checks the URLs. Only the gateway's port is behind the tunnel; the page is not.
 """
 
 from __future__ import annotations
@@ -14,40 +14,41 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 import aiohttp
 import orjson
 
 from dispatchai.cli.doctor import Result, Verdict, check_media, check_webhook
+from dispatchai.cli.errors import CliError
 from dispatchai.cli.up import Say, UpError, up
 from dispatchai.gateway.app import MEDIA_PATH, WEBHOOK_PATH
 from dispatchai.process.child import Child, ChildError
 from dispatchai.settings import Settings, Verification
 
 NGROK_API: Final = "127.0.0.1:4040"
-"""Where ngrok's agent serves its API, unless its log names another address: that port may be taken."""
+"""Where ngrok's agent serves its API unless its log names another address, as it does when the port is taken."""
 
 URL_TIMEOUT_S: Final = 30.0
-"""How long a tunnel may take to have a URL: some seconds, most of it the provider's."""
+"""How long a tunnel may take to get a URL: it takes some seconds, most of them at the provider."""
 
 API_POLL_S: Final = 0.1
-"""Pause between two questions to ngrok's API: it cannot tell when a tunnel comes."""
+"""Pause between two requests to ngrok's API, which does not announce a new tunnel."""
 
 REACHED_TIMEOUT_S: Final = 30.0
-"""How long the URL may take to work from outside: the name of a new quick tunnel has to spread first."""
+"""How long the URL may take to work from outside: the name of a new quick tunnel has to spread in the DNS first."""
 
 REACHED_POLL_S: Final = 1.0
-"""Pause between two requests through the tunnel: providers limit their rate."""
+"""Pause between two requests through the tunnel: providers limit the rate of requests."""
 
 GRACE_S: Final = 3.0
-"""Seconds from SIGTERM to SIGKILL of the tunnel, which holds nothing."""
+"""Seconds from SIGTERM to SIGKILL of the tunnel, which has nothing to save."""
 
 KEPT_LINES: Final = 15
 """Lines of the tunnel's output that are shown when it fails."""
 
 _CLOUDFLARED_URL: Final = re.compile(r"https://(?!api\.)[a-z0-9-]+\.trycloudflare\.com")
-"""A quick tunnel's URL in cloudflared's log. The name `api` is the provider's own and is in its error lines."""
+"""A quick tunnel's URL in cloudflared's log. The name `api` is the provider's own and appears in error lines."""
 
 _INSTALL: Final = (
     "install ngrok (https://ngrok.com/download, then `ngrok config add-authtoken ...`) "
@@ -55,22 +56,22 @@ _INSTALL: Final = (
 )
 
 
-class TunnelError(RuntimeError):
+class TunnelError(CliError):
     """There is no tunnel. The message says why and what to do."""
 
 
 class Provider(StrEnum):
-    """Tunnel programs that are known, by the name of their executable; the first that is installed is taken."""
+    """The supported tunnel programs, by the name of their executable. The first one that is installed is used."""
 
     NGROK = "ngrok"
     CLOUDFLARED = "cloudflared"
 
 
 class Tunnel(Protocol):
-    """A tunnel program: how it is started, and how its output tells the URL."""
+    """A tunnel program: how it is started, and how its URL is found."""
 
     def command(self, program: str, port: int) -> list[str]:
-        """The command that makes `port` of loopback public."""
+        """The command that makes `port` of the loopback address public."""
         ...
 
     def line(self, text: str) -> None:
@@ -93,7 +94,7 @@ class Ngrok:
         return [program, "http", f"127.0.0.1:{port}", "--log", "stdout", "--log-format", "json"]
 
     def line(self, text: str) -> None:
-        """Learn the API's address from the line that tells it."""
+        """Take the API's address from the line that names it."""
         try:
             entry: Any = orjson.loads(text)
         except orjson.JSONDecodeError:
@@ -103,7 +104,7 @@ class Ngrok:
                 self._api = address
 
     async def url(self, port: int) -> str:
-        """See `Tunnel.url`. A tunnel of another agent, to another port, is passed over."""
+        """See `Tunnel.url`. Skips tunnels of other agents, which lead to other ports."""
         timeout = aiohttp.ClientTimeout(total=2.0)
         async with aiohttp.ClientSession(timeout=timeout) as http:
             while True:
@@ -135,12 +136,12 @@ class Cloudflared:
         self._url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def command(self, program: str, port: int) -> list[str]:
-        """See `Tunnel.command`. The user's own config.yml is left out: its rules would take the requests."""
+        """See `Tunnel.command`. Ignores the user's own config.yml, whose rules would take the requests."""
         local = f"http://127.0.0.1:{port}"
         return [program, "tunnel", "--config", os.devnull, "--no-autoupdate", "--url", local]
 
     def line(self, text: str) -> None:
-        """Learn the URL from the line that tells it."""
+        """Take the URL from the line that names it."""
         if not self._url.done() and (found := _CLOUDFLARED_URL.search(text)):
             self._url.set_result(found[0])
 
@@ -150,7 +151,7 @@ class Cloudflared:
 
 
 def find(wanted: Provider | None = None) -> tuple[Provider, str]:
-    """The tunnel program that is installed, and where. Raises TunnelError."""
+    """The tunnel program to use, and its path. Raises TunnelError if none is installed."""
     for provider in Provider if wanted is None else (wanted,):
         if program := shutil.which(provider):
             return provider, program
@@ -160,7 +161,7 @@ def find(wanted: Provider | None = None) -> tuple[Provider, str]:
 
 @asynccontextmanager
 async def tunnel(port: int, wanted: Provider | None = None) -> AsyncIterator[tuple[str, Child]]:
-    """A tunnel to `port` of loopback for as long as the block runs: its public URL, and its process.
+    """A tunnel to `port` of the loopback address, open while the block runs: its public URL and its process.
 
     Raises TunnelError.
     """
@@ -184,14 +185,14 @@ async def tunnel(port: int, wanted: Provider | None = None) -> AsyncIterator[tup
 
 
 async def _url(kind: Tunnel, port: int, provider: Provider, child: Child, output: deque[str]) -> str:
-    """The tunnel's URL. Raises TunnelError if the program ends before, or says nothing."""
+    """The tunnel's URL. Raises TunnelError if the program ends or reports no URL in time."""
     url = asyncio.create_task(kind.url(port))
     ended = asyncio.create_task(child.wait())
     try:
         await asyncio.wait([url, ended], timeout=URL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         if url.done():
             return url.result()
-        what = f"ended with code {ended.result()}" if ended.done() else f"told no URL in {URL_TIMEOUT_S:g} s"
+        what = f"ended with code {ended.result()}" if ended.done() else f"reported no URL in {URL_TIMEOUT_S:g} s"
         raise TunnelError("\n".join([f"{provider} {what}. Its last lines:", *output]))
     finally:
         url.cancel()
@@ -199,44 +200,40 @@ async def _url(kind: Tunnel, port: int, provider: Provider, child: Child, output
         await asyncio.gather(url, ended, return_exceptions=True)
 
 
-async def dev(settings: Settings, say: Say, wanted: Provider | None = None) -> int:
-    """Run everything behind a tunnel until cancelled. Returns 1 where it may not be; raises UpError when it fails."""
+async def dev(settings: Settings, say: Say, wanted: Provider | None = None) -> NoReturn:
+    """Run the system behind a tunnel until cancelled. Raises CliError when it may not or cannot run."""
     if settings.webhook_verification is Verification.OFF:
-        say("dispatchai: WEBHOOK_VERIFICATION=off is not allowed behind a tunnel: the gateway is public")
-        return 1
-    try:
-        async with tunnel(settings.gateway_port, wanted) as (url, child):
-            public = _public(url)
-            async with up(public, say) as running:
-                watched = {
-                    asyncio.create_task(child.wait()): "the tunnel ended: its URL is gone. Start again",
-                    asyncio.create_task(running.failure()): None,
-                }
-                introducing = asyncio.create_task(_introduce(public, say))
-                try:
-                    done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-                    (task, *_) = done
-                    raise UpError(watched[task] or str(task.result()))
-                finally:
-                    for task in (introducing, *watched):
-                        task.cancel()
-                    await asyncio.gather(introducing, *watched, return_exceptions=True)
-    except TunnelError as error:
-        raise UpError(str(error)) from error
+        raise CliError("WEBHOOK_VERIFICATION=off is not allowed behind a tunnel: the gateway is public")
+    async with tunnel(settings.gateway_port, wanted) as (url, child):
+        public = _public(url)
+        async with up(public, say) as running:
+            watched = {
+                asyncio.create_task(child.wait()): "the tunnel ended and its URL is gone: start again",
+                asyncio.create_task(running.failure()): None,
+            }
+            introducing = asyncio.create_task(_introduce(public, say))
+            try:
+                done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+                (task, *_) = done
+                raise UpError(watched[task] or str(task.result()))
+            finally:
+                for task in (introducing, *watched):
+                    task.cancel()
+                await asyncio.gather(introducing, *watched, return_exceptions=True)
 
 
 def _public(url: str) -> Settings:
-    """The settings with the tunnel's URL, which the processes get by the environment."""
+    """The settings with the tunnel's URL, which the processes read from the environment."""
     os.environ["HTTP_PUBLIC_URL"] = url
     os.environ["WS_PUBLIC_URL"] = f"wss://{url.removeprefix('https://')}{MEDIA_PATH}"
     return Settings()
 
 
 async def _introduce(settings: Settings, say: Say) -> None:
-    """Say what to enter into the Portal, and whether the URL works from outside."""
+    """Print what to enter into the Portal, and whether the URL works from outside."""
     say("")
     say(f"webhook URL for the Portal   {settings.http_public_url}{WEBHOOK_PATH}")
-    say(f"media (told to Telnyx)       {settings.ws_public_url}")
+    say(f"media (sent to Telnyx)       {settings.ws_public_url}")
     say("Portal: Call Control, Applications, your application, Webhook URL; API v2, POST. Then call your number.")
     if settings.carrier_is_simulated:
         say("TELNYX_API_KEY is not set: calls from Telnyx are not answered. Set it and TELNYX_PUBLIC_KEY in .env.")
@@ -249,7 +246,7 @@ async def _introduce(settings: Settings, say: Say) -> None:
 
 
 async def _until_reached(check: Callable[[], Awaitable[Result]]) -> Result:
-    """The first result that is no failure, or the last one."""
+    """The first result that is not a failure, or the last one."""
     result = await check()
     try:
         async with asyncio.timeout(REACHED_TIMEOUT_S):

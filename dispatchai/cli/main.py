@@ -1,6 +1,7 @@
-"""The command line: what can be asked, and how errors are told. What is done is elsewhere.
+"""The command line: subcommands, options and help. The module of each subcommand does the work.
 
-Imports of the heavy parts are in the commands, so that each starts with what it needs.
+Decides how an error becomes a message and an exit code: `_Commands` is the one place. Heavy imports are inside the
+subcommands, so that each loads only what it needs.
 """
 
 from __future__ import annotations
@@ -12,46 +13,59 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 from pydantic import ValidationError
 
 from dispatchai import __version__
+from dispatchai.cli.errors import CliError, UnusableError
+from dispatchai.kafka.errors import KafkaOperationError
+from dispatchai.process.errors import ProcessError
 from dispatchai.settings import Settings
 from dispatchai.settings import settings as read_settings
 
+EXIT_INTERRUPTED: Final = 130
+"""Exit code after Ctrl-C, as in shells: 128 + SIGINT."""
+
+
+class _Commands(click.Group):
+    """The one place where an error becomes a message on standard error and an exit code, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the subcommand."""
+        try:
+            return super().invoke(ctx)
+        except CliError as error:
+            message, code = str(error), error.exit_code
+        except (KafkaOperationError, ProcessError) as error:
+            message, code = str(error), CliError.exit_code
+        except KeyboardInterrupt:
+            raise SystemExit(EXIT_INTERRUPTED) from None
+        click.echo(f"dispatchai: {message}", err=True)
+        raise SystemExit(code)
+
 
 def _settings(process: str) -> Settings:
-    """The settings, with logging set up. Ends the program with a clear error if they make no sense."""
+    """The settings, with logging configured. Raises UnusableError with each setting that is wrong."""
     from dispatchai.process.logs import configure
 
     try:
         settings = read_settings()
     except ValidationError as error:
+        lines = []
         for problem in error.errors(include_url=False, include_input=False):
             name = "_".join(str(part) for part in problem["loc"]).upper()
-            click.echo(
-                f"dispatchai: {name + ': ' if name else ''}{problem['msg'].removeprefix('Value error, ')}", err=True
-            )
-        click.echo("dispatchai: set it in the environment or in .env; .env.example explains each setting", err=True)
-        raise SystemExit(2) from None
+            lines.append(f"{name + ': ' if name else ''}{problem['msg'].removeprefix('Value error, ')}")
+        lines.append("set it in the environment or in .env; .env.example explains each setting")
+        raise UnusableError("\n".join(lines)) from None
     configure(settings.log_format, settings.log_level, process)
     return settings
 
 
-def _fail(message: str, code: int = 1) -> NoReturn:
-    click.echo(f"dispatchai: {message}", err=True)
-    raise SystemExit(code)
-
-
 def _run(main: Coroutine[Any, Any, int]) -> NoReturn:
-    """Run `main` and end the program with its exit code; Ctrl-C ends it with 130, without a traceback."""
-    try:
-        code = asyncio.run(main)
-    except KeyboardInterrupt:
-        code = 130
-    raise SystemExit(code)
+    """Run `main` and end the program with its exit code."""
+    raise SystemExit(asyncio.run(main))
 
 
 async def _supervised(body: Coroutine[Any, Any, int]) -> int:
@@ -61,7 +75,7 @@ async def _supervised(body: Coroutine[Any, Any, int]) -> int:
     return await supervise(body, click.echo)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="dispatchai")
 def main() -> None:
     """Triage of emergency calls while they are in progress."""
@@ -69,7 +83,10 @@ def main() -> None:
 
 @main.command()
 def up() -> None:
-    """Run one process of each kind here; with no KAFKA_BOOTSTRAP_SERVERS, an embedded broker too."""
+    """Run the whole system on this machine.
+
+    One process of each kind and, without KAFKA_BOOTSTRAP_SERVERS, an embedded broker.
+    """
     settings = _settings("up")
 
     async def run() -> int:
@@ -80,7 +97,7 @@ def up() -> None:
             click.echo(f"webhooks {running.info.gateway_url}/api/v1/call/incoming")
             click.echo(f"media    {running.info.ws_url}")
             if settings.carrier_is_simulated:
-                click.echo("no TELNYX_API_KEY: call in with `dispatchai call FILE.wav`")
+                click.echo("TELNYX_API_KEY is not set: call in with `dispatchai call FILE.wav`")
             click.echo("Ctrl-C stops everything")
             raise UpError(await running.failure())
 
@@ -88,9 +105,14 @@ def up() -> None:
 
 
 @main.command()
-@click.option("--tunnel", "provider", type=click.Choice(["ngrok", "cloudflared"]), help="Default: which is installed.")
+@click.option(
+    "--tunnel", "provider", type=click.Choice(["ngrok", "cloudflared"]), help="Default: the one that is installed."
+)
 def dev(provider: str | None) -> None:
-    """As `up`, behind a tunnel: sets HTTP_PUBLIC_URL and WS_PUBLIC_URL and prints the URL for the Telnyx Portal."""
+    """Run the whole system behind a tunnel, for real calls.
+
+    Like `up`, but sets HTTP_PUBLIC_URL and WS_PUBLIC_URL, and prints the URL for the Telnyx Portal.
+    """
     settings = _settings("up")
 
     async def run() -> int:
@@ -103,10 +125,13 @@ def dev(provider: str | None) -> None:
 
 
 @main.command()
-@click.option("--exit", "leave", is_flag=True, help="End when the packets are there, and do not keep the page up.")
+@click.option("--exit", "leave", is_flag=True, help="Exit once the packets are there, instead of keeping the page up.")
 @click.option("--json", "as_json", is_flag=True, help="Print the packets as JSON.")
 def demo(leave: bool, as_json: bool) -> None:
-    """Start everything here, let three recorded callers call in at once, show how they are ranked."""
+    """Run the whole system and let three recorded callers call in.
+
+    They call in at once; their progress, their ranks and their packets are shown.
+    """
     settings = _settings("demo")
 
     async def run() -> int:
@@ -119,7 +144,7 @@ def demo(leave: bool, as_json: bool) -> None:
 
 @main.command()
 def gateway() -> None:
-    """Run the gateway: webhooks and media of the carrier."""
+    """Run the gateway, which takes webhooks and media."""
     settings = _settings("gateway")
 
     async def run() -> int:
@@ -138,9 +163,10 @@ def gateway() -> None:
             return 0
         except OSError as error:
             where = f"{settings.gateway_host}:{settings.gateway_port}"
-            _fail(f"cannot listen on {where}: {error.strerror or error}; set GATEWAY_PORT to a free port", 2)
+            why = error.strerror or error
+            raise UnusableError(f"cannot listen on {where}: {why}; set GATEWAY_PORT to a free port") from error
         except ValueError as error:
-            _fail(str(error), 2)
+            raise UnusableError(str(error)) from error
         return 0
 
     _need_kafka(settings)
@@ -152,7 +178,10 @@ def gateway() -> None:
 
 @main.command()
 def worker() -> None:
-    """Run a worker: the agents calls, signals, triage and ranking, and the page."""
+    """Run a worker, which triages and ranks the calls.
+
+    It has the agents calls, signals, triage and ranking, and serves the page.
+    """
     settings = _settings("worker")
 
     async def run() -> int:
@@ -167,7 +196,7 @@ def worker() -> None:
 
 @main.command()
 def speech() -> None:
-    """Run a speech process: it turns what callers say into text."""
+    """Run a speech process, which transcribes callers."""
     settings = _settings("speech")
 
     async def run() -> int:
@@ -189,7 +218,7 @@ def _run_faust(main: Coroutine[Any, Any, int]) -> NoReturn:
 
 def _need_kafka(settings: Settings) -> None:
     if not settings.kafka_bootstrap_servers:
-        _fail("KAFKA_BOOTSTRAP_SERVERS is not set: name the brokers, or let `dispatchai up` start all of it", 2)
+        raise UnusableError("KAFKA_BOOTSTRAP_SERVERS is not set: name the brokers, or run `dispatchai up` instead")
 
 
 class _CallCommand(click.Command):
@@ -204,18 +233,20 @@ class _CallCommand(click.Command):
 
 @main.command(cls=_CallCommand)
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--from", "from_number", help="Number that the first caller calls from.")
-@click.option("--speed", default=1.0, show_default=True, help="Times real time at which callers speak.")
-@click.option("--console", "console_url", help="URL of the page, where it is not that of the local run.")
+@click.option("--from", "from_number", help="The number of the first caller.")
+@click.option("--speed", default=1.0, show_default=True, help="How many times faster than in real time callers speak.")
+@click.option("--console", "console_url", help="URL of the page, if it is not that of the local run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the packets as JSON.")
 @click.option(
     "--fault",
     "faults",
     multiple=True,
     metavar="NAME[=VALUE]",
-    help="What goes wrong on the line; several may. Listed below, in brackets what a bare NAME means.",
+    help="A fault of the line; can be given several times. Listed below, with the meaning of a bare NAME in brackets.",
 )
-@click.option("--seed", default=0, show_default=True, help="Decides which frames, events and commands a rate hits.")
+@click.option(
+    "--seed", default=0, show_default=True, help="Seed that decides which frames, events and commands a rate hits."
+)
 def call(
     files: tuple[Path, ...],
     from_number: str | None,
@@ -225,14 +256,17 @@ def call(
     faults: tuple[str, ...],
     seed: int,
 ) -> None:
-    """Call in with recordings, as Telnyx would; several FILES are simultaneous calls. Prints their packets."""
+    """Call in with recordings and print the packets.
+
+    Plays the carrier as Telnyx would. Several FILES are simultaneous calls.
+    """
     from dispatchai.engine.app import use_uvloop
     from dispatchai.simulator.faults import FaultError, Faults
 
     try:
         line = Faults.parse(faults, seed)
     except FaultError as error:
-        _fail(f"--fault: {error}", 2)
+        raise UnusableError(f"--fault: {error}") from None
     settings = _settings("call")
 
     async def run() -> int:
@@ -259,18 +293,18 @@ def call(
     "env_files",
     multiple=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Read settings from this file and not from .env; of several the later wins.",
+    help="Read settings from this file instead of .env. Of several files the later one wins.",
 )
 def doctor(as_json: bool, env_files: tuple[Path, ...]) -> None:
-    """Check keys, URLs, Kafka, topics, clock, the public webhook and the media socket, and say what to do.
+    """Check the deployment and say what to do.
 
-    Changes nothing. Exit code 1 if a check failed.
+    Checks keys, URLs, Kafka, topics, clock, the public webhook and the media socket, and changes nothing. Exit code 1
+    if a check failed.
     """
     from dispatchai.cli import doctor as checks
-    from dispatchai.process.logs import configure
-    from dispatchai.settings import LogFormat
+    from dispatchai.process.logs import LogFormat, configure
 
-    # The results say what went wrong; the lines of the libraries would say it again.
+    # The results name each fault; log lines of the libraries would only repeat it.
     configure(LogFormat.CONSOLE, "CRITICAL", "doctor")
 
     async def run() -> int:
@@ -290,12 +324,15 @@ def doctor(as_json: bool, env_files: tuple[Path, ...]) -> None:
 
 @main.group()
 def topics() -> None:
-    """The topics of topics.yaml on the configured Kafka."""
+    """Create or show the topics of topics.yaml."""
 
 
 @topics.command("apply")
 def topics_apply() -> None:
-    """Create what is missing; report what differs without touching it (exit code 1)."""
+    """Create the missing topics.
+
+    Reports what differs from topics.yaml, without changing it (exit code 1).
+    """
     settings = _settings("topics")
 
     async def run() -> int:
@@ -307,12 +344,15 @@ def topics_apply() -> None:
         click.echo(render_report(report))
         return report.exit_code
 
-    _run(_telling(run()))
+    _run(_on_kafka(run()))
 
 
 @topics.command("show")
 def topics_show() -> None:
-    """List the topics as they are: partitions, policy, retention, offsets."""
+    """List the topics as the cluster has them.
+
+    With partitions, policy, retention and offsets.
+    """
     settings = _settings("topics")
 
     async def run() -> int:
@@ -323,12 +363,12 @@ def topics_show() -> None:
         click.echo(render_show(await show(_kafka(settings), Topics.load())))
         return 0
 
-    _run(_telling(run()))
+    _run(_on_kafka(run()))
 
 
 @main.group("dead-letters")
 def dead_letters() -> None:
-    """Records that could not be processed: list them, look at one, send them again."""
+    """List, show or resend records that failed."""
 
 
 class _Place(click.ParamType):
@@ -360,12 +400,12 @@ class _Moment(click.ParamType):
 
 
 def _filters(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that say which letters count; the command gets them as one `Filter` named `wanted`."""
+    """Options that choose dead letters. The command gets them as one `Filter` named `wanted`."""
 
     @click.option("--topic", help="Only records of this topic.")
-    @click.option("--reader", help="Only what this agent could not process.")
-    @click.option("--since", type=_Moment(), help="Only letters from then on: 90m, 2h, 7d or 2026-01-31T08:00.")
-    @click.option("--until", type=_Moment(), help="Only letters from before then.")
+    @click.option("--reader", help="Only records that this agent could not process.")
+    @click.option("--since", type=_Moment(), help="Only dead letters since then: 90m, 2h, 7d or 2026-01-31T08:00.")
+    @click.option("--until", type=_Moment(), help="Only dead letters written before then.")
     @functools.wraps(command)
     def filtered(topic: str | None, reader: str | None, since: int | None, until: int | None, **others: Any) -> None:
         from dispatchai.kafka.dead_letter_store import Filter
@@ -377,97 +417,94 @@ def _filters(command: Callable[..., None]) -> Callable[..., None]:
 
 @dead_letters.command("list")
 @_filters
-@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Show so many records.")
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="The most records to show."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
 def dead_letters_list(wanted: Any, limit: int, as_json: bool) -> None:
-    """List the records that could not be processed, each once, the newest first."""
+    """List the records that could not be processed, the newest first."""
     settings = _settings("dead-letters")
 
     async def run() -> int:
-        from dispatchai.cli.dead_letters import list_letters
+        from dispatchai.cli.dead_letters import list_dead_letters
 
-        return await list_letters(_kafka(settings), wanted, limit, as_json=as_json, out=sys.stdout, err=sys.stderr)
+        return await list_dead_letters(_kafka(settings), wanted, limit, as_json=as_json, out=sys.stdout, err=sys.stderr)
 
-    _run(_telling(run()))
+    _run(_on_kafka(run()))
 
 
 @dead_letters.command("show")
 @click.argument("record", type=_Place())
-@click.option("--content", is_flag=True, help="Show what callers said, their numbers, and bytes that are no record.")
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+@click.option("--content", is_flag=True, help="Show what callers said, their numbers, and bytes that are not a record.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
 def dead_letters_show(record: Any, content: bool, as_json: bool) -> None:
     """Show a RECORD, given as TOPIC/PARTITION/OFFSET: each reader's error, headers and value."""
     settings = _settings("dead-letters")
 
     async def run() -> int:
-        from dispatchai.cli.dead_letters import show_letter
+        from dispatchai.cli.dead_letters import show_dead_letter
 
-        return await show_letter(
+        return await show_dead_letter(
             _kafka(settings), record, content=content, as_json=as_json, out=sys.stdout, err=sys.stderr
         )
 
-    _run(_telling(run()))
+    _run(_on_kafka(run()))
 
 
 @dead_letters.command("retry")
 @click.argument("records", nargs=-1, type=_Place())
-@click.option("--all", "every", is_flag=True, help="All open ones that the other options leave.")
+@click.option("--all", "every", is_flag=True, help="All open records that match the other options.")
 @_filters
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Send without asking.")
 def dead_letters_retry(records: tuple[Any, ...], every: bool, wanted: Any, yes: bool) -> None:
-    """Send RECORDS again, to where they came from. The letters stay. docs/dead-letters.md says what that can do."""
+    """Send RECORDS to their topics again. Their dead letters are kept. See docs/dead-letters.md for the effects."""
     from dispatchai.kafka.dead_letter_store import Filter
 
     if every == bool(records):
-        _fail("name records as `dead-letters list` shows them, or say --all", 2)
+        raise UnusableError("name records as `dead-letters list` shows them, or give --all")
     if records and wanted != Filter():
-        _fail("--topic, --reader, --since and --until choose among all: they go with --all", 2)
+        raise UnusableError("--topic, --reader, --since and --until need --all")
     settings = _settings("dead-letters")
 
     def confirm(question: str) -> bool:
         if not yes and not sys.stdin.isatty():
-            _fail("nobody here to ask: say --yes", 2)
+            raise UnusableError("there is no terminal to ask on: give --yes")
         return yes or click.confirm(question)
 
     async def run() -> int:
-        from dispatchai.cli.dead_letters import retry_letters
+        from dispatchai.cli.dead_letters import retry_dead_letters
 
-        return await retry_letters(
+        return await retry_dead_letters(
             _kafka(settings), settings, records, wanted, confirm=confirm, out=sys.stdout, err=sys.stderr
         )
 
-    _run(_telling(run()))
+    _run(_on_kafka(run()))
 
 
 def _kafka(settings: Settings) -> Any:
-    """The configured Kafka, else the embedded one of a run on this machine."""
+    """The configured Kafka or, without one, the embedded broker of a run on this machine. Raises UnusableError."""
     from dispatchai.process.run_info import RunInfo
 
     if settings.kafka_bootstrap_servers:
         return settings.kafka()
     run = RunInfo.load(settings.state_dir)
     if run is None:
-        _fail("KAFKA_BOOTSTRAP_SERVERS is not set and no `dispatchai up` is running here", 2)
+        raise UnusableError("KAFKA_BOOTSTRAP_SERVERS is not set and no `dispatchai up` is running here")
     return settings.kafka(run.bootstrap_servers)
 
 
-async def _telling(command: Coroutine[Any, Any, int]) -> int:
-    """Run what needs Kafka; what goes wrong with it, or with the file of topics, is told in one line."""
+async def _on_kafka(command: Coroutine[Any, Any, int]) -> int:
+    """Run a command that uses Kafka. Raises CliError with the cause when Kafka or a file fails."""
     from aiokafka.errors import KafkaError
 
-    from dispatchai.cli.up import unreachable
-    from dispatchai.kafka.admin import TopicsError
-    from dispatchai.kafka.dead_letter_store import LetterboxError
-    from dispatchai.kafka.topics import TopicsFileError
+    from dispatchai.cli.up import explain
 
     try:
         return await command
-    except (TopicsError, TopicsFileError, LetterboxError, OSError) as error:
-        click.echo(f"dispatchai: {error}", err=True)
-        return 1
     except KafkaError as error:
-        click.echo(f"dispatchai: {await unreachable(_kafka(read_settings()), error)}", err=True)
-        return 1
+        raise CliError(await explain(_kafka(read_settings()), error)) from error
+    except OSError as error:
+        raise CliError(str(error)) from error
 
 
 if __name__ == "__main__":

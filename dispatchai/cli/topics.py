@@ -1,4 +1,7 @@
-"""What `dispatchai topics` prints: the report of `apply` and the table of `show`."""
+"""`dispatchai topics`: what it prints, the report of `apply` and the table of `show`.
+
+`kafka.admin` compares the cluster with `topics.yaml`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ NOT_REPORTED: Final = "not reported by this broker"
 
 
 def _readable(what: str, value: str) -> str:
-    """A configuration value for people: milliseconds with their duration."""
+    """A configuration value for people: milliseconds also as a duration."""
     if not what.endswith(".ms") or not value.lstrip("-").isdigit():
         return value
     return f"{value} ({_duration(int(value))})"
@@ -28,7 +31,7 @@ def _duration(milliseconds: int) -> str:
 
 
 def render_report(report: Report) -> str:
-    """The report as lines for a terminal, without a newline at the end."""
+    """The report as lines for a terminal, without a final newline."""
     lines = [f"created  {name}" for name in report.created]
     lines += [
         f"drift    {item.topic}: {item.what} is {_readable(item.what, item.found)}, "
@@ -37,30 +40,30 @@ def render_report(report: Report) -> str:
     ]
     lines += [f"unknown  {item.topic}: {', '.join(item.names)}: {NOT_REPORTED}" for item in report.not_reported]
     drifted = len({item.topic for item in report.drift})
-    there = len(report.present) - drifted
-    lines.append(f"{len(report.created)} created, {there} were there as declared, {drifted} drifted (left as they are)")
+    as_declared = len(report.present) - drifted
+    lines.append(f"{len(report.created)} created, {as_declared} present as declared, {drifted} differ (not changed)")
     return "\n".join(lines)
 
 
 def render_show(states: Iterable[TopicState]) -> str:
-    """The topics as a table for a terminal, without a newline at the end."""
+    """The topics as a table for a terminal, without a final newline."""
 
-    def told(state: TopicState, name: str) -> str:
+    def value_of(state: TopicState, name: str) -> str:
         if name not in state.configs:
             return "?"
         value = state.configs[name]
         return _duration(int(value)) if name.endswith(".ms") else value
 
     rows = [("TOPIC", "PARTITIONS", "COPIES", "POLICY", "RETENTION", "SEGMENT", "END OFFSETS", "RECORDS AT MOST")]
-    untold = False
+    unreported = False
     for state in states:
         if not state.exists:
             rows.append((state.name, "missing", "", "", "", "", "", ""))
             continue
-        policy = told(state, "cleanup.policy")
-        retention = "" if policy == "compact" else told(state, "retention.ms")
-        segment = told(state, "segment.ms")
-        untold = untold or "?" in (policy, retention, segment)
+        policy = value_of(state, "cleanup.policy")
+        retention = "" if policy == "compact" else value_of(state, "retention.ms")
+        segment = value_of(state, "segment.ms")
+        unreported = unreported or "?" in (policy, retention, segment)
         ends = " ".join(str(offset) for offset in state.end_offsets)
         records = sum(state.end_offsets) - sum(state.start_offsets)
         rows.append(
@@ -68,6 +71,6 @@ def render_show(states: Iterable[TopicState]) -> str:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    if untold:
+    if unreported:
         lines.append(f"? {NOT_REPORTED}")
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """`dispatchai up`: one process of each kind on this machine, and an embedded broker where no Kafka is configured.
 
-Decides what is started, in which order, and that nothing is left behind. What the processes do is theirs.
+Decides what is started, in which order, and when it is restarted or stopped; nothing is left behind. The processes are
+those of `dispatchai gateway`, `worker` and `speech`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from typing import Any, Final
 import aiohttp
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
-from dispatchai.kafka.admin import TopicsError, apply
+from dispatchai.cli.errors import CliError
+from dispatchai.kafka.admin import apply
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import BrokerError, EmbeddedBroker
+from dispatchai.kafka.errors import KafkaOperationError
 from dispatchai.kafka.topics import Topics
 from dispatchai.process.child import Child
 from dispatchai.process.run_info import RunInfo
@@ -28,26 +31,29 @@ from dispatchai.settings import Settings
 from dispatchai.simulator.account import AccountError, SimulatedAccount
 
 READY_TIMEOUT_S: Final = 90.0
-"""How long the processes may take to be ready together: a join takes about 10 s, loading a speech model a few."""
+"""How long all processes together may take to be ready: a join takes about 10 s, a speech model a few seconds."""
 
 READY_POLL_S: Final = 0.1
-"""Pause between two questions to a process that starts: a health endpoint cannot say when it will change."""
+"""Pause between two requests to a process that is starting: a health endpoint does not announce its changes."""
 
-RESTARTS_IN_A_ROW: Final = 5
 RESTART_PAUSE_S: Final = 1.0
 STABLE_AFTER_S: Final = 60.0
-"""A process that fails is started again; one that fails so often without having lived for a minute ends the run."""
+RESTARTS_IN_A_ROW: Final = 5
+"""A process that fails is restarted. When it fails this often without having run for `STABLE_AFTER_S`, the run ends."""
+
+EXIT_MISCONFIGURED: Final = 2
+"""Exit code of a process that cannot run as configured: restarting it would not help."""
 
 Say = Callable[[str], None]
 
 
-class UpError(RuntimeError):
-    """The system could not be started or kept up. The message says what was wrong and what to do."""
+class UpError(CliError):
+    """The system could not be started or kept running. The message says what is wrong and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One process: its subcommand, and where it tells that it is ready."""
+    """One process: its subcommand, and the URL that answers 200 once it is ready."""
 
     name: str
     ready_url: str
@@ -55,7 +61,7 @@ class Part:
 
 @asynccontextmanager
 async def up(settings: Settings, say: Say) -> AsyncIterator[Running]:
-    """The running system; it is stopped at the end of the block. Raises UpError."""
+    """Start the system, and stop it at the end of the block. Raises UpError, and TopicsFileError for `topics.yaml`."""
     async with AsyncExitStack() as stack:
         connection = await _broker(settings, say, stack)
         await _topics(connection, settings, say)
@@ -83,7 +89,7 @@ async def _broker(settings: Settings, say: Say, stack: AsyncExitStack) -> KafkaC
     if settings.kafka_bootstrap_servers:
         say(f"Kafka at {settings.kafka_bootstrap_servers}")
         return settings.kafka()
-    say("no KAFKA_BOOTSTRAP_SERVERS: starting the embedded broker (in memory)")
+    say("KAFKA_BOOTSTRAP_SERVERS is not set: starting the embedded broker (in memory)")
     try:
         broker = await stack.enter_async_context(EmbeddedBroker())
     except BrokerError as error:
@@ -92,18 +98,19 @@ async def _broker(settings: Settings, say: Say, stack: AsyncExitStack) -> KafkaC
 
 
 async def _topics(connection: KafkaConnection, settings: Settings, say: Say) -> None:
+    topics = Topics.load()
     try:
-        report = await apply(connection, Topics.load(), settings.kafka_replication_factor)
-    except (TopicsError, KafkaError, OSError) as error:
-        raise UpError(await unreachable(connection, error)) from error
+        report = await apply(connection, topics, settings.kafka_replication_factor)
+    except (KafkaOperationError, KafkaError, OSError) as error:
+        raise UpError(await explain(connection, error)) from error
     if report.created:
         say(f"{len(report.created)} topics created")
     for drift in report.drift:
-        say(f"drift: {drift} (see `dispatchai topics apply`)")
+        say(f"drift: {drift.topic}: {drift.what} is {drift.found}, declared {drift.declared}")
 
 
-async def unreachable(connection: KafkaConnection, error: Exception) -> str:
-    """What to tell of a Kafka that does not do what it is asked. Asks the brokers, as its clients do not say why."""
+async def explain(connection: KafkaConnection, error: Exception) -> str:
+    """Why a request to Kafka failed with `error`. Probes the brokers, because Kafka's clients do not report why."""
     from dispatchai.cli.doctor.kafka import refusal
     from dispatchai.cli.doctor.result import Limits
 
@@ -118,8 +125,8 @@ async def unreachable(connection: KafkaConnection, error: Exception) -> str:
 
 
 def _environment(settings: Settings, connection: KafkaConnection) -> dict[str, str]:
-    """The environment of the processes: this one's, with the broker, and the simulated carrier's keys where no Telnyx
-    is configured."""
+    """The environment of the processes: that of this process, the broker's address and, where no Telnyx is
+    configured, the simulated carrier's keys."""
     environment = dict(os.environ)
     environment["KAFKA_BOOTSTRAP_SERVERS"] = connection.bootstrap_servers
     environment["LOG_LEVEL"] = settings.log_level
@@ -137,7 +144,7 @@ def _environment(settings: Settings, connection: KafkaConnection) -> dict[str, s
 
 
 class Running:
-    """The processes of a run, watched and started again when they fail."""
+    """The processes of a run. Each is restarted when it fails."""
 
     def __init__(self, info: RunInfo, environment: Mapping[str, str], say: Say) -> None:
         self.info = info
@@ -147,11 +154,11 @@ class Running:
         self._failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def start(self, parts: tuple[Part, ...]) -> None:
-        """Start all parts and wait until each is ready, telling so. Raises UpError."""
+        """Start all parts, wait until each is ready and report it. Raises UpError."""
         self._say(f"starting {', '.join(part.name for part in parts)}")
         started = time.monotonic()
         self._watchers = [asyncio.create_task(self._watch(part)) for part in parts]
-        waiting = {part.name: asyncio.create_task(self._tell_when_ready(part, started)) for part in parts}
+        waiting = {part.name: asyncio.create_task(self._report_when_ready(part, started)) for part in parts}
         failed = asyncio.create_task(self.failure())
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
@@ -164,30 +171,30 @@ class Running:
         except TimeoutError:
             late = ", ".join(name for name, task in waiting.items() if not task.done() or task.cancelled())
             raise UpError(
-                f"not ready after {READY_TIMEOUT_S:.0f} s: {late}. Its log lines are above; LOG_LEVEL=DEBUG says more."
+                f"not ready after {READY_TIMEOUT_S:.0f} s: {late}. Its log lines are above; LOG_LEVEL=DEBUG logs more."
             ) from None
         finally:
             for task in (failed, *waiting.values()):
                 task.cancel()
             await asyncio.gather(failed, *waiting.values(), return_exceptions=True)
 
-    async def _tell_when_ready(self, part: Part, started: float) -> None:
+    async def _report_when_ready(self, part: Part, started: float) -> None:
         await _ready(part)
         self._say(f"  {part.name} is ready ({time.monotonic() - started:.0f} s)")
 
     async def failure(self) -> str:
-        """Wait until a part failed for good. Returns what to tell."""
+        """Wait until a part has failed for good. Returns the message about it."""
         return await asyncio.shield(self._failed)
 
     async def stop(self) -> None:
-        """Stop all parts, the gateway first: what it took is then still processed by the others."""
+        """Stop all parts, the gateway first: the others then still process what it accepted."""
         for watcher in self._watchers:
             watcher.cancel()
             with suppress(asyncio.CancelledError):
                 await watcher
 
     async def _watch(self, part: Part) -> None:
-        """Keep `part` running until cancelled; then stop it in order."""
+        """Keep `part` running until cancelled, then stop it."""
         failures = 0
         while not self._failed.done():
             child = Child([sys.executable, "-m", "dispatchai", part.name], env=self._environment)
@@ -202,12 +209,8 @@ class Running:
                 if not self._failed.done():
                     self._failed.set_result(f"the {part.name} ended with code {code}; its log lines are above")
                 return
-            self._say(f"the {part.name} ended with code {code}: starting it again")
+            self._say(f"the {part.name} ended with code {code}: restarting it")
             await asyncio.sleep(RESTART_PAUSE_S)
-
-
-EXIT_MISCONFIGURED: Final = 2
-"""Exit code of a process that cannot run as configured: starting it again would not help."""
 
 
 async def _ready(part: Part) -> None:
@@ -231,9 +234,9 @@ async def until_signal() -> None:
 
 
 async def supervise(body: Coroutine[Any, Any, int], say: Say) -> int:
-    """Run `body` until it returns, or until Ctrl-C or SIGTERM, also while it starts. Returns the exit code.
+    """Run `body` until it returns, or until Ctrl-C or SIGTERM, at any moment. Returns the exit code.
 
-    A signal cancels `body`, whose contexts then stop what they started; an UpError is told.
+    A signal cancels `body`, whose contexts then stop what they started; the exit code is 0.
     """
     running = asyncio.create_task(body)
     asked = asyncio.create_task(until_signal())
@@ -245,8 +248,5 @@ async def supervise(body: Coroutine[Any, Any, int], say: Say) -> int:
         return await running
     except asyncio.CancelledError:
         return 0
-    except UpError as error:
-        say(f"dispatchai: {error}")
-        return 1
     finally:
         asked.cancel()

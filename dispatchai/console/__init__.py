@@ -1,6 +1,6 @@
-"""The views of the calls: what is live, what is ranked, as a page, REST and server-sent events.
+"""The views of the calls: live and ranked, as a page, REST and server-sent events.
 
-Reads the two compacted topics and decides nothing about a call: level, order and summary come with the records.
+Reads the two compacted topics. Decides nothing about a call: level, order and summary come with the records.
 """
 
 from dispatchai.console.queue_view import Change, Entry, QueueView

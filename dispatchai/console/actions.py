@@ -1,7 +1,7 @@
-"""`POST /api/v1/calls/{call_id}/actions`: what a dispatcher does to a call becomes a record of `dispatch-actions`.
+"""`POST /api/v1/calls/{call_id}/actions`: a dispatcher's action on a call becomes a record of `dispatch-actions`.
 
-Decides who may ask (a page of this server, never another site), what is asked in due form, and that 202 is said only
-when Kafka has the record. What an action does is the calls agent's matter.
+Decides who may send one (a page of this server, never another site) and which requests are valid, and answers 202 only
+once Kafka has the record. The calls agent carries out the action.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from yarl import URL
 
+from dispatchai.console.errors import ConsoleError
 from dispatchai.console.queue_view import Entry, EntryStatus
 from dispatchai.console.topic_feed import Feed
 from dispatchai.kafka.connection import KafkaConnection
@@ -30,31 +31,31 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 ACTION_ID_HEADER: Final = "X-Action-Id"
-"""Names the action: one that is sent again under the same name has effect once. A page of another site cannot set
-it without being allowed to, and nobody is."""
+"""Names the action: sent again under the same name it has effect once. A page of another site can set this header only
+with permission (CORS), which no site has."""
 
 KINDS: Final = frozenset({ActionKind.SPEAK, ActionKind.TRANSFER, ActionKind.HANGUP})
-"""What can be asked for here."""
+"""The actions that can be sent here."""
 
 BODY_MAX_BYTES: Final = 16_384
-"""The longest text in four-byte characters, with room for the rest."""
+"""The longest text in four-byte characters, with room for the other fields."""
 TEXT_MAX_CHARS: Final = 3_000
-"""The carrier speaks no more in one command."""
+"""The carrier's limit for one command."""
 ACTOR_MAX_CHARS: Final = 100
 
 ACK_TIMEOUT_S: Final = 4.0
-"""How long Kafka may take. A dispatcher waits for the answer; a record that was not sent by then is never sent."""
+"""How long Kafka may take: a dispatcher is waiting for the answer. A record that is not sent by then is never sent."""
 STOP_TIMEOUT_S: Final = 1.0
 
 _ACTION_ID: Final = re.compile(r"[A-Za-z0-9_.-]{8,64}")
 
 
-class KafkaAwayError(Exception):
-    """Kafka did not acknowledge the record in time. It may have stored it nevertheless."""
+class NotAcknowledgedError(ConsoleError):
+    """Kafka did not acknowledge the record in time. It may have stored it all the same."""
 
 
 class ActionWriter:
-    """Writes actions to Kafka and waits for the acknowledgement. Connects at the first; `close` it at the end."""
+    """Writes actions to Kafka and waits for the acknowledgement. Connects at the first one; `close` it at the end."""
 
     def __init__(self, connection: KafkaConnection, *, ack_timeout_s: float = ACK_TIMEOUT_S) -> None:
         self._connection = connection
@@ -63,18 +64,18 @@ class ActionWriter:
         self._connecting = asyncio.Lock()
 
     async def write(self, call_id: str, action: Action) -> None:
-        """Store `action`. Returns when all replicas have it. Raises KafkaAwayError."""
+        """Store `action`. Returns once all replicas have it. Raises NotAcknowledgedError."""
         try:
             async with asyncio.timeout(self._ack_timeout_s):
                 producer = await self._connected()
                 await producer.send_and_wait(Topic.DISPATCH_ACTIONS, encode(action), call_id.encode())
         except (KafkaError, TimeoutError, OSError) as error:
-            # What it still holds must not be carried out when nobody expects it any more.
+            # An action that the producer still holds must not be carried out when nobody expects it any more.
             await self.close()
-            raise KafkaAwayError(type(error).__name__) from error
+            raise NotAcknowledgedError(type(error).__name__) from error
 
     async def close(self) -> None:
-        """Leave Kafka, and what was not acknowledged unsent. The next `write` connects again."""
+        """Disconnect without sending what was not acknowledged. The next `write` connects again."""
         producer, self._producer = self._producer, None
         if producer is None:
             return
@@ -102,13 +103,13 @@ class ActionWriter:
 
 
 def routes(feed: Feed, writer: ActionWriter, *, hosts: Set[str], can_transfer: bool) -> list[web.AbstractRouteDef]:
-    """The route. `hosts` are names, in lower case, besides those of this machine under which the page is reached."""
+    """The route. `hosts` are the names, in lower case, under which the page is reached besides this machine's own."""
     actions = _Actions(feed, writer, hosts, can_transfer)
     return [web.post("/api/v1/calls/{call_id}/actions", actions.post)]
 
 
-class _Refused(Exception):  # noqa: N818 - it is the request that is at fault
-    """The answer to a request that is not carried out."""
+class _Refused(ConsoleError):  # noqa: N818 - the request is at fault
+    """A request that is not carried out, with its answer."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -124,7 +125,7 @@ class _Actions:
         self._can_transfer = can_transfer
 
     async def post(self, request: web.Request) -> web.Response:
-        """202 when the action is stored; 4xx when it cannot be, 503 when it may be sent again."""
+        """Answer 202 once the action is stored, 4xx when it never will be, 503 when the client may send it again."""
         call_id = request.match_info["call_id"]
         try:
             self._check_origin(request)
@@ -135,8 +136,8 @@ class _Actions:
             await self._writer.write(call_id, action)
         except _Refused as refused:
             return _json({"error": {"code": refused.code, "message": str(refused)}}, status=refused.status)
-        except KafkaAwayError as away:
-            log.error("action_not_stored", call_id=call_id, reason=str(away))
+        except NotAcknowledgedError as error:
+            log.error("action_not_stored", call_id=call_id, reason=str(error))
             message = f"the action could not be stored; send it again with the same {ACTION_ID_HEADER}"
             return _json({"error": {"code": "unavailable", "message": message}}, status=503)
         log.info("action_stored", call_id=call_id, action_id=action.action_id, kind=action.kind)
@@ -144,19 +145,19 @@ class _Actions:
         return _json(stored, status=202)
 
     def _check_origin(self, request: web.Request) -> None:
-        """Refuse what a page of another site could send: by a form, by fetch, or under a name that it had resolve to
-        this machine (DNS rebinding)."""
+        """Refuse requests that a page of another site could send: by a form, by fetch, or under a name that it made
+        resolve to this machine (DNS rebinding)."""
         host = _url(f"http://{request.host}")
         if host is None or not self._is_ours(host.host):
             raise _Refused(403, "host", "this server is not reached under that name; see CONSOLE_HOSTS")
         if (stated := request.headers.get("Origin")) is not None:
             origin = _url(stated)
-            # Behind a proxy the Host header may be the upstream's: a configured name is the page's then.
+            # Behind a proxy the Host header may be the upstream's. The page then has a configured name.
             same = origin is not None and (
                 origin.host in self._hosts or (origin.host, origin.port) == (host.host, _port(host, origin))
             )
             if not same:
-                raise _Refused(403, "origin", "actions are taken from this server's own page alone")
+                raise _Refused(403, "origin", "actions are accepted only from this server's own page")
 
     def _is_ours(self, name: str | None) -> bool:
         if name is None:
@@ -186,7 +187,7 @@ def _url(text: str) -> URL | None:
 
 
 def _port(host: URL, origin: URL) -> int | None:
-    """The port of a Host header, which names none where it is the scheme's own: that of the page's scheme then."""
+    """The port of a Host header. Where it names none, it is the default port of the page's scheme."""
     return host.explicit_port or (URL.build(scheme=origin.scheme, host="localhost").port if origin.scheme else None)
 
 
@@ -228,7 +229,7 @@ def _action(action_id: str, body: dict[str, Any]) -> Action:
         raise _Refused(400, "bad_kind", f"kind is one of {', '.join(sorted(KINDS))}")
     actor = body.get("actor")
     if not isinstance(actor, str) or not 0 < len(actor.strip()) <= ACTOR_MAX_CHARS:
-        raise _Refused(400, "bad_actor", f"actor is who does this, in at most {ACTOR_MAX_CHARS} characters")
+        raise _Refused(400, "bad_actor", f"actor names who does this, in at most {ACTOR_MAX_CHARS} characters")
     text = body.get("text")
     if text is not None and not (isinstance(text, str) and 0 < len(text.strip()) <= TEXT_MAX_CHARS):
         raise _Refused(400, "bad_text", f"text is 1 to {TEXT_MAX_CHARS} characters, or left out")

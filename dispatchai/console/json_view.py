@@ -1,7 +1,7 @@
-"""What the views say of a call in JSON: thin shaping over the records.
+"""The JSON of the views: a thin layer over the records.
 
-Decides names and which numbers are masked. Lists carry the caller's number as its last three digits; only the
-single-call view carries the whole of it, for calling back.
+Decides names, and which numbers are masked. Lists carry only the last three digits of a caller's number; the view of
+one call carries the whole call-back number.
 """
 
 from __future__ import annotations
@@ -10,23 +10,13 @@ from typing import Any
 
 from dispatchai.console.queue_view import Entry
 from dispatchai.records import CallPacket, CallStatus, LiveCall, to_json
-
-MASK = "•"
-SHOWN_DIGITS = 3
-"""Digits of a number that a list shows: enough to tell two callers apart when they are named aloud."""
+from dispatchai.records.phone_numbers import masked
 
 Json = dict[str, Any]
 
 
-def masked(number: str | None) -> str | None:
-    """The last three digits after a bullet: ``+15551234567`` is ``•567``. A number that short is hidden entirely."""
-    if number is None:
-        return None
-    return MASK + (number[-SHOWN_DIGITS:] if len(number) > SHOWN_DIGITS else "")
-
-
 def live_call(live: LiveCall, *, full_number: bool = False) -> Json:
-    """A call in progress in the names of the guide's LIVE_CALLS, with all that the record holds beside them."""
+    """A call in progress: the names of the guide's LIVE_CALLS, then all fields of the record."""
     shaped = to_json(live, omit=("from_number", "to_number"))
     return {
         "call_id": live.call_id,
@@ -44,7 +34,7 @@ def live_call(live: LiveCall, *, full_number: bool = False) -> Json:
 
 
 def packet(value: CallPacket, *, full_number: bool = False) -> Json:
-    """A packet in the names of the guide's "Final packet structure", with all that the record holds beside them."""
+    """A packet: the names of the guide's "Final packet structure", with all fields of the record."""
     shaped = to_json(value, omit=("from_number", "to_number"))
     return {
         **shaped,
@@ -55,10 +45,10 @@ def packet(value: CallPacket, *, full_number: bool = False) -> Json:
 
 
 def queue_entry(entry: Entry) -> Json:
-    """One place of the queue, the same names for a live call as for a final packet.
+    """One entry of the queue, with the same names for a live call and for a final packet.
 
-    `status` is LIVE for a call in progress and the packet's own status for a final one; `final` tells them apart.
-    `id`, `risk_level` and `summary` are the guide's LIVE_QUEUE.
+    `status` is LIVE for a call in progress and the packet's own status for a final one; `final` distinguishes them.
+    `id`, `risk_level` and `summary` are those of the guide's LIVE_QUEUE.
     """
     match entry.shown:
         case CallPacket() as final:
@@ -111,7 +101,7 @@ def _live_entry(record: LiveCall) -> Json:
 
 
 def call(entry: Entry) -> Json:
-    """All that is known of one call, with the caller's whole number."""
+    """Everything that is known about one call, with the whole call-back number."""
     return {
         "call_id": entry.call_id,
         "status": entry.status,

@@ -1,7 +1,7 @@
 """The queue as a dispatcher sees it: a pure fold of the topics `live-calls` and `dispatch-queue`.
 
-Decides which record of a call is shown, the order of the calls and how many finished ones are kept. Leaves Kafka,
-decoding and time to `feed`, and how an entry looks on the wire to `shape`.
+Decides which record of a call is shown, the order of the calls and how many finished ones are kept. `topic_feed` reads
+and decodes the topics; `json_view` makes JSON of an entry.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from enum import StrEnum
 from dispatchai.records import CallPacket, LiveCall, Micros, Ranking
 
 MAX_FINALS = 5_000
-"""Finished calls kept in a view, the newest by created_at: a day of a busy centre. Older ones are in the topic."""
+"""Finished calls kept in a view, the newest by created_at: a busy centre's day. Older ones are in the topic."""
 
 
 class EntryStatus(StrEnum):
-    """Whether what is known of the call may still change by what the caller says."""
+    """Whether the caller may still change what is known about the call."""
 
     LIVE = "LIVE"
     FINAL = "FINAL"
@@ -25,7 +25,7 @@ class EntryStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is known of one call: `live`, `packet` or both. Once there is a packet, it is what counts."""
+    """What is known about one call: `live`, `packet` or both. Once there is a packet, it counts."""
 
     call_id: str
     live: LiveCall | None
@@ -33,7 +33,7 @@ class Entry:
 
     @property
     def status(self) -> EntryStatus:
-        """FINAL as soon as there is a packet, whatever the live entry still says."""
+        """FINAL as soon as there is a packet, even if there is a live entry."""
         return EntryStatus.LIVE if self.packet is None else EntryStatus.FINAL
 
     @property
@@ -51,14 +51,14 @@ class Entry:
 
     @property
     def order(self) -> tuple[int, Micros, str]:
-        """Key of the queue's order: weight descending, then created_at, then call_id. The status has no part in it."""
+        """Sort key of the queue: weight descending, then created_at, then call_id. The status does not matter."""
         ranking = self.shown.ranking
         return (-ranking.weight, ranking.created_at, self.call_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of the view. `number` rises by one with each; `entry` is None when the call left the view."""
+    """One change of the view. `number` rises by one with each change; `entry` is None when the call left the view."""
 
     number: int
     call_id: str
@@ -68,10 +68,10 @@ class Change:
 class QueueView:
     """The calls in progress and the newest finished ones, by call_id.
 
-    Each `put_*` takes the latest value of one key (None for a tombstone) and returns the change it made, or None if
-    it made none. Values of one key must come in the order of their partition; the two topics and the keys may
-    interleave in any way and end in the same view, as long as no more than `max_finals` packets are held. The calls
-    in progress are not bounded here: their tombstones do it.
+    Each `put_*` takes the latest value of one key (None for a tombstone) and returns the changes it made. Values of
+    one key must come in the order of their partition. The two topics and the keys may interleave in any way and lead to
+    the same view, as long as no more than `max_finals` packets are held. Calls in progress are not limited here: their
+    tombstones remove them.
     """
 
     def __init__(self, *, max_finals: int = MAX_FINALS) -> None:
@@ -84,17 +84,17 @@ class QueueView:
 
     @property
     def number(self) -> int:
-        """Number of the last change."""
+        """The number of the last change."""
         return self._number
 
     @property
     def final_count(self) -> int:
-        """Finished calls in the view."""
+        """The number of finished calls in the view."""
         return self._finals
 
     @property
     def live_count(self) -> int:
-        """Calls in the view that have no packet yet."""
+        """The number of calls in the view without a packet."""
         return len(self._entries) - self._finals
 
     def get(self, call_id: str) -> Entry | None:
@@ -102,7 +102,7 @@ class QueueView:
         return self._entries.get(call_id)
 
     def ranked(self) -> tuple[Entry, ...]:
-        """All entries, live and final, first the one that needs a dispatcher most."""
+        """All entries, live and final; the one that needs a dispatcher most comes first."""
         if self._ranked is None:
             self._ranked = tuple(sorted(self._entries.values(), key=lambda entry: entry.order))
         return self._ranked
@@ -112,20 +112,20 @@ class QueueView:
         return tuple(entry.live for entry in self.ranked() if entry.packet is None and entry.live is not None)
 
     def continue_after(self, predecessor: QueueView) -> None:
-        """Number the next changes above all of `predecessor`, which this view replaces."""
+        """Number the next changes above all changes of `predecessor`, which this view replaces."""
         self._number = max(self._number, predecessor.number)
 
     def put_live(self, call_id: str, live: LiveCall | None) -> list[Change]:
-        """Take a value of `live-calls`. A call that has its packet stays FINAL."""
+        """Apply a value of `live-calls`. A call that has a packet stays FINAL."""
         old = self._entries.get(call_id)
         if live == (old.live if old else None):
             return []
         return [self._set(call_id, live, old.packet if old else None)]
 
     def put_packet(self, call_id: str, packet: CallPacket | None) -> list[Change]:
-        """Take a value of `dispatch-queue`. A version lower than the one held is ignored.
+        """Apply a value of `dispatch-queue`. A version lower than the one held is ignored.
 
-        A second change is the oldest packet leaving a full view.
+        A second change is the removal of the oldest packet from a full view.
         """
         old = self._entries.get(call_id)
         held = old.packet if old else None
@@ -136,7 +136,7 @@ class QueueView:
             heapq.heappush(self._by_age, (packet.ranking.created_at, call_id))
         while self._finals > self._max_finals:
             changes += self._drop_oldest()
-        if len(self._by_age) > 2 * self._max_finals + 64:  # mostly marks of packets that were purged or moved
+        if len(self._by_age) > 2 * self._max_finals + 64:  # mostly packets that were purged or changed
             self._by_age = [
                 (entry.packet.ranking.created_at, entry.call_id) for entry in self._entries.values() if entry.packet
             ]

@@ -1,26 +1,27 @@
-"""Keeps a `QueueView` equal to the two compacted topics and tells subscribers what changed.
+"""Keeps a `QueueView` equal to the two compacted topics, and pushes its changes to subscribers.
 
 Decides how the topics are read (all partitions, no group, so that every worker shows every call), when the view is
-complete, how often subscribers are told and when one is dropped. Leaves HTTP to `web`; dead-lettering belongs to the
-agent that owns the topic, so a value that cannot be read is counted here and skipped.
+complete, how often changes are pushed and when a subscriber is dropped. `web` does HTTP. A value that cannot be read is
+counted and skipped: the agent that reads the topic sends it to the dead-letter topic.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
 from typing import Final, NoReturn, Self
 
+import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.client import AIOKafkaClient
 
+from dispatchai.console.errors import ConsoleError
 from dispatchai.console.queue_view import MAX_FINALS, Change, Entry, QueueView
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.reading import partitions_of, unread
 from dispatchai.kafka.topics import Topic
 from dispatchai.records import CallPacket, DecodeError, LiveCall
 from dispatchai.records.codec import decode_as
@@ -30,58 +31,58 @@ CLIENT_ID: Final = "dispatchai-console"
 FETCH_MAX_WAIT_MS: Final = 50
 """How long the broker may hold a fetch back to fill it: a quarter of the time between two pushes."""
 FETCH_MIN_BYTES: Final = 65_536
-"""A fetch returns sooner when this much is there: 64 entries. Else there would be one for nearly every entry."""
+"""A fetch returns sooner once it has this much: 64 entries. Otherwise nearly every entry would be a fetch."""
 POLL_MS: Final = 1_000
-"""How long one poll waits for records. Only bounds how late a probe of the brokers can be."""
+"""How long one poll waits for records. Bounds how late a probe of the brokers can be."""
 POLL_RECORDS: Final = 64
-"""Records taken in one go: some 10 ms of decoding if all are packets; the agents share this loop."""
+"""Records of one poll: about 10 ms of decoding if all are packets. The agents share this event loop."""
 PROBE_S: Final = 3.0
-"""How often the brokers are asked for the end offsets: finds a Kafka that is away, a consumer that stands still."""
+"""How often the brokers are asked for the end offsets, to find a Kafka that is down or a stalled consumer."""
 REQUEST_S: Final = 10.0
-"""Longest wait for one answer of Kafka; then the session starts again."""
+"""Longest wait for one answer from Kafka. Then the session starts again."""
 STALLED_PROBES: Final = 3
-"""Probes without progress while records are waiting after which the consumer is started again."""
+"""Probes without progress while records are waiting after which the session starts again."""
 BACKOFF_MIN_S: Final = 0.25
 BACKOFF_MAX_S: Final = 5.0
 
 PUSH_INTERVAL_S: Final = 0.2
-"""Five pushes a second to a subscriber; nobody reads faster."""
+"""Five pushes a second to a subscriber: nobody reads faster."""
 PAUSE_FACTOR: Final = 20
-"""After a drain of t seconds the next waits PAUSE_FACTOR * t. Shaping costs about what decoding does, 0.15 ms a call
-each, so that an open page takes a tenth of the agents' loop: five pushes a second up to 60 changed calls, then less."""
+"""After decoding for t seconds a push waits PAUSE_FACTOR * t. Making JSON costs about as much as decoding, 0.15 ms a
+call each, so an open page takes a tenth of the agents' loop: five pushes a second up to 60 changed calls, then less."""
 SLICE: Final = 16
-"""Values decoded, or entries shaped, before other tasks of the loop get their turn: 2 to 3 ms."""
+"""Values decoded, or entries turned into JSON, before other tasks of the loop get their turn: 2 to 3 ms."""
 CHANGES_PER_UPDATE: Final = SLICE
 UPDATES_PER_SUBSCRIBER: Final = 512
-"""8,192 changes; who is further behind is dropped and gets a snapshot when it comes back."""
+"""8,192 changes. A subscriber further behind is dropped, and gets a snapshot when it comes back."""
 MAX_SUBSCRIBERS: Final = 200
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class FeedState(StrEnum):
     """How far the view can be trusted."""
 
     STARTING = "STARTING"
-    """Not read to the end yet: calls may be missing."""
+    """The topics are not read to their end yet: calls may be missing."""
     LIVE = "LIVE"
-    """Read to the end and following."""
+    """The topics are read to their end and followed."""
     RECONNECTING = "RECONNECTING"
-    """Kafka cannot be reached: what is shown was true a while ago."""
+    """Kafka cannot be reached: the view is out of date."""
     STOPPED = "STOPPED"
 
 
-class TooManySubscribersError(RuntimeError):
-    """MAX_SUBSCRIBERS are connected already."""
+class TooManySubscribersError(ConsoleError):
+    """MAX_SUBSCRIBERS are connected, or the feed is stopped."""
 
 
-class _SessionError(RuntimeError):
-    """The reading cannot go on and must start again. The message says why."""
+class _SessionError(ConsoleError):
+    """The topics must be read again from their beginning. The message says why."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
-    """What one push carries. With `snapshot` the view was rebuilt: forget what was known and take it anew."""
+    """The content of one push. With `snapshot` the view was rebuilt, and subscribers read all of it again."""
 
     state: FeedState
     changes: tuple[Change, ...]
@@ -90,7 +91,7 @@ class Update:
 
 @dataclass(slots=True)
 class FeedCounts:
-    """What happened since the start of the process."""
+    """Counts since the start of the process."""
 
     records: int = 0
     skipped: int = 0
@@ -99,7 +100,7 @@ class FeedCounts:
 
 
 class Subscription:
-    """The updates of one subscriber from the moment it subscribed. Iteration ends when the feed stops or drops it."""
+    """The updates of one subscriber since it subscribed. They end when the feed stops or drops the subscriber."""
 
     def __init__(self, on_close: Callable[[Subscription], None]) -> None:
         self._updates: asyncio.Queue[Update | None] = asyncio.Queue(UPDATES_PER_SUBSCRIBER + 1)
@@ -107,14 +108,14 @@ class Subscription:
         self._closed = False
 
     def offer(self, update: Update) -> bool:
-        """Queue `update`. False if the subscriber is too far behind to take it."""
+        """Queue `update`. Returns False if the subscriber is too far behind to take it."""
         if self._closed or self._updates.qsize() >= UPDATES_PER_SUBSCRIBER:
             return False
         self._updates.put_nowait(update)
         return True
 
     def close(self) -> None:
-        """End the iteration after what is queued."""
+        """End the updates after those that are queued."""
         if not self._closed:
             self._closed = True
             self._updates.put_nowait(None)
@@ -128,16 +129,16 @@ class Subscription:
             return await self._updates.get()
 
 
-class _Fold:
-    """One reading of the topics from the beginning.
+class _ViewBuilder:
+    """Builds a view from one reading of the topics, from their beginning.
 
-    Values of live calls are kept as bytes, the latest of each call, until somebody looks: a thousand live calls write
-    four thousand values a second, and a worker whose page nobody has open shall not pay for decoding them. Packets
-    are decoded as they come, for their version decides which one counts.
+    Values of live calls are kept as bytes, the latest of each call, until somebody needs the view: a thousand live
+    calls write four thousand values a second, and a worker without an open page must not pay for decoding them.
+    Packets are decoded as they come, because their version decides which one counts.
     """
 
     def __init__(
-        self, live_topic: str, view: QueueView, counts: FeedCounts, changed: Callable[[_Fold, Change], None]
+        self, live_topic: str, view: QueueView, counts: FeedCounts, changed: Callable[[_ViewBuilder, Change], None]
     ) -> None:
         self.view = view
         self._live_topic = live_topic
@@ -145,8 +146,8 @@ class _Fold:
         self._changed = changed
         self._pending: dict[str, tuple[bytes, str]] = {}
 
-    def take(self, topic: str, partition: int, offset: int, key: bytes | None, value: bytes | None) -> None:
-        """Take one record of one of the topics. A record that cannot be read is counted and skipped."""
+    def apply(self, topic: str, partition: int, offset: int, key: bytes | None, value: bytes | None) -> None:
+        """Apply one record of one of the topics. A record that cannot be read is counted and skipped."""
         self._counts.records += 1
         place = f"{topic}[{partition}]@{offset}"
         try:
@@ -157,48 +158,48 @@ class _Fold:
                 self._pending[call_id] = (value, place)
             elif topic == self._live_topic:
                 self._pending.pop(call_id, None)
-                self._tell(self.view.put_live(call_id, None))
+                self._notify(self.view.put_live(call_id, None))
             elif value is not None:
                 packet = decode_as(CallPacket, value)
                 _same_key(call_id, packet.call_id)
-                self._tell(self.view.put_packet(call_id, packet))
+                self._notify(self.view.put_packet(call_id, packet))
             else:
-                self._tell(self.view.put_packet(call_id, None))
+                self._notify(self.view.put_packet(call_id, None))
         except (DecodeError, UnicodeDecodeError) as error:
             self._skip(place, error)
 
     @property
     def pending(self) -> int:
-        """Live calls with a value that has not been decoded."""
+        """Live calls with a value that is not decoded yet."""
         return len(self._pending)
 
     @property
     def live_count(self) -> int:
-        """The calls in progress, those too whose values have not been decoded."""
+        """The calls in progress, including those whose values are not decoded yet."""
         return self.view.live_count + sum(self.view.get(call_id) is None for call_id in self._pending)
 
-    async def drain(self) -> None:
-        """Decode what is pending now, giving the loop away after each slice."""
+    async def decode_pending(self) -> None:
+        """Decode the values that are pending now, and yield to the event loop after each slice."""
         for index, call_id in enumerate(list(self._pending), start=1):
             if (waiting := self._pending.pop(call_id, None)) is not None:
                 value, place = waiting
                 try:
                     live = decode_as(LiveCall, value)
                     _same_key(call_id, live.call_id)
-                    self._tell(self.view.put_live(call_id, live))
+                    self._notify(self.view.put_live(call_id, live))
                 except DecodeError as error:
                     self._skip(place, error)
             if index % SLICE == 0:
                 await asyncio.sleep(0)
 
-    def _tell(self, changes: list[Change]) -> None:
+    def _notify(self, changes: list[Change]) -> None:
         for change in changes:
             self._changed(self, change)
 
     def _skip(self, place: str, error: ValueError) -> None:
         self._counts.skipped += 1
         reason = str(error) if isinstance(error, DecodeError) else type(error).__name__
-        log.warning("skipped a record that cannot be read: %s: %s", place, reason)
+        log.warning("record_skipped", place=place, reason=reason)
 
 
 def _same_key(key: str, call_id: str) -> None:
@@ -207,11 +208,11 @@ def _same_key(key: str, call_id: str) -> None:
 
 
 class Feed:
-    """The view of all calls in this process, kept by one task and pushed to subscribers by another.
+    """The view of all calls in this process. One task keeps it current, another pushes its changes to subscribers.
 
-    `start` returns at once; `wait_ready` or `state` tells when the view is complete. While Kafka is away the last
-    view stays; afterwards the topics are read again from their beginning into a new one, which takes its place when
-    it is complete.
+    `start` returns at once; `wait_ready` and `state` show when the view is complete. While Kafka is down the last view
+    stays. Afterwards the topics are read again from their beginning into a new view, which replaces the old one once it
+    is complete.
     """
 
     def __init__(
@@ -228,17 +229,17 @@ class Feed:
         self._max_finals = max_finals
         self._state = FeedState.STARTING
         self._ready = asyncio.Event()
-        self._stirred = asyncio.Event()
+        self._push_needed = asyncio.Event()
         self._unsent: dict[str, Change] = {}
         self._rebuilt = False
-        self._told_state = FeedState.STARTING
+        self._pushed_state = FeedState.STARTING
         self._subscriptions: set[Subscription] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self.counts = FeedCounts()
-        self._fold = _Fold(self._live_topic, QueueView(max_finals=max_finals), self.counts, self._changed)
+        self._builder = _ViewBuilder(self._live_topic, QueueView(max_finals=max_finals), self.counts, self._changed)
 
     async def start(self) -> None:
-        """Begin to read and to push. To be called once."""
+        """Begin to read and to push. Call it once."""
         if self._tasks or self._state is FeedState.STOPPED:
             raise RuntimeError("a feed is started once")
         self._tasks = [
@@ -247,7 +248,7 @@ class Feed:
         ]
 
     async def stop(self) -> None:
-        """End all subscriptions and the reading. May be called again."""
+        """End all subscriptions and stop reading. May be called again."""
         self._state = FeedState.STOPPED
         self.close_subscriptions()
         for task in self._tasks:
@@ -273,36 +274,36 @@ class Feed:
 
     @property
     def ready(self) -> bool:
-        """Whether the view holds all that the topics hold, and follows them."""
+        """Whether the view is complete and follows the topics."""
         return self._state is FeedState.LIVE
 
     @property
     def subscribers(self) -> int:
-        """Subscriptions that are open."""
+        """The number of open subscriptions."""
         return len(self._subscriptions)
 
     @property
     def live_calls(self) -> int:
-        """The calls in progress, of the whole system."""
-        return self._fold.live_count
+        """The number of calls in progress in the whole system."""
+        return self._builder.live_count
 
     @property
     def final_calls(self) -> int:
-        """The finished calls in the view, of the whole system."""
-        return self._fold.view.final_count
+        """The number of finished calls in the view, of the whole system."""
+        return self._builder.view.final_count
 
     async def wait_ready(self) -> None:
-        """Return when the topics have been read to their end for the first time."""
+        """Return once the topics have been read to their end for the first time."""
         await self._ready.wait()
 
     async def current(self) -> QueueView:
-        """The view with all that was read so far in it. To be read before the next await: it goes on changing."""
-        fold = self._fold
-        await fold.drain()
-        return fold.view
+        """The view with everything that was read so far. Use it before the next await: it keeps changing."""
+        builder = self._builder
+        await builder.decode_pending()
+        return builder.view
 
     async def subscribe(self) -> tuple[Subscription, tuple[Entry, ...]]:
-        """A subscription and the ranked entries that it starts from. Raises TooManySubscribersError."""
+        """A subscription, and the ranked entries that it starts from. Raises TooManySubscribersError."""
         view = await self.current()
         if len(self._subscriptions) >= MAX_SUBSCRIBERS or self._state is FeedState.STOPPED:
             raise TooManySubscribersError(f"{len(self._subscriptions)} subscribers")
@@ -311,36 +312,36 @@ class Feed:
         return subscription, view.ranked()
 
     def close_subscriptions(self) -> None:
-        """End every subscription, as a server does that shuts down."""
+        """End every subscription. A server that shuts down calls this."""
         for subscription in tuple(self._subscriptions):
             subscription.close()
 
     # Pushing
 
-    def _changed(self, fold: _Fold, change: Change) -> None:
-        if fold is self._fold and self._subscriptions:
+    def _changed(self, builder: _ViewBuilder, change: Change) -> None:
+        if builder is self._builder and self._subscriptions:
             self._unsent[change.call_id] = change
-            self._stirred.set()
+            self._push_needed.set()
 
     def _enter(self, state: FeedState) -> None:
         if self._state is not state and self._state is not FeedState.STOPPED:
-            log.info("view of the calls: %s -> %s", self._state, state)
+            log.info("view_state_changed", before=self._state, now=state)
             self._state = state
-            self._stirred.set()
+            self._push_needed.set()
 
     async def _push(self) -> None:
-        """Tell subscribers what changed: at once after a pause, then at most every PUSH_INTERVAL_S."""
+        """Push changes to subscribers: at once after a quiet time, then at most every PUSH_INTERVAL_S."""
         loop = asyncio.get_running_loop()
         while True:
-            await self._stirred.wait()
-            self._stirred.clear()
+            await self._push_needed.wait()
+            self._push_needed.clear()
             if not self._subscriptions:
                 self._unsent.clear()
                 self._rebuilt = False
-                self._told_state = self._state
+                self._pushed_state = self._state
                 continue
             began = loop.time()
-            await self._fold.drain()
+            await self._builder.decode_pending()
             for update in self._updates():
                 for subscription in tuple(self._subscriptions):
                     if not subscription.offer(update):
@@ -352,21 +353,21 @@ class Feed:
         changes, self._unsent = tuple(self._unsent.values()), {}
         if self._rebuilt:
             self._rebuilt = False
-            self._told_state = self._state
+            self._pushed_state = self._state
             return [Update(self._state, (), snapshot=True)]
         updates = [
             Update(self._state, changes[start : start + CHANGES_PER_UPDATE])
             for start in range(0, len(changes), CHANGES_PER_UPDATE)
         ]
-        if not updates and self._state is not self._told_state:
+        if not updates and self._state is not self._pushed_state:
             updates = [Update(self._state, ())]
-        self._told_state = self._state
+        self._pushed_state = self._state
         return updates
 
     # Reading
 
     async def _read(self) -> None:
-        """Read for ever, starting again after a failure: soon if the view was complete, else with growing pauses."""
+        """Read for ever. After a failure start again: soon if the view was complete, else with growing pauses."""
         pause_s = BACKOFF_MIN_S
         while True:
             self.counts.sessions += 1
@@ -374,28 +375,28 @@ class Feed:
             try:
                 await self._session()
             except asyncio.CancelledError as error:
-                # aiokafka lets the cancellation of its own requests out when a connection closes under them. Only
-                # one that was asked of this task is ours.
+                # aiokafka leaks the cancellation of its own requests when their connection closes. Only a cancellation
+                # that was requested of this task ends it.
                 if (task := asyncio.current_task()) is None or task.cancelling():
                     raise
                 failure = error
-            # The one boundary: whatever ended the reading, an answer no client expects included, the views stay up
-            # with what they have and the topics are read again.
+            # The one boundary: whatever ended the session, even an answer that no client expects, the views keep what
+            # they have and the topics are read again.
             except Exception as error:  # noqa: BLE001
                 failure = error
             pause_s = BACKOFF_MIN_S if self._state is FeedState.LIVE else min(2 * pause_s, BACKOFF_MAX_S)
-            log.warning("views: reading ended, again in %.2f s: %s: %s", pause_s, type(failure).__name__, failure)
+            log.warning("topics_reading_failed", error=f"{type(failure).__name__}: {failure}", retry_s=pause_s)
             if self._ready.is_set():
                 self._enter(FeedState.RECONNECTING)
             await asyncio.sleep(pause_s)
 
     async def _session(self) -> NoReturn:
-        """Read both topics from their beginning, then follow them until something fails. Raises what failed."""
+        """Read both topics from their beginning, then follow them until something fails. Raises that failure."""
         consumer = AIOKafkaConsumer(
             **self._connection.client_options(),
             client_id=CLIENT_ID,
             enable_auto_commit=False,
-            # A position that is gone means another log than the one that was read: start again with an empty view.
+            # A missing position means that this is another log than the one that was read: start with an empty view.
             auto_offset_reset="none",
             fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
             fetch_min_bytes=FETCH_MIN_BYTES,
@@ -408,40 +409,40 @@ class Feed:
                 await consumer.start()
                 consumer.assign(partitions)
                 await consumer.seek_to_beginning(*partitions)
-            fold = _Fold(self._live_topic, QueueView(max_finals=self._max_finals), self.counts, self._changed)
-            await self._catch_up(consumer, fold)
-            await fold.drain()
-            fold.view.continue_after(self._fold.view)
-            self._fold = fold
+            builder = _ViewBuilder(self._live_topic, QueueView(max_finals=self._max_finals), self.counts, self._changed)
+            await self._catch_up(consumer, builder)
+            await builder.decode_pending()
+            builder.view.continue_after(self._builder.view)
+            self._builder = builder
             self._rebuilt = True
             self._enter(FeedState.LIVE)
-            self._stirred.set()
+            self._push_needed.set()
             self._ready.set()
-            await self._follow(consumer, fold)
+            await self._follow(consumer, builder)
         finally:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REQUEST_S):
                     await consumer.stop()
 
-    async def _catch_up(self, consumer: AIOKafkaConsumer, fold: _Fold) -> None:
-        """Read up to where the topics ended when this began. Raises _SessionError if nothing moves for REQUEST_S."""
+    async def _catch_up(self, consumer: AIOKafkaConsumer, builder: _ViewBuilder) -> None:
+        """Read up to where the topics ended at the call. Raises _SessionError if nothing comes for REQUEST_S."""
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(REQUEST_S):
             ends = await consumer.end_offsets(consumer.assignment())
         moved_at = loop.time()
         while behind := await _behind(consumer, ends):
-            if await self._poll(consumer, fold):
+            if await self._poll(consumer, builder):
                 moved_at = loop.time()
             elif loop.time() - moved_at > REQUEST_S:
-                raise _SessionError(f"{behind} records before the end nothing comes any more")
+                raise _SessionError(f"no records come, {behind} before the end")
 
-    async def _follow(self, consumer: AIOKafkaConsumer, fold: _Fold) -> NoReturn:
-        """Read what is new. Raises _SessionError if the consumer stands still, TimeoutError if Kafka is away."""
+    async def _follow(self, consumer: AIOKafkaConsumer, builder: _ViewBuilder) -> NoReturn:
+        """Read new records. Raises _SessionError if the consumer is stalled, TimeoutError if Kafka is down."""
         loop = asyncio.get_running_loop()
         probed_at = loop.time()
         still = 0
         while True:
-            if await self._poll(consumer, fold):
+            if await self._poll(consumer, builder):
                 still = 0
             if loop.time() - probed_at >= PROBE_S:
                 probed_at = loop.time()
@@ -451,39 +452,27 @@ class Feed:
                 if still >= STALLED_PROBES:
                     raise _SessionError("records are waiting and none comes")
 
-    async def _poll(self, consumer: AIOKafkaConsumer, fold: _Fold) -> int:
+    async def _poll(self, consumer: AIOKafkaConsumer, builder: _ViewBuilder) -> int:
         batches = await consumer.getmany(timeout_ms=POLL_MS)
         for partition, records in batches.items():
             for record in records:
-                fold.take(partition.topic, partition.partition, record.offset, record.key, record.value)
-        if fold is self._fold and fold.pending:
-            self._stirred.set()
+                builder.apply(partition.topic, partition.partition, record.offset, record.key, record.value)
+        if builder is self._builder and builder.pending:
+            self._push_needed.set()
         await asyncio.sleep(0)  # a poll that finds buffered records does not suspend
         return len(batches)
 
 
 async def _partitions(connection: KafkaConnection, topics: Sequence[str]) -> list[TopicPartition]:
     """All partitions of `topics`. Raises _SessionError while one of the topics does not exist."""
-    # A consumer without a subscription keeps no metadata of topics, hence a client of its own.
-    client = AIOKafkaClient(**connection.client_options(), client_id=CLIENT_ID)
-    try:
-        await client.bootstrap()
-        cluster = await client.fetch_all_metadata()
-    finally:
-        await client.close()
-    partitions: list[TopicPartition] = []
-    for topic in topics:
-        numbers = cluster.partitions_for_topic(topic)
-        if not numbers:
+    found = await partitions_of(connection, topics, client_id=CLIENT_ID)
+    for topic, partitions in found.items():
+        if not partitions:
             raise _SessionError(f"topic {topic} does not exist yet")
-        partitions += [TopicPartition(topic, number) for number in sorted(numbers)]
-    return partitions
+    return [partition for topic in topics for partition in found[topic]]
 
 
 async def _behind(consumer: AIOKafkaConsumer, ends: dict[TopicPartition, int]) -> int:
-    """How many offsets lie between what was read and `ends`, over all partitions. Raises TimeoutError."""
-    behind = 0
+    """How many offsets are unread before `ends`, over all partitions. Raises TimeoutError."""
     async with asyncio.timeout(REQUEST_S):
-        for partition, end in ends.items():
-            behind += max(0, end - await consumer.position(partition))
-    return behind
+        return sum((await unread(consumer, ends)).values())

@@ -1,7 +1,7 @@
 """HTTP of the views: the page, REST, server-sent events and health, for any aiohttp application.
 
-Decides paths, limits, headers and when a reader that does not read is let go. Leaves what is shown to `view` and
-`shape`. There is no authentication here: the server belongs on loopback or behind a proxy that knows its users.
+Decides paths, limits, headers and when a reader that does not read is disconnected. `queue_view` and `json_view` decide
+what is shown. There is no authentication here: the server belongs on loopback or behind a proxy that knows its users.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 import orjson
 from aiohttp import web
 
-from dispatchai.console import json_view as shape
+from dispatchai.console import json_view
 from dispatchai.console.queue_view import Change, Entry
 from dispatchai.console.topic_feed import SLICE, Feed, FeedState, Subscription, TooManySubscribersError, Update
 from dispatchai.resources import data_path
@@ -24,16 +24,16 @@ DEFAULT_LIMIT: Final = 200
 """Entries of a list that names no limit: more than anyone reads."""
 MAX_LIMIT: Final = 5_000
 SNAPSHOT_FINALS: Final = 500
-"""Finished calls that a page starts with, the highest of the queue. The calls in progress it gets all."""
+"""Finished calls that a page starts with, the highest of the queue. It gets all calls in progress."""
 HEARTBEAT_S: Final = 15.0
-"""Proxies close a connection that is silent for 30 to 60 s; the page takes 40 s of silence for a loss."""
+"""Proxies close a connection that is silent for 30 to 60 s; the page reconnects after 40 s of silence."""
 WRITE_S: Final = 5.0
-"""A reader whose socket takes nothing for so long is let go; its EventSource comes back."""
+"""A reader whose socket takes nothing for this long is disconnected; its EventSource reconnects."""
 RETRY_MS: Final = 1_000
-"""When a browser comes back after a loss."""
+"""When a browser reconnects."""
 
 Checks = Mapping[str, Callable[[], bool]]
-"""What else must hold for readiness, by name."""
+"""Further conditions of readiness, by name."""
 
 T = TypeVar("T")
 
@@ -52,8 +52,8 @@ SECURITY_HEADERS: Final = {
 def mount(app: web.Application, feed: Feed, *, checks: Checks | None = None) -> None:
     """Put the views on `app`: routes, security headers on every response, and the end of open streams at shutdown.
 
-    To be called before the application starts. `checks` are further conditions of `/health/ready`. The feed is
-    started and stopped by its owner.
+    Call it before the application starts. `checks` are further conditions of `/health/ready`. The owner of the feed
+    starts and stops it.
     """
 
     async def close_streams(_: web.Application) -> None:
@@ -65,7 +65,7 @@ def mount(app: web.Application, feed: Feed, *, checks: Checks | None = None) -> 
 
 
 def routes(feed: Feed, *, checks: Checks | None = None) -> list[web.AbstractRouteDef]:
-    """The routes alone, without headers and shutdown; `mount` is what an application wants."""
+    """The routes alone, without headers and shutdown. An application uses `mount`."""
     views = _Views(feed, checks or {})
     page = data_path("dispatchai/console/page")
 
@@ -110,18 +110,18 @@ def _limit(request: web.Request) -> int:
     return int(text)
 
 
-async def _shaped(entries: Iterable[T], shaping: Callable[[T], shape.Json]) -> list[orjson.Fragment]:
-    """Each entry as JSON text, giving the agents' loop away after each slice."""
-    shaped: list[orjson.Fragment] = []
+async def _rendered(entries: Iterable[T], render: Callable[[T], json_view.Json]) -> list[orjson.Fragment]:
+    """Each entry as JSON text. Yields to the agents' event loop after each slice."""
+    rendered: list[orjson.Fragment] = []
     for index, entry in enumerate(entries, start=1):
-        shaped.append(orjson.Fragment(orjson.dumps(shaping(entry))))
+        rendered.append(orjson.Fragment(orjson.dumps(render(entry))))
         if index % SLICE == 0:
             await asyncio.sleep(0)
-    return shaped
+    return rendered
 
 
 class _Views:
-    """The handlers over one feed."""
+    """The request handlers of one feed."""
 
     def __init__(self, feed: Feed, checks: Checks) -> None:
         self._feed = feed
@@ -130,40 +130,40 @@ class _Views:
     async def live_calls(self, request: web.Request) -> web.Response:
         """The calls in progress, an object by call_id, as in the telephony guide."""
         calls = (await self._feed.current()).live()[: _limit(request)]
-        shaped = await _shaped(calls, shape.live_call)
-        return _json({call.call_id: text for call, text in zip(calls, shaped, strict=True)})
+        texts = await _rendered(calls, json_view.live_call)
+        return _json({call.call_id: text for call, text in zip(calls, texts, strict=True)})
 
     async def list_queue(self, request: web.Request) -> web.Response:
         """The ranked queue as a list, as in the telephony guide."""
-        return _json(await _shaped((await self._feed.current()).ranked()[: _limit(request)], shape.queue_entry))
+        return _json(await _rendered((await self._feed.current()).ranked()[: _limit(request)], json_view.queue_entry))
 
     async def queue(self, request: web.Request) -> web.Response:
         """The ranked queue, live and final, with its totals."""
         limit = _limit(request)
         view = await self._feed.current()
         head = {"state": self._feed.state, "number": view.number, "live": view.live_count, "final": view.final_count}
-        return _json({**head, "queue": await _shaped(view.ranked()[:limit], shape.queue_entry)})
+        return _json({**head, "queue": await _rendered(view.ranked()[:limit], json_view.queue_entry)})
 
     async def calls(self, request: web.Request) -> web.Response:
         """The calls in progress, ranked."""
         limit = _limit(request)
         view = await self._feed.current()
         head = {"state": self._feed.state, "number": view.number, "live": view.live_count}
-        return _json({**head, "calls": await _shaped(view.live()[:limit], shape.live_call)})
+        return _json({**head, "calls": await _rendered(view.live()[:limit], json_view.live_call)})
 
     async def call(self, request: web.Request) -> web.Response:
         """One call with the caller's whole number, or 404."""
         entry = (await self._feed.current()).get(request.match_info["call_id"])
         if entry is None:
             return _error(404, "unknown_call", "no such call in the queue or in progress")
-        return _json(shape.call(entry))
+        return _json(json_view.call(entry))
 
     async def alive(self, _: web.Request) -> web.Response:
         """200 as long as the loop answers."""
         return _json({"status": "ok"})
 
     async def ready(self, _: web.Request) -> web.Response:
-        """200 if the view is complete and followed and all further checks hold, else 503; the body says which."""
+        """200 if the view is complete and current and all further checks hold, else 503. The body names each check."""
         results = {"views": self._feed.ready, **{name: check() for name, check in self._checks.items()}}
         good = all(results.values())
         counts = self._feed.counts
@@ -183,7 +183,8 @@ class _Views:
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events: `snapshot` first, then `call`, `packet`, `remove` and `state` as they come.
 
-        A Last-Event-ID changes nothing: who comes back gets a snapshot, which is smaller than what it missed.
+        A Last-Event-ID changes nothing: a reader that comes back gets a snapshot, which is smaller than the events it
+        missed.
         Source: HTML Living Standard, 9.2 "Server-sent events".
         """
         try:
@@ -221,7 +222,7 @@ class _Views:
             await asyncio.sleep(0)
 
     async def _send_snapshot(self, response: web.StreamResponse, entries: tuple[Entry, ...]) -> None:
-        """All calls in progress and the first finals, in slices; the last slice says that it is the last."""
+        """Send all calls in progress and the first finals, in slices. The last slice is marked as the last."""
         view = await self._feed.current()
         sent = _of_snapshot(entries)
         for start in range(0, max(1, len(sent)), SLICE):
@@ -232,14 +233,14 @@ class _Views:
                 "now": _now_ms(),
                 "live": view.live_count,
                 "final": view.final_count,
-                "entries": [shape.queue_entry(entry) for entry in sent[start : start + SLICE]],
+                "entries": [json_view.queue_entry(entry) for entry in sent[start : start + SLICE]],
             }
             await _write(response, _event("snapshot", body, view.number))
             await asyncio.sleep(0)
 
 
 async def _write(response: web.StreamResponse, data: bytes) -> None:
-    """Write `data`. Raises TimeoutError after WRITE_S if the reader takes nothing, ConnectionError if it left."""
+    """Write `data`. Raises TimeoutError after WRITE_S if the reader takes nothing, ConnectionError if it is gone."""
     async with asyncio.timeout(WRITE_S):
         await response.write(data)
 
@@ -273,10 +274,10 @@ def _change_event(change: Change) -> bytes:
     if change.entry is None:
         return _event("remove", {"call_id": change.call_id}, change.number)
     name = "call" if change.entry.packet is None else "packet"
-    return _event(name, shape.queue_entry(change.entry), change.number)
+    return _event(name, json_view.queue_entry(change.entry), change.number)
 
 
 @lru_cache(maxsize=64)
 def _update_events(update: Update) -> bytes:
-    """The text of an update, made once for all subscribers."""
+    """The text of an update, rendered once for all subscribers."""
     return b"".join([*map(_change_event, update.changes), _state_event(update.state)])

@@ -31,10 +31,11 @@ from dispatchai.engine.lease import Lease
 from dispatchai.engine.metrics import AppState, EngineMetrics
 from dispatchai.engine.snapshots import SnapshotStore
 from dispatchai.engine.source import Source
-from dispatchai.engine.stall_detection import StallDetector, detect_stalls, kafka_reached
+from dispatchai.engine.stall_detection import StallDetector, detect_stalls
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.readiness import wait_until_reachable
 from dispatchai.process import memory
-from dispatchai.process.watchdog import Pulse
+from dispatchai.process.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
 
@@ -104,7 +105,7 @@ class App(FaustApp):
             checkpoints=lambda: self._checkpoints,
             assignment=lambda: set(self.consumer.assignment()),
         )
-        self._watchdog = Pulse(self.metrics.loop_delay, stall_limit_s)
+        self._watchdog = Watchdog(self.metrics.loop_delay.observe, stall_limit_s)
         self.metrics.show_app(self._state, self.stalls)
 
     # ---- what agents are made of -----------------------------------------------------------------------------------
@@ -382,7 +383,7 @@ async def run_app(app: App) -> int:
 
 
 async def _start(app: App) -> None:
-    await kafka_reached(app.connection)
+    await wait_until_reachable(app.connection)
     await app.start()
 
 

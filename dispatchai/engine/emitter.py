@@ -19,7 +19,7 @@ from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.engine.failure import Failure
 from dispatchai.engine.lease import Lease
 from dispatchai.engine.metrics import EngineMetrics
-from dispatchai.kafka.dead_letters import letter_of
+from dispatchai.kafka.dead_letters import dead_letter_of
 
 log = structlog.get_logger(__name__)
 
@@ -230,7 +230,7 @@ class Emitter:
             error=type(error).__name__,
         )
         self._metrics.dead_letter(reader, error)
-        key, value, headers = letter_of(record, reader=reader, error=error)
+        key, value, headers = dead_letter_of(record, reader=reader, error=error)
         await self.send(self._dead_letter_topic, key, value, headers=headers)
 
     async def delivered(self) -> None:

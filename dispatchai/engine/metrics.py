@@ -11,34 +11,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-import prometheus_client
-from aiohttp import web
 from faust.types import TP
-from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client.aiohttp import make_aiohttp_handler
+from prometheus_client import Counter
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from dispatchai import __version__
 from dispatchai.engine.stall_detection import StallDetector
-
-# A second series beside each counter, which the text format shows as a gauge of its own.
-prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
-
-PATH: Final = "/metrics"
-
-LATENCY_BUCKETS_S: Final = (
-    *(0.005, 0.01, 0.025, 0.04, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.5),
-    *(1.0, 2.0, 5.0, 10.0, 30.0, 60.0),
-)
-"""Each limit of the speed budget (docs/performance.md) is an edge, so that "how many were within" is exact: 25, 40, 60,
-100, 150, 200, 250, 300 ms and 1 s. Above them come the limits of recovery."""
+from dispatchai.process.metrics import DELAY_BUCKETS_S, Histogram, ProcessMetrics
 
 BATCH_BUCKETS: Final = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000)
 """Records that one fetch brought: 1 on an idle worker, thousands on one that catches up."""
-
-DELAY_BUCKETS_S: Final = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 LABEL_VALUES_MAX: Final = 64
 """Values of a label that come from outside of this file (names of errors): what comes beyond is counted as OTHER."""
@@ -47,18 +28,6 @@ OTHER: Final = "other"
 
 JOURNEYS_MAX: Final = 10_000
 """Keys on their way between two stages that are remembered. The oldest is forgotten first, unmeasured."""
-
-
-class Histogram(prometheus_client.Histogram):
-    """A histogram that takes many values at once, at the cost of one."""
-
-    def observe_many(self, values: npt.NDArray[np.float64]) -> None:
-        """Count each of `values`, shape (n,)."""
-        counts = np.bincount(np.searchsorted(self._upper_bounds, values), minlength=len(self._upper_bounds))
-        for bucket, count in zip(self._buckets, counts.tolist(), strict=True):
-            if count:
-                bucket.inc(count)
-        self._sum.inc(float(values.sum()))
 
 
 class Journey:
@@ -87,53 +56,6 @@ class Journey:
     def reset(self) -> None:
         """Drop the journeys in progress: other processes own these keys now."""
         self._begun_at_us.clear()
-
-
-class ProcessMetrics:
-    """What every process counts: its resources, the latency of its stages, the delay of its event loop.
-
-    `registry` is what `/metrics` shows; other parts of the process register theirs there.
-    """
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry(auto_describe=False)
-        for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=self.registry)
-        prometheus_client.Info("dispatchai_build", "What runs here.", registry=self.registry).info(
-            {"version": __version__}
-        )
-        self._stages = Histogram(
-            "dispatchai_stage_seconds",
-            "Latency of a stage of the road, by the wall clocks of those who wrote its first and its last moment.",
-            ["stage"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=self.registry,
-        )
-        self.loop_delay = Histogram(
-            "dispatchai_loop_delay_seconds",
-            "How long a callback waited for its turn in the event loop; asked once a second.",
-            buckets=DELAY_BUCKETS_S,
-            registry=self.registry,
-        )
-        self._show = make_aiohttp_handler(self.registry, disable_compression=True)
-        self.kafka_reachable = Gauge(
-            "dispatchai_kafka_reachable",
-            "Whether Kafka answered when last asked (1) or not (0).",
-            registry=self.registry,
-        )
-
-    def stage(self, name: str) -> Histogram:
-        """The latency of the stage `name`, in seconds. To be asked for once, and kept."""
-        stage: Histogram = self._stages.labels(name)
-        return stage
-
-    def checks(self, checks: Mapping[str, Callable[[], bool]]) -> None:
-        """Show the conditions of `/health/ready`, by name."""
-        self.registry.register(_Checks(checks))
-
-    async def show(self, request: web.Request) -> web.StreamResponse:
-        """The answer to `GET /metrics`, in the format that is asked for. To be guarded as the health pages are."""
-        return await self._show(request)
 
 
 class EngineMetrics(ProcessMetrics):
@@ -246,22 +168,6 @@ class BatchCounts:
         """A batch of `records` was processed in `seconds`."""
         self._records.observe(records)
         self._seconds.observe(seconds)
-
-
-class _Checks:
-    """The conditions of readiness as 0 and 1."""
-
-    def __init__(self, checks: Mapping[str, Callable[[], bool]]) -> None:
-        self._checks = checks
-
-    def collect(self) -> Iterable[Metric]:
-        """Called at a scrape."""
-        family = GaugeMetricFamily(
-            "dispatchai_ready", "Whether a condition of /health/ready holds (1) or not (0).", labels=["check"]
-        )
-        for name, check in self._checks.items():
-            family.add_metric([name], float(check()))
-        yield family
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,16 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-import structlog
 from aiokafka import AIOKafkaConsumer
-from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from dispatchai.engine.errors import StalledError
 from dispatchai.kafka.connection import KafkaConnection
-
-log = structlog.get_logger(__name__)
 
 CHECK_S: Final = 5.0
 """How often the brokers are asked for the end offsets: one small request to each. A stall is found so much later."""
@@ -39,9 +35,6 @@ recovery take less. aiokafka's coordination can end for good if Kafka lists no b
 
 REQUEST_TIMEOUT_S: Final = 5.0
 """A Kafka that does not answer within this counts as unreachable."""
-
-RETRY_S: Final = 1.0
-"""Pause between two attempts to reach Kafka at the start."""
 
 
 @dataclass(slots=True)
@@ -226,19 +219,3 @@ class _EndOffsets:
         """Leave Kafka."""
         if self._consumer is not None:
             await self._consumer.stop()
-
-
-async def kafka_reached(connection: KafkaConnection) -> None:
-    """Return when a broker answers, however long that takes: a process that ended because Kafka is unreachable would
-    only be restarted again and again."""
-    while True:
-        client = AIOKafkaClient(**connection.client_options())
-        try:
-            await client.bootstrap()
-        except (KafkaError, OSError):
-            log.warning("kafka_unreachable", servers=connection.bootstrap_servers, retry_s=RETRY_S)
-        else:
-            return
-        finally:
-            await client.close()
-        await asyncio.sleep(RETRY_S)

@@ -16,8 +16,6 @@ from aiohttp import web
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
-from dispatchai.engine.metrics import PATH as METRICS_PATH
-from dispatchai.engine.metrics import ProcessMetrics
 from dispatchai.gateway.config import GatewayConfig
 from dispatchai.gateway.errors import UnreadableRequests, errors_as_json
 from dispatchai.gateway.kafka_writer import Outbox
@@ -26,7 +24,9 @@ from dispatchai.gateway.metrics import Exposed, GatewayMetrics
 from dispatchai.gateway.webhooks import Webhooks
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.process import memory
-from dispatchai.process.watchdog import Pulse
+from dispatchai.process.metrics import PATH as METRICS_PATH
+from dispatchai.process.metrics import ProcessMetrics
+from dispatchai.process.watchdog import Watchdog
 from dispatchai.settings import Settings
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -150,8 +150,8 @@ async def serve(
         runner = app_runner(app)
         await runner.setup()
         memory.settle()
-        pulse = Pulse(app[_PROCESS].loop_delay, settings.stuck_after_s)
-        pulse.start()
+        watchdog = Watchdog(app[_PROCESS].loop_delay.observe, settings.stuck_after_s)
+        watchdog.start()
         try:
             site = web.TCPSite(runner, settings.gateway_host, settings.gateway_port, backlog=_BACKLOG)
             await site.start()
@@ -161,7 +161,7 @@ async def serve(
                 listening(host, port)
             await app[_OUTBOX].broken()
         finally:
-            pulse.stop()
+            watchdog.stop()
             await runner.cleanup()
     finally:
         await _stop_producer(producer)

@@ -1,4 +1,7 @@
-"""Creates the declared topics on a cluster and reports what differs. Changes nothing that exists."""
+"""Creates the declared topics on a cluster and reports what differs from the declaration.
+
+Changes nothing that exists. `topics` decides what is declared.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,30 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.errors import KafkaOperationError
+from dispatchai.kafka.reading import current_ends, open_reader
 from dispatchai.kafka.topics import Topics, TopicSpec
 
 _VISIBLE_TIMEOUT_S: Final = 30.0
 """How long a created topic may take until every partition has a leader."""
 
 _VISIBLE_INTERVAL_S: Final = 0.05
-"""Pause between two looks at the metadata: the protocol has no notice of it."""
+"""Pause between two requests for metadata: the protocol does not announce changes."""
 
 
-class TopicsError(RuntimeError):
-    """The cluster refused a topic or did not bring it up. The message names the topic and the reason."""
+class TopicsError(KafkaOperationError):
+    """The cluster refused a topic, or gave it no leader. The message names the topic and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """One thing of a topic that is not as declared. `what` is partitions, replication or a Kafka configuration name."""
+    """One property of a topic that is not as declared: `what` is partitions, replication or a Kafka configuration."""
 
     topic: str
     what: str
@@ -39,7 +44,7 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class NotReported:
-    """Configuration of a topic that the broker does not tell, so that drift in it cannot be seen."""
+    """Configuration of a topic that the broker does not report, so that drift in it cannot be found."""
 
     topic: str
     names: tuple[str, ...]
@@ -64,7 +69,7 @@ class Report:
 class TopicState:
     """One declared topic as the cluster has it.
 
-    `partitions` is 0 when it does not exist. `configs` holds what the broker tells of `TopicSpec.configs`.
+    `partitions` is 0 when it does not exist. `configs` holds what the broker reports of `TopicSpec.configs`.
     `start_offsets` and `end_offsets` are by partition; their differences bound the number of records (a compacted
     topic holds fewer).
     """
@@ -84,38 +89,39 @@ class TopicState:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Metadata of one topic: the number of copies of each partition, and whether each has a leader."""
+    """Metadata of one topic: the number of replicas of each partition, and whether each has a leader."""
 
-    copies: tuple[int, ...]
+    replicas: tuple[int, ...]
     led: bool
 
 
 async def apply(connection: KafkaConnection, topics: Topics, replication: int | None = None) -> Report:
-    """Create what is missing and report what is not as declared, without touching it.
+    """Create the missing topics and report what is not as declared, without changing it.
 
-    `replication` overrides that of the file. Returns when every partition of what was created has a leader. Safe to
-    run by several processes at once. Raises KafkaError if the cluster cannot be reached, TopicsError if it refuses.
+    `replication` overrides the file's replication factor. Returns once every partition has a leader. Several processes
+    may call this at once. Raises KafkaError if the cluster cannot be reached, TopicsError if it refuses a topic.
     """
-    copies = topics.replication if replication is None else replication
+    replicas = topics.replication if replication is None else replication
     specs = topics.every_topic()
     async with _admin(connection) as admin:
         before = await _metadata(admin)
-        created = await _create(admin, [spec for spec in specs if spec.name not in before], topics.partitions, copies)
+        missing = [spec for spec in specs if spec.name not in before]
+        created = await _create(admin, missing, topics.partitions, replicas)
         found = await _wait_for_leaders(admin, [spec.name for spec in specs])
         configs = await _configs(admin, specs)
     drift: list[Drift] = []
     not_reported: list[NotReported] = []
     for spec in specs:
-        here, told = found[spec.name], configs[spec.name]
-        drift.extend(_drift(spec, topics.partitions, copies, here.copies, told))
-        if untold := tuple(name for name in spec.configs if name not in told):
-            not_reported.append(NotReported(spec.name, untold))
+        reported = configs[spec.name]
+        drift.extend(_drift(spec, topics.partitions, replicas, found[spec.name].replicas, reported))
+        if unknown := tuple(name for name in spec.configs if name not in reported):
+            not_reported.append(NotReported(spec.name, unknown))
     present = tuple(spec.name for spec in specs if spec.name not in created)
     return Report(created, present, tuple(drift), tuple(not_reported))
 
 
 async def show(connection: KafkaConnection, topics: Topics) -> tuple[TopicState, ...]:
-    """What the cluster has of each declared topic and changelog, in the order of the file. Creates nothing.
+    """Each declared topic and changelog as the cluster has it, in the order of the file. Creates nothing.
 
     Raises KafkaError if the cluster cannot be reached.
     """
@@ -124,18 +130,20 @@ async def show(connection: KafkaConnection, topics: Topics) -> tuple[TopicState,
         found = await _metadata(admin)
         there = [spec for spec in specs if spec.name in found]
         configs = await _configs(admin, there)
-    partitions = [TopicPartition(spec.name, number) for spec in there for number in range(len(found[spec.name].copies))]
+    partitions = [
+        TopicPartition(spec.name, number) for spec in there for number in range(len(found[spec.name].replicas))
+    ]
     starts, ends = await _offsets(connection, partitions)
 
     def state(spec: TopicSpec) -> TopicState:
         if spec.name not in found:
             return TopicState(spec.name, partitions=0, replication=0)
-        copies = found[spec.name].copies
-        own = [TopicPartition(spec.name, number) for number in range(len(copies))]
+        replicas = found[spec.name].replicas
+        own = [TopicPartition(spec.name, number) for number in range(len(replicas))]
         return TopicState(
             name=spec.name,
-            partitions=len(copies),
-            replication=min(copies),
+            partitions=len(replicas),
+            replication=min(replicas),
             configs=configs[spec.name],
             start_offsets=tuple(starts[partition] for partition in own),
             end_offsets=tuple(ends[partition] for partition in own),
@@ -145,30 +153,30 @@ async def show(connection: KafkaConnection, topics: Topics) -> tuple[TopicState,
 
 
 def drift_of(topics: Topics, states: Iterable[TopicState], replication: int | None = None) -> tuple[Drift, ...]:
-    """What is not as declared in the topics that exist, as `apply` reports it. `replication` overrides the file's."""
-    copies = topics.replication if replication is None else replication
+    """The drift of the topics that exist, as `apply` reports it. `replication` overrides the file's."""
+    replicas = topics.replication if replication is None else replication
     specs = {spec.name: spec for spec in topics.every_topic()}
     return tuple(
         item
         for state in states
         if state.exists
         for item in _drift(
-            specs[state.name], topics.partitions, copies, (state.replication,) * state.partitions, state.configs
+            specs[state.name], topics.partitions, replicas, (state.replication,) * state.partitions, state.configs
         )
     )
 
 
 def _drift(
-    spec: TopicSpec, partitions: int, copies: int, found: tuple[int, ...], told: Mapping[str, str]
+    spec: TopicSpec, partitions: int, replicas: int, found: tuple[int, ...], reported: Mapping[str, str]
 ) -> Iterable[Drift]:
-    """Drift of one topic: `found` is the number of copies of each of its partitions, `told` its configuration."""
+    """Drift of one topic: `found` is the number of replicas of each partition, `reported` its configuration."""
     if len(found) != partitions:
         yield Drift(spec.name, "partitions", str(partitions), str(len(found)))
-    if set(found) != {copies}:
-        yield Drift(spec.name, "replication", str(copies), _range(found))
+    if set(found) != {replicas}:
+        yield Drift(spec.name, "replication", str(replicas), _range(found))
     for name, declared in spec.configs.items():
-        if name in told and not _equal(told[name], declared):
-            yield Drift(spec.name, name, declared, told[name])
+        if name in reported and not _equal(reported[name], declared):
+            yield Drift(spec.name, name, declared, reported[name])
 
 
 @asynccontextmanager
@@ -182,10 +190,10 @@ async def _admin(connection: KafkaConnection) -> AsyncIterator[AIOKafkaAdminClie
 
 
 async def _metadata(admin: AIOKafkaAdminClient) -> dict[str, _Found]:
-    # All topics are asked for, never one by name: a broker with auto.create.topics.enable would create it.
+    # Asks for all topics and never for one by name: a broker with auto.create.topics.enable would create it.
     return {
         topic["topic"]: _Found(
-            copies=tuple(len(partition["replicas"]) for partition in topic["partitions"]),
+            replicas=tuple(len(partition["replicas"]) for partition in topic["partitions"]),
             led=all(partition["leader"] >= 0 and not partition["error_code"] for partition in topic["partitions"]),
         )
         for topic in await admin.describe_topics()
@@ -194,18 +202,18 @@ async def _metadata(admin: AIOKafkaAdminClient) -> dict[str, _Found]:
 
 
 async def _create(
-    admin: AIOKafkaAdminClient, missing: list[TopicSpec], partitions: int, copies: int
+    admin: AIOKafkaAdminClient, missing: list[TopicSpec], partitions: int, replicas: int
 ) -> tuple[str, ...]:
     if not missing:
         return ()
     response = await admin.create_topics(
-        [NewTopic(spec.name, partitions, copies, topic_configs=spec.configs) for spec in missing]
+        [NewTopic(spec.name, partitions, replicas, topic_configs=spec.configs) for spec in missing]
     )
     created = []
     for name, code, message in response.topic_errors:
         match for_code(code):
             case error if error is TopicAlreadyExistsError:
-                pass  # another process was quicker: it is looked at like any that was there
+                pass  # another process was faster: the topic is checked like any that existed
             case _ if code == 0:
                 created.append(name)
             case error:
@@ -228,19 +236,21 @@ async def _wait_for_leaders(admin: AIOKafkaAdminClient, names: list[str]) -> dic
 
 
 async def _configs(admin: AIOKafkaAdminClient, specs: Iterable[TopicSpec]) -> dict[str, dict[str, str]]:
-    """What the broker tells of each topic's declared configuration, by topic."""
+    """The declared configuration of each topic as the broker reports it, by topic. Raises TopicsError."""
     wanted = {spec.name: spec.configs for spec in specs}
-    told: dict[str, dict[str, str]] = {name: {} for name in wanted}
+    reported: dict[str, dict[str, str]] = {name: {} for name in wanted}
     if not wanted:
-        return told
-    # No names of configurations are given, which asks for all: Tansu closes the connection when there are some.
+        return reported
+    # Asks for all configurations by naming none: Tansu closes the connection when some are named.
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in wanted]
     for response in await admin.describe_configs(resources):
         for code, message, _kind_of_resource, name, entries in response.resources:
             if code:
                 raise TopicsError(f"{name}: its configuration cannot be read: {message or for_code(code).__name__}")
-            told[name] = {entry[0]: entry[1] for entry in entries if entry[0] in wanted[name] and entry[1] is not None}
-    return told
+            reported[name] = {
+                entry[0]: entry[1] for entry in entries if entry[0] in wanted[name] and entry[1] is not None
+            }
+    return reported
 
 
 async def _offsets(
@@ -248,24 +258,18 @@ async def _offsets(
 ) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
     if not partitions:
         return {}, {}
-    consumer = AIOKafkaConsumer(**connection.client_options(), enable_auto_commit=False)
-    try:
-        await consumer.start()
-        starts: dict[TopicPartition, int] = await consumer.beginning_offsets(partitions)
-        ends: dict[TopicPartition, int] = await consumer.end_offsets(partitions)
-    finally:
-        await consumer.stop()
-    return starts, ends
+    async with open_reader(connection) as reader:
+        return await reader.beginning_offsets(partitions), await current_ends(connection, reader, partitions)
 
 
 def _equal(found: str, declared: str) -> bool:
-    """Whether two configuration values mean the same: numbers by value, lists in any order."""
+    """Whether two configuration values are equal: numbers by value, lists in any order."""
     try:
         return float(found) == float(declared)
     except ValueError:
         return sorted(found.replace(" ", "").split(",")) == sorted(declared.split(","))
 
 
-def _range(copies: tuple[int, ...]) -> str:
-    low, high = min(copies), max(copies)
+def _range(replicas: tuple[int, ...]) -> str:
+    low, high = min(replicas), max(replicas)
     return str(low) if low == high else f"{low} to {high}"

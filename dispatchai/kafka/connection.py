@@ -1,6 +1,6 @@
-"""How every client of the program reaches Kafka: one value, turned into the options of each client library.
+"""How every client of the program connects to Kafka: one value, converted into the options of each client library.
 
-Decides addresses, TLS and SASL. Leaves to others where the values come from and what is done over the connection.
+Decides addresses, TLS and SASL. `settings` decides where the values come from.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class KafkaConnection:
     """Addresses and credentials of one Kafka cluster.
 
     `bootstrap_servers` is ``host:port[,host:port]``. Raises ValueError for an address, a protocol or a combination
-    that no client could use. The password is in no repr, and so in no log.
+    that no client can use. The password is in no repr, and so in no log.
     """
 
     bootstrap_servers: str
@@ -38,7 +38,7 @@ class KafkaConnection:
     ssl_cert_file: Path | None = None
     ssl_key_file: Path | None = None
     embedded: bool = False
-    """Whether it is the embedded broker, which has neither idempotent producers nor an exact high watermark."""
+    """Whether this is the embedded broker, which has neither idempotent producers nor an exact high watermark."""
 
     def __post_init__(self) -> None:
         if not self.servers:
@@ -54,7 +54,7 @@ class KafkaConnection:
         if self.uses_sasl and not self.sasl_username:
             raise ValueError(f"{self.security_protocol} needs a SASL user name")
         if self.ssl_key_file is not None and self.ssl_cert_file is None:
-            raise ValueError("a TLS key file is of no use without its certificate file")
+            raise ValueError("a TLS key file needs its certificate file")
 
     @property
     def servers(self) -> tuple[str, ...]:
@@ -63,19 +63,19 @@ class KafkaConnection:
 
     @property
     def uses_tls(self) -> bool:
-        """Whether the wire is encrypted."""
+        """Whether the connection is encrypted."""
         return self.security_protocol in _TLS
 
     @property
     def uses_sasl(self) -> bool:
-        """Whether the client proves who it is by name and password."""
+        """Whether the client authenticates by name and password."""
         return self.security_protocol in _SASL
 
     def ssl_context(self) -> ssl.SSLContext | None:
-        """A new TLS context that checks the brokers' names, or None without TLS.
+        """A new TLS context that verifies the brokers' names, or None without TLS.
 
-        Without `ssl_ca_file` the system's authorities are trusted. Raises OSError if a file cannot be read and
-        ssl.SSLError if it holds no PEM.
+        Without `ssl_ca_file` the system's authorities are trusted. Raises OSError if a file cannot be read, and
+        ssl.SSLError if it contains no PEM.
         """
         if not self.uses_tls:
             return None
@@ -85,7 +85,7 @@ class KafkaConnection:
         return context
 
     def client_options(self) -> dict[str, Any]:
-        """Keyword arguments that aiokafka's producer, consumer, client and admin client all take."""
+        """Keyword arguments for aiokafka's producer, consumer, client and admin client."""
         options: dict[str, Any] = {
             "bootstrap_servers": list(self.servers),
             "security_protocol": self.security_protocol,
@@ -100,13 +100,13 @@ class KafkaConnection:
         return options
 
     def producer_options(self) -> dict[str, Any]:
-        """Keyword arguments of a producer that loses nothing: acknowledged by all replicas, and idempotent where the
-        broker can (a retried request then neither doubles nor reorders records)."""
+        """Keyword arguments of a producer that loses nothing: acknowledged by all replicas and, except on the embedded
+        broker, idempotent, so that a retried request neither duplicates nor reorders records."""
         return {**self.client_options(), "acks": "all", "enable_idempotence": not self.embedded}
 
     def faust_options(self) -> dict[str, Any]:
-        """Keyword arguments of ``faust.App``: `broker` (URLs of the program's transport) and `broker_credentials`."""
-        # Imported here: the other processes need no Faust, and importing it takes half a second.
+        """Keyword arguments for ``faust.App``: `broker` (URLs of the program's transport) and `broker_credentials`."""
+        # Imported here because other processes need no Faust, and the import takes half a second.
         from faust.auth import SASLCredentials, SSLCredentials
 
         credentials: SASLCredentials | SSLCredentials | None = None

@@ -1,15 +1,14 @@
-"""The dead letters as an operator needs them: one entry a record, whoever complained about it, and a way to send it
-again.
+"""The dead letters as an operator needs them: one entry for each failed record, and a way to send it again.
 
-Decides what belongs to one record, which are open, and the order of sending and noting. Memory does not grow with the
-topic: of each letter only what is listed is kept, of so many records at most. Leaves to others what the bytes mean.
+Decides which dead letters belong to one record, which records are open, and the order of sending a record and noting
+it. Memory does not grow with the topic: only what is listed is kept, of a limited number of records.
+`dead_letters` decides what the bytes mean.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -18,53 +17,52 @@ from typing import Final
 
 import aiokafka
 from aiokafka import TopicPartition
-from aiokafka.client import AIOKafkaClient
 from aiokafka.cluster import ClusterMetadata
 from aiokafka.errors import KafkaError
 
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.dead_letters import Letter, Place, Retried, own_headers, read_letter, retried_note, retry_headers
+from dispatchai.kafka.dead_letters import (
+    DeadLetter,
+    Place,
+    RetryNote,
+    own_headers,
+    parse_dead_letter,
+    retry_headers,
+    retry_note_headers,
+)
+from dispatchai.kafka.errors import KafkaOperationError
+from dispatchai.kafka.reading import OnProgress, open_reader, partitions_of, read_to_end
 from dispatchai.kafka.topics import Topic
 
 RECORDS_MAX: Final = 50_000
-"""Records that one command holds at most: about 50 MB."""
-
-POLL_MS: Final = 500
-"""How long one poll waits. On the embedded broker, whose end offsets can lie below what was written, a poll without a
-record behind them is the end."""
-
-SILENCE_S: Final = 30.0
-"""Kafka brought nothing of what it has for so long: it is away."""
+"""The most records that one command holds in memory: about 50 MB."""
 
 RETRY_AT_ONCE: Final = 200
-"""Records that are sent, and acknowledged, before their notes are written: what may be sent twice after a crash."""
+"""Records that are sent and acknowledged before their notes are written: as many can be sent twice after a crash."""
 
 RETRY_BYTES_AT_ONCE: Final = 16 * 1024 * 1024
-"""The same in bytes of values, which are in memory meanwhile."""
+"""The same limit in bytes of values, which are held in memory meanwhile."""
 
 MAX_REQUEST_BYTES: Final = 64 * 1024 * 1024
-"""A record goes back as large as it came; the broker knows what its topic takes."""
-
-OnRead = Callable[[int, int], None]
-"""(records read, records there) while the letters are read."""
+"""A record is sent again at its original size; the broker decides what its topic accepts."""
 
 
-class LetterboxError(RuntimeError):
-    """The letters cannot be read, or a record not be sent. The message says what to do."""
+class DeadLetterStoreError(KafkaOperationError):
+    """The dead letters cannot be read, or a record cannot be sent. The message says what to do."""
 
 
 class State(StrEnum):
-    """What became of a record."""
+    """Whether a failed record needs attention."""
 
     OPEN = "OPEN"
-    """Somebody could not process it, and it was not sent again since."""
+    """A reader could not process it, and it has not been sent again since."""
     RETRIED = "RETRIED"
-    """It was sent again, and nobody has complained since."""
+    """It was sent again, and no reader has failed on it since."""
 
 
 @dataclass(frozen=True, slots=True)
-class Complaint:
-    """One reader could not process a record at one attempt; `times` it said so, lastly at `written_ms`."""
+class Failure:
+    """One reader could not process a record at one attempt. It wrote `times` dead letters, the last at `written_ms`."""
 
     reader: str
     attempt: int
@@ -74,76 +72,77 @@ class Complaint:
 
 
 @dataclass(slots=True)
-class Entry:
-    """One record and all that the letters say of it. `key` is that of the letter, so it may be cut."""
+class FailedRecord:
+    """One record, with what all its dead letters say. `key` is the dead letters' key, so it may be truncated."""
 
     first: Place
     key: bytes | None
     is_record: bool
-    complaints: dict[tuple[int, str], Complaint] = field(default_factory=dict)
-    retried: list[Retried] = field(default_factory=list)
-    newest_letter: Place | None = None
-    """The letter to send from: any would do, as all hold the same bytes."""
+    failures: dict[tuple[int, str], Failure] = field(default_factory=dict)
+    """By attempt and reader."""
+    retries: list[RetryNote] = field(default_factory=list)
+    newest_dead_letter: Place | None = None
+    """The dead letter to send from. Any would do: all hold the same bytes."""
     newest_ms: int = 0
     origin_timestamp_ms: int | None = None
 
     @property
     def attempt(self) -> int:
-        """The last attempt of which anything is known."""
-        return max(self.failed_attempt, max((note.attempt for note in self.retried), default=1))
+        """The last attempt that is known."""
+        return max(self.failed_attempt, max((note.attempt for note in self.retries), default=1))
 
     @property
     def failed_attempt(self) -> int:
-        """The last attempt that failed; 0 when no letter was seen."""
-        return max((attempt for attempt, _ in self.complaints), default=0)
+        """The last attempt that failed; 0 without a dead letter."""
+        return max((attempt for attempt, _ in self.failures), default=0)
 
     @property
     def state(self) -> State:
-        """Whether anything is left to be done."""
+        """Whether the record needs attention."""
         return State.OPEN if self.failed_attempt >= self.attempt else State.RETRIED
 
-    def take(self, letter: Letter | Retried) -> None:
-        """Add what one letter says."""
-        self.newest_ms = max(self.newest_ms, letter.written_ms)
-        match letter:
-            case Retried():
-                self.retried.append(letter)
-            case Letter():
-                self.key = letter.key
-                self.is_record = letter.origin is not None
-                self.origin_timestamp_ms = letter.origin_timestamp_ms
-                self.newest_letter = letter.place
-                name = (letter.attempt, letter.reader)
-                before = self.complaints.get(name)
+    def add(self, item: DeadLetter | RetryNote) -> None:
+        """Add what one record of the dead-letter topic says."""
+        self.newest_ms = max(self.newest_ms, item.written_ms)
+        match item:
+            case RetryNote():
+                self.retries.append(item)
+            case DeadLetter():
+                self.key = item.key
+                self.is_record = item.origin is not None
+                self.origin_timestamp_ms = item.origin_timestamp_ms
+                self.newest_dead_letter = item.place
+                name = (item.attempt, item.reader)
+                before = self.failures.get(name)
                 times = 1 if before is None else before.times + 1
-                # Errors are alike by the thousand: one text for all of them.
-                error = sys.intern(letter.error)
-                self.complaints[name] = Complaint(letter.reader, letter.attempt, error, letter.written_ms, times)
+                # Thousands of errors have the same text: they share one string.
+                error = sys.intern(item.error)
+                self.failures[name] = Failure(item.reader, item.attempt, error, item.written_ms, times)
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which letters count. Empty matches all; times in ms since the epoch, of the letter."""
+    """Which dead letters count. Empty matches all; times are those of the dead letters, in ms since the epoch."""
 
     topic: str | None = None
     reader: str | None = None
     since_ms: int | None = None
     until_ms: int | None = None
 
-    def matches(self, letter: Letter | Retried) -> bool:
-        """Whether `letter` is one of those that are asked for."""
+    def matches(self, item: DeadLetter | RetryNote) -> bool:
+        """Whether `item` is a dead letter that matches. A retry note never does."""
         return (
-            isinstance(letter, Letter)
-            and (self.topic is None or (letter.origin is not None and letter.origin.topic == self.topic))
-            and (self.reader is None or letter.reader == self.reader)
-            and (self.since_ms is None or letter.written_ms >= self.since_ms)
-            and (self.until_ms is None or letter.written_ms < self.until_ms)
+            isinstance(item, DeadLetter)
+            and (self.topic is None or (item.origin is not None and item.origin.topic == self.topic))
+            and (self.reader is None or item.reader == self.reader)
+            and (self.since_ms is None or item.written_ms >= self.since_ms)
+            and (self.until_ms is None or item.written_ms < self.until_ms)
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """`entry` was sent again and lies at `sent_to`; its next letter says `attempt`."""
+    """The record `first` was sent again and is stored at `sent_to`; its next dead letter has this `attempt`."""
 
     first: Place
     attempt: int
@@ -158,104 +157,109 @@ class Refused:
     reason: str
 
 
-class Letterbox:
-    """Reads the dead letters of one cluster. `on_read` is told how far a reading is."""
+class DeadLetterStore:
+    """Reads the dead letters of one cluster, and sends their records again. `on_read` is called with the progress.
 
-    def __init__(self, connection: KafkaConnection, on_read: OnRead = lambda done, of: None) -> None:
+    Every method raises KafkaError, and SilentKafkaError when Kafka delivers nothing.
+    """
+
+    def __init__(self, connection: KafkaConnection, on_read: OnProgress = lambda read, total: None) -> None:
         self._connection = connection
         self._on_read = on_read
 
-    async def newest(self, wanted: Filter, limit: int) -> tuple[list[Entry], bool]:
-        """The `limit` records that were complained about last, newest first, and whether there are more. Of those
-        complained about in the same millisecond the later record is first.
+    async def newest(self, wanted: Filter, limit: int) -> tuple[list[FailedRecord], bool]:
+        """The `limit` records that failed last, newest first, and whether there are more. Of records that failed in
+        the same millisecond the later record comes first.
 
-        Reads twice: which they are is known at the end only, and then all that is said of them is wanted.
+        Reads the topic twice: the first reading finds the records, the second collects all their dead letters.
         """
-        latest: dict[Place, int] = {}
+        failed_at_ms: dict[Place, int] = {}
         more = False
-        async for letter in self.letters(wanted.since_ms):
-            if wanted.matches(letter):
-                latest[letter.first] = max(letter.written_ms, latest.get(letter.first, 0))
-                if len(latest) > 2 * limit:
+        async for item in self.read(wanted.since_ms):
+            if wanted.matches(item):
+                failed_at_ms[item.first] = max(item.written_ms, failed_at_ms.get(item.first, 0))
+                if len(failed_at_ms) > 2 * limit:
                     more = True
-                    latest = dict(_highest(latest, limit))
-        more = more or len(latest) > limit
-        entries = await self.entries({first for first, _ in _highest(latest, limit)})
-        return sorted(entries.values(), key=lambda entry: (entry.newest_ms, entry.first), reverse=True), more
+                    failed_at_ms = dict(_newest(failed_at_ms, limit))
+        more = more or len(failed_at_ms) > limit
+        found = await self.failed_records({first for first, _ in _newest(failed_at_ms, limit)})
+        return sorted(found.values(), key=lambda record: (record.newest_ms, record.first), reverse=True), more
 
-    async def entries(self, firsts: Collection[Place]) -> dict[Place, Entry]:
-        """All that is said of the records `firsts`; one that nothing is said of is not in the result."""
-        found: dict[Place, Entry] = {}
+    async def failed_records(self, firsts: Collection[Place]) -> dict[Place, FailedRecord]:
+        """The records `firsts`, with all their dead letters. A record without a dead letter is left out."""
+        found: dict[Place, FailedRecord] = {}
         if firsts:
-            async for letter in self.letters():
-                if letter.first in firsts:
-                    _entry_of(found, letter).take(letter)
-        return {first: entry for first, entry in found.items() if entry.complaints}
+            async for item in self.read():
+                if item.first in firsts:
+                    _add(found, item)
+        return {first: record for first, record in found.items() if record.failures}
 
-    async def open(self, wanted: Filter) -> list[Entry]:
-        """All records that `wanted` matches and that were not sent again since, oldest first.
+    async def open_records(self, wanted: Filter) -> list[FailedRecord]:
+        """All open records of which a dead letter matches `wanted`, oldest first.
 
-        Raises LetterboxError when they are more than `RECORDS_MAX`.
+        Raises DeadLetterStoreError when they are more than `RECORDS_MAX`.
         """
-        found: dict[Place, Entry] = {}
+        found: dict[Place, FailedRecord] = {}
         matching: set[Place] = set()
-        async for letter in self.letters():
-            if wanted.matches(letter):
-                matching.add(letter.first)
-            if letter.first in matching:
-                _entry_of(found, letter).take(letter)
+        async for item in self.read():
+            if wanted.matches(item):
+                matching.add(item.first)
+            if item.first in matching:
+                _add(found, item)
             if len(found) > RECORDS_MAX:
-                raise LetterboxError(
+                raise DeadLetterStoreError(
                     f"more than {RECORDS_MAX} records match: narrow it with --topic, --reader, --since or --until"
                 )
-        entries = [entry for entry in found.values() if entry.state is State.OPEN]
-        return sorted(entries, key=lambda entry: (entry.newest_ms, entry.first))
+        records = [record for record in found.values() if record.state is State.OPEN]
+        return sorted(records, key=lambda record: (record.newest_ms, record.first))
 
-    async def letter(self, place: Place) -> Letter:
-        """The letter at `place`, with its content. Raises LetterboxError when it is gone."""
-        async for letter in self._letters_at([place]):
-            return letter
-        raise LetterboxError(f"the letter {place} is gone: the topic's retention has passed")
+    async def dead_letter(self, place: Place) -> DeadLetter:
+        """The dead letter at `place`, with its content. Raises DeadLetterStoreError when it was deleted."""
+        async for dead_letter in self._dead_letters_at([place]):
+            return dead_letter
+        raise DeadLetterStoreError(f"the dead letter {place} was deleted: the topic's retention has passed")
 
-    async def letters(self, since_ms: int | None = None) -> AsyncIterator[Letter | Retried]:
-        """Every letter and note that is there now, those of a partition in order; `since_ms` skips most older ones.
+    async def read(self, since_ms: int | None = None) -> AsyncIterator[DeadLetter | RetryNote]:
+        """Every dead letter and retry note that is stored now, in order within a partition.
 
-        Raises LetterboxError.
+        `since_ms` skips most of the older ones. Raises DeadLetterStoreError.
         """
         async with self._reader() as (consumer, partitions):
             starts = await consumer.beginning_offsets(partitions)
-            if since_ms is not None and not self._connection.embedded:  # whose answer to this is not exact
+            # The embedded broker finds offsets by time only roughly.
+            if since_ms is not None and not self._connection.embedded:
                 found = await consumer.offsets_for_times(dict.fromkeys(partitions, since_ms))
                 ends = await consumer.end_offsets(partitions)
                 starts = {tp: ends[tp] if at is None else at.offset for tp, at in found.items()}
             async for record in self._read(consumer, starts):
-                yield read_letter(record)
+                yield parse_dead_letter(record)
 
     async def retry(
-        self, entries: Sequence[Entry], refuse: Callable[[Letter], str | None]
+        self, records: Sequence[FailedRecord], refuse: Callable[[DeadLetter], str | None]
     ) -> AsyncIterator[Sent | Refused]:
-        """Send each of `entries` again: same topic, partition, key, value, headers and timestamp, one attempt higher.
+        """Send each of `records` again: same topic, partition, key, value, headers and timestamp, one attempt higher.
 
-        `refuse` says why a letter must not be sent, or None. A record is noted as sent after the broker has it: a
-        crash in between leaves it open, so it may be sent twice and is never forgotten. Raises LetterboxError.
+        `refuse` returns why a record must not be sent, or None. A record is noted as sent after the broker has
+        acknowledged it: after a crash in between it is still open, so it may be sent twice but is never lost.
+        Raises DeadLetterStoreError.
         """
-        by_letter = {entry.newest_letter: entry for entry in entries if entry.newest_letter is not None}
+        by_place = {one.newest_dead_letter: one for one in records if one.newest_dead_letter is not None}
         options = self._connection.producer_options()
         async with aiokafka.AIOKafkaProducer(**options, max_request_size=MAX_REQUEST_BYTES) as producer:
             cluster = await producer.client.fetch_all_metadata()
-            batch: list[tuple[Entry, Letter]] = []
+            batch: list[tuple[FailedRecord, DeadLetter]] = []
             size = 0
-            async for letter in self._letters_at(list(by_letter)):
-                entry = by_letter[letter.place]
-                reason = refuse(letter) or _cannot_be_sent(letter, cluster)
-                if reason is None and letter.truncated is not None:
-                    whole = await self._whole(letter)
-                    reason, letter = (whole, letter) if isinstance(whole, str) else (None, whole)
+            async for dead_letter in self._dead_letters_at(list(by_place)):
+                record = by_place[dead_letter.place]
+                reason = refuse(dead_letter) or _cannot_be_sent(dead_letter, cluster)
+                if reason is None and dead_letter.truncated is not None:
+                    whole = await self._whole(dead_letter)
+                    reason, dead_letter = (whole, dead_letter) if isinstance(whole, str) else (None, whole)
                 if reason is not None:
-                    yield Refused(entry.first, reason)
+                    yield Refused(record.first, reason)
                     continue
-                batch.append((entry, letter))
-                size += len(letter.value or b"")
+                batch.append((record, dead_letter))
+                size += len(dead_letter.value or b"")
                 if len(batch) >= RETRY_AT_ONCE or size >= RETRY_BYTES_AT_ONCE:
                     for sent in await _send(producer, batch):
                         yield sent
@@ -263,26 +267,26 @@ class Letterbox:
             for sent in await _send(producer, batch):
                 yield sent
 
-    async def _whole(self, letter: Letter) -> Letter | str:
-        """The letter with what was cut from it, read where the record lies; or why that cannot be."""
-        assert letter.origin is not None  # noqa: S101 - asked for before
-        assert letter.truncated is not None  # noqa: S101
-        gone = f"its letter holds only the beginning of it, and {letter.origin} is gone"
-        async with self._reader(letter.origin.topic) as (consumer, partitions):
-            tp = TopicPartition(letter.origin.topic, letter.origin.partition)
+    async def _whole(self, dead_letter: DeadLetter) -> DeadLetter | str:
+        """The dead letter with its truncated part, read from the record itself; or why that is not possible."""
+        assert dead_letter.origin is not None  # noqa: S101 - checked before
+        assert dead_letter.truncated is not None  # noqa: S101
+        deleted = f"its dead letter holds only the beginning of it, and {dead_letter.origin} was deleted"
+        async with self._reader(dead_letter.origin.topic) as (consumer, partitions):
+            tp = TopicPartition(dead_letter.origin.topic, dead_letter.origin.partition)
             if tp not in partitions:
-                return gone
-            # What is gone from the beginning of the log is read from where the log begins now.
-            async for record in self._read(consumer, {tp: letter.origin.offset}):
-                same = hashlib.sha256(record.value or b"").hexdigest() == letter.truncated.sha256
-                if record.offset != letter.origin.offset or not same:
-                    return gone
+                return deleted
+            # An offset before the beginning of the log is read from the beginning.
+            async for record in self._read(consumer, {tp: dead_letter.origin.offset}):
+                same = hashlib.sha256(record.value or b"").hexdigest() == dead_letter.truncated.sha256
+                if record.offset != dead_letter.origin.offset or not same:
+                    return deleted
                 headers = tuple(own_headers(record))
-                return replace(letter, key=record.key, value=record.value, headers=headers, truncated=None)
-        return gone
+                return replace(dead_letter, key=record.key, value=record.value, headers=headers, truncated=None)
+        return deleted
 
-    async def _letters_at(self, places: Collection[Place]) -> AsyncIterator[Letter]:
-        """The letters at `places`, those of a partition in order."""
+    async def _dead_letters_at(self, places: Collection[Place]) -> AsyncIterator[DeadLetter]:
+        """The dead letters at `places`, in order within a partition."""
         wanted = {(place.partition, place.offset) for place in places}
         first: dict[int, int] = {}
         for partition, offset in wanted:
@@ -292,9 +296,9 @@ class Letterbox:
             async for record in self._read(consumer, starts):
                 if (record.partition, record.offset) in wanted:
                     wanted.discard((record.partition, record.offset))
-                    letter = read_letter(record)
-                    if isinstance(letter, Letter):
-                        yield letter
+                    found = parse_dead_letter(record)
+                    if isinstance(found, DeadLetter):
+                        yield found
                     if not wanted:
                         return
 
@@ -302,102 +306,72 @@ class Letterbox:
     async def _reader(
         self, topic: str = Topic.DEAD_LETTERS
     ) -> AsyncIterator[tuple[aiokafka.AIOKafkaConsumer, list[TopicPartition]]]:
-        """A consumer of no group, and the partitions of `topic`. Raises LetterboxError without the dead letters."""
-        options = self._connection.client_options()
-        client = AIOKafkaClient(**options)
-        try:
-            await client.bootstrap()
-            # All topics are asked for and not one by name: a broker may create a topic that is asked for by name.
-            cluster = await client.fetch_all_metadata()
-        finally:
-            await client.close()
-        partitions = [TopicPartition(topic, number) for number in sorted(cluster.partitions_for_topic(topic) or ())]
+        """A consumer without a group, and the partitions of `topic`.
+
+        Raises DeadLetterStoreError where there is no dead-letter topic.
+        """
+        partitions = (await partitions_of(self._connection, [topic]))[topic]
         if not partitions and topic == Topic.DEAD_LETTERS:
-            raise LetterboxError(f"the topic {topic} does not exist here: `dispatchai topics apply` creates it")
-        async with aiokafka.AIOKafkaConsumer(
-            **options, enable_auto_commit=False, auto_offset_reset="earliest"
-        ) as consumer:
-            consumer.assign(partitions)
+            raise DeadLetterStoreError(f"the topic {topic} does not exist: `dispatchai topics apply` creates it")
+        async with open_reader(self._connection) as consumer:
             yield consumer, partitions
 
-    async def _read(
+    def _read(
         self, consumer: aiokafka.AIOKafkaConsumer, starts: Mapping[TopicPartition, int]
     ) -> AsyncIterator[aiokafka.ConsumerRecord]:
-        """The records of the partitions of `starts`, from there to their ends as they are now."""
-        if not starts:
-            return
-        consumer.assign(list(starts))
-        ends = await consumer.end_offsets(list(starts))
-        for tp, offset in starts.items():
-            consumer.seek(tp, offset)
-        total = sum(max(ends[tp] - offset, 0) for tp, offset in starts.items())
-        left = {tp for tp, offset in starts.items() if offset < ends[tp] or self._connection.embedded}
-        done, heard = 0, time.monotonic()
-        while left:
-            fetched = await consumer.getmany(*left, timeout_ms=POLL_MS)
-            if not fetched and time.monotonic() - heard > SILENCE_S:
-                raise LetterboxError(f"Kafka has been silent for {SILENCE_S:.0f} s: `dispatchai doctor` says more")
-            for records in fetched.values():
-                for record in records:
-                    done += 1
-                    yield record
-            if fetched:
-                heard = time.monotonic()  # after the records were taken, which may have lasted
-            self._on_read(done, max(done, total))
-            for tp in list(left):
-                # Offsets can be missing from a log, so the end is where reading has got to, not the last record's.
-                if await consumer.position(tp) >= ends[tp] and not (self._connection.embedded and fetched):
-                    left.discard(tp)
-                    consumer.pause(tp)
+        """The records of the partitions of `starts`, from these offsets to their ends now."""
+        return read_to_end(self._connection, consumer, starts, on_progress=self._on_read)
 
 
-def _cannot_be_sent(letter: Letter, cluster: ClusterMetadata) -> str | None:
-    """Why a record cannot be sent again, whatever it is; None if it can."""
-    if letter.origin is None:
+def _cannot_be_sent(dead_letter: DeadLetter, cluster: ClusterMetadata) -> str | None:
+    """Why no record of this place can be sent again; None if it can."""
+    if dead_letter.origin is None:
         return "it never was a record of a topic: a webhook's body has to be sent again by the carrier"
-    partitions = cluster.partitions_for_topic(letter.origin.topic)
+    partitions = cluster.partitions_for_topic(dead_letter.origin.topic)
     if not partitions:
-        return f"the topic {letter.origin.topic} does not exist here any more"
-    if letter.origin.partition not in partitions:
-        return f"{letter.origin.topic} has no partition {letter.origin.partition} any more"
-    if letter.key is None and letter.value is None:
+        return f"the topic {dead_letter.origin.topic} does not exist here any more"
+    if dead_letter.origin.partition not in partitions:
+        return f"{dead_letter.origin.topic} has no partition {dead_letter.origin.partition} any more"
+    if dead_letter.key is None and dead_letter.value is None:
         return "it has neither key nor value: nothing to send"
     return None
 
 
-async def _send(producer: aiokafka.AIOKafkaProducer, batch: Iterable[tuple[Entry, Letter]]) -> list[Sent | Refused]:
-    """Send `batch`, wait until Kafka has it, then note it beside the letters."""
+async def _send(
+    producer: aiokafka.AIOKafkaProducer, batch: Iterable[tuple[FailedRecord, DeadLetter]]
+) -> list[Sent | Refused]:
+    """Send `batch`, wait until Kafka has acknowledged it, then write a retry note beside each dead letter."""
     results: list[Sent | Refused] = []
-    under_way = []
-    for entry, letter in batch:
-        assert letter.origin is not None  # noqa: S101 - refused before
-        attempt = entry.attempt + 1
+    in_flight = []
+    for record, dead_letter in batch:
+        assert dead_letter.origin is not None  # noqa: S101 - refused before
+        attempt = record.attempt + 1
         try:
             acknowledged = await producer.send(
-                letter.origin.topic,
-                letter.value,
-                key=letter.key,
-                partition=letter.origin.partition,
-                timestamp_ms=letter.origin_timestamp_ms,
-                headers=[*letter.headers, *retry_headers(entry.first, attempt)],
+                dead_letter.origin.topic,
+                dead_letter.value,
+                key=dead_letter.key,
+                partition=dead_letter.origin.partition,
+                timestamp_ms=dead_letter.origin_timestamp_ms,
+                headers=[*dead_letter.headers, *retry_headers(record.first, attempt)],
             )
         except KafkaError as error:
-            results.append(Refused(entry.first, _why(error)))
+            results.append(Refused(record.first, _reason(error)))
         else:
-            under_way.append((entry, letter, attempt, acknowledged))
+            in_flight.append((record, dead_letter, attempt, acknowledged))
     notes = []
-    for entry, letter, attempt, acknowledged in under_way:
+    for record, dead_letter, attempt, acknowledged in in_flight:
         try:
             written = await acknowledged
         except KafkaError as error:
-            results.append(Refused(entry.first, _why(error)))
+            results.append(Refused(record.first, _reason(error)))
             continue
         sent_to = Place(written.topic, written.partition, written.offset)
-        results.append(Sent(entry.first, attempt, sent_to))
-        headers = retried_note(entry.first, attempt, sent_to)
+        results.append(Sent(record.first, attempt, sent_to))
+        headers = retry_note_headers(record.first, attempt, sent_to)
         notes.append(
             await producer.send(
-                Topic.DEAD_LETTERS, b"", key=entry.key, partition=letter.place.partition, headers=headers
+                Topic.DEAD_LETTERS, b"", key=record.key, partition=dead_letter.place.partition, headers=headers
             )
         )
     for note in notes:
@@ -405,13 +379,13 @@ async def _send(producer: aiokafka.AIOKafkaProducer, batch: Iterable[tuple[Entry
     return results
 
 
-def _why(error: KafkaError) -> str:
+def _reason(error: KafkaError) -> str:
     return f"Kafka refuses it: {type(error).__name__}"
 
 
-def _entry_of(found: dict[Place, Entry], letter: Letter | Retried) -> Entry:
-    return found.setdefault(letter.first, Entry(letter.first, key=None, is_record=True))
+def _add(found: dict[Place, FailedRecord], item: DeadLetter | RetryNote) -> None:
+    found.setdefault(item.first, FailedRecord(item.first, key=None, is_record=True)).add(item)
 
 
-def _highest(latest: Mapping[Place, int], count: int) -> list[tuple[Place, int]]:
-    return sorted(latest.items(), key=lambda item: (item[1], item[0]), reverse=True)[:count]
+def _newest(failed_at_ms: Mapping[Place, int], count: int) -> list[tuple[Place, int]]:
+    return sorted(failed_at_ms.items(), key=lambda item: (item[1], item[0]), reverse=True)[:count]

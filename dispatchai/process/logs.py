@@ -1,31 +1,39 @@
-"""How log lines are written: one line an event, for people or as JSON. No line holds what a caller said or who called.
+"""Configures logging: one line for each event, for people or as JSON.
 
-Lines of the libraries go through the same formatter.
+Decides the format and the levels; lines of the libraries go through the same formatter. No line may hold what a caller
+said or who called.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from enum import StrEnum
 from typing import Any, Final
 
 import structlog
 
-from dispatchai.settings import LogFormat
+
+class LogFormat(StrEnum):
+    """How log lines are written."""
+
+    CONSOLE = "console"
+    JSON = "json"
+
 
 QUIET: Final[dict[str, int]] = {
     # Faust and its services log each step of each service's start and stop at INFO.
     "faust": logging.WARNING,
     "mode": logging.WARNING,
-    # aiokafka logs reconnects to brokers of which it tells its caller too.
+    # aiokafka logs reconnects to brokers, which it also reports to its caller.
     "aiokafka": logging.WARNING,
     "asyncio": logging.WARNING,
 }
-"""Libraries whose lines below this level say nothing to an operator."""
+"""Libraries whose lines below this level are of no use to an operator."""
 
 
 def configure(log_format: LogFormat, level: str, process: str) -> None:
-    """Set up logging of this process; `process` is in each line."""
+    """Set up the logging of this process. Each line names it as `process`."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

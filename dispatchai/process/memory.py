@@ -1,11 +1,11 @@
-"""How a process holds its memory, so that neither Python's garbage collector nor the operating system hold it up.
+"""Tunes a process's memory, so that neither Python's garbage collector nor the operating system delays its event loop.
 
-A full collection looks at every object that can hold others. Of the modules of a process there are some 300,000, which
-takes a tenth of a second; with 1000 live calls there was one each second, and each was 5 % of the frames late.
+A full collection looks at every object that can refer to others. The modules of a process have some 300,000, which
+takes a tenth of a second. With 1000 live calls there was one each second, and each made 5 % of the frames late.
 
-And what one fetch brings is as much memory as the last one's, which has just been freed. By default the C library gives
-large pieces back at once, and each page of the next costs a fault, 3 µs on a virtual machine: half the time that it
-takes to parse a record.
+A fetch needs as much memory as the one before, which has just been freed. By default the C library returns large blocks
+to the operating system at once, and each page of the next block costs a page fault, 3 µs on a virtual machine: half the
+time that it takes to parse a record.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from contextlib import suppress
 from typing import Final
 
 YOUNG_OBJECTS: Final = 5_000
-"""New objects that are still there after which the youngest are looked at; Python's 700 are made by one fetch."""
+"""Surviving new objects after which the youngest generation is collected. One fetch makes Python's default of 700."""
 
 OLDER_AFTER: Final = 10
-"""So many collections of one generation make one of the next."""
+"""Collections of one generation after which the next one is collected."""
 
 KEPT_BYTES: Final = 32 * 1024 * 1024
-"""So much freed memory is kept, at most, for what comes next: some fetches of a worker that is far behind."""
+"""The most freed memory that is kept for the next fetches: enough for several of a worker that is far behind."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt(3), from its malloc.h."""
 
 
 def settle() -> None:
-    """What this process holds by now stays and is looked at no more. To be called when it has started."""
+    """Take everything that the process holds by now out of garbage collection. To be called once it has started."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS, OLDER_AFTER, OLDER_AFTER)

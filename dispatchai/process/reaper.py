@@ -1,15 +1,16 @@
-"""Runs one command and ends it when the process that started this one is gone, however that came about.
+"""The reaper: runs one command and ends it once the parent of the reaper is gone, for whatever reason.
 
-Decides when the command is stopped and that nothing of its process group is left. Leaves to `dispatchai.process.child`
-how a program uses it. Run as a file by a bare interpreter, so it imports the standard library only and starts in a
-few hundredths of a second.
+Decides when the command is stopped, and leaves nothing of its process group behind. `dispatchai.process.child` starts
+it. Run as a file by a bare interpreter: it imports only the standard library and starts in a few hundredths of a
+second.
 
-    python minder.py STATUS_FD GRACE_S COMMAND [ARGUMENT...]
+    python reaper.py STATUS_FD GRACE_S COMMAND [ARGUMENT...]
 
-Standard input is the lifeline: a pipe whose other end the parent holds. Its end of file, which the kernel delivers
-even when the parent is killed with SIGKILL, stops the command: SIGTERM to it, and after the grace SIGKILL to its
-process group. A number written to the lifeline before that replaces GRACE_S. To STATUS_FD (-1 for none) go the lines
-``pid N``, then ``exit N`` (negative for a signal), or ``error TEXT`` if the command could not be started.
+Standard input is the lifeline: a pipe whose other end the parent holds. The kernel delivers its end of file even when
+the parent is killed with SIGKILL. The reaper then sends SIGTERM to the command, and after the grace SIGKILL to its
+process group. A number written to the lifeline before that replaces GRACE_S. The reaper writes to STATUS_FD (-1 for
+none) the lines ``pid N``, then ``exit N`` (negative for a signal), or ``error TEXT`` if the command could not be
+started.
 """
 
 import contextlib
@@ -21,38 +22,38 @@ import sys
 import time
 
 EXIT_NOT_STARTED = 127
-"""Exit code when the command could not be started, as shells have it."""
+"""Exit code when the command could not be started, as in shells."""
 
 _LONGEST_GRACE_TEXT = 64
-"""Bytes of the lifeline that are looked at: a number."""
+"""Bytes of the lifeline that are read: a number."""
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def _report(status_fd: int, line: str) -> None:
     if status_fd >= 0:
-        with contextlib.suppress(OSError):  # the parent may be gone: that is what this program is for
+        with contextlib.suppress(OSError):  # the parent may be gone
             os.write(status_fd, f"{line}\n".encode())
 
 
 def _kill_group(group: int) -> None:
-    # EPERM is macOS's answer for a group in which only zombies are left.
+    # macOS answers EPERM for a group in which only zombies are left.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
 
 
-def _grace(text: bytes, otherwise: float) -> float:
+def _grace(text: bytes, default: float) -> float:
     try:
         return max(0.0, float(text))
     except ValueError:
-        return otherwise
+        return default
 
 
 def main(arguments: list[str]) -> int:
     """Run the command to its end. Returns its exit code, 128 + N where signal N ended it."""
     status_fd, grace_s, command = int(arguments[0]), float(arguments[1]), arguments[2:]
 
-    # Signals wake the select below through this pipe, so none is missed between a check and a wait.
+    # Signals wake the select below through this pipe, so that none is missed between a check and a wait.
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_read, False)
     os.set_blocking(wake_write, False)
@@ -68,7 +69,7 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, on_stop)
 
     try:
-        # A process group of its own: the whole of it can be killed without this process.
+        # A process group of its own can be killed as a whole, without this process.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)  # noqa: S603
     except OSError as error:
         _report(status_fd, f"error {error.strerror}: {command[0]}")
@@ -76,7 +77,7 @@ def main(arguments: list[str]) -> int:
     _report(status_fd, f"pid {process.pid}")
 
     lifeline: list[int] = [0]
-    said = b""
+    grace_text = b""
     kill_at: float | None = None
     while process.poll() is None:
         left_s = None if kill_at is None else kill_at - time.monotonic()
@@ -90,15 +91,15 @@ def main(arguments: list[str]) -> int:
                 os.read(wake_read, 512)
         if 0 in readable:
             chunk = os.read(0, 512)
-            said = (said + chunk)[:_LONGEST_GRACE_TEXT]
+            grace_text = (grace_text + chunk)[:_LONGEST_GRACE_TEXT]
             if not chunk:
                 lifeline = []
                 asked_to_stop = True
         if asked_to_stop and kill_at is None:
-            kill_at = time.monotonic() + _grace(said, grace_s)
+            kill_at = time.monotonic() + _grace(grace_text, grace_s)
             process.terminate()
 
-    _kill_group(process.pid)  # what the command started and left behind
+    _kill_group(process.pid)  # processes that the command left behind
     _report(status_fd, f"exit {process.returncode}")
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 

@@ -1,6 +1,6 @@
-"""What a running `dispatchai up` tells the other commands on this machine: where its parts listen.
+"""The file by which the other commands on this machine find a running `dispatchai up`: where its processes listen.
 
-Decides the form of `run.json` in the state folder and nothing of who reads it.
+Decides the format of `run.json` in the state folder.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import Any, Final, Self
 
 import orjson
 
+from dispatchai.process.errors import ProcessError
+
 RUN_FILE: Final = "run.json"
 
 
-class RunInfoError(Exception):
-    """The file is there and cannot be used. The message names it and says what to do."""
+class RunInfoError(ProcessError):
+    """The file exists and cannot be used. The message names it and says what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +28,9 @@ class RunInfo:
     """Addresses of a run."""
 
     gateway_url: str
-    """http://host:port of webhooks."""
+    """http://host:port of the webhooks."""
     ws_url: str
-    """ws://host:port/ws of media."""
+    """ws://host:port/ws of the media."""
     console_url: str
     """http://host:port of the page and REST."""
     carrier_port: int
@@ -38,7 +40,7 @@ class RunInfo:
 
     @classmethod
     def load(cls, state_dir: Path) -> Self | None:
-        """What `state_dir`/run.json says; None where there is none. Raises RunInfoError."""
+        """Read `state_dir`/run.json; None where there is none. Raises RunInfoError."""
         path = state_dir / RUN_FILE
         try:
             content: Any = orjson.loads(path.read_bytes())
@@ -67,7 +69,7 @@ class RunInfo:
                 raise RunInfoError(f"{path} was written by another version: restart `dispatchai up`")
 
     def save(self, state_dir: Path) -> None:
-        """Writes `state_dir`/run.json, whole at once: a reader sees the old or the new one. Raises OSError."""
+        """Write `state_dir`/run.json atomically: a reader sees the old file or the new one. Raises OSError."""
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=RUN_FILE, dir=state_dir)
         try:
@@ -79,5 +81,5 @@ class RunInfo:
 
     @staticmethod
     def remove(state_dir: Path) -> None:
-        """Deletes `state_dir`/run.json, if there is one, when the run ends."""
+        """Delete `state_dir`/run.json, if there is one."""
         (state_dir / RUN_FILE).unlink(missing_ok=True)

@@ -22,8 +22,8 @@ import aiokafka
 import pytest
 
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.dead_letter_store import Entry, Letterbox
-from dispatchai.kafka.dead_letters import LETTER_MAX_BYTES, Letter, Place
+from dispatchai.kafka.dead_letter_store import DeadLetterStore, FailedRecord
+from dispatchai.kafka.dead_letters import DEAD_LETTER_MAX_BYTES, DeadLetter, Place
 from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.kafka.topics import Topics
 from dispatchai.process.child import Child
@@ -82,7 +82,7 @@ POISON: Mapping[str, Callable[[bytes, bytes], Raw]] = {
     "an empty key": lambda key, good: (b"", good),
     "a key that is no text": lambda key, good: (b"\xff\xfe\xfd", good),
     "large": lambda key, good: (key, good + bytes(900_000)),
-    "too large for a letter": lambda key, good: (key, good + bytes(LETTER_MAX_BYTES)),
+    "too large for a letter": lambda key, good: (key, good + bytes(DEAD_LETTER_MAX_BYTES)),
 }
 
 
@@ -191,14 +191,14 @@ class Line:
         self.last[topic] = sent.offset
         return Place(topic, self._partition, sent.offset)
 
-    async def entries(self, running: Processes) -> dict[Place, Entry]:
+    async def entries(self, running: Processes) -> dict[Place, FailedRecord]:
         """What the letters say of the poison, once every reader has said it."""
         async with asyncio.timeout(PATIENCE_S * 2):
             while True:
                 running.check()
-                found = await Letterbox(self._broker).entries(self.poison)
+                found = await DeadLetterStore(self._broker).failed_records(self.poison)
                 if all(
-                    {one.reader for one in found[place].complaints.values()} >= READERS[place.topic]
+                    {one.reader for one in found[place].failures.values()} >= READERS[place.topic]
                     if place in found
                     else False
                     for place in self.poison
@@ -242,21 +242,23 @@ async def packet_of(broker: KafkaConnection, call_id: str) -> CallPacket:
     return packet
 
 
-def assert_buried_once_each(line: Line, entries: Mapping[Place, Entry]) -> None:
+def assert_buried_once_each(line: Line, entries: Mapping[Place, FailedRecord]) -> None:
     for place, kind in line.poison.items():
-        told = sorted((one.reader, one.attempt, one.times) for one in entries[place].complaints.values())
+        told = sorted((one.reader, one.attempt, one.times) for one in entries[place].failures.values())
         assert told == [(reader, 1, 1) for reader in sorted(READERS[place.topic])], (place, kind)
-        assert all(one.error for one in entries[place].complaints.values())
+        assert all(one.error for one in entries[place].failures.values())
 
 
-async def assert_letters_hold_the_bytes(broker: KafkaConnection, line: Line, entries: Mapping[Place, Entry]) -> None:
+async def assert_letters_hold_the_bytes(
+    broker: KafkaConnection, line: Line, entries: Mapping[Place, FailedRecord]
+) -> None:
     for place, kind in line.poison.items():
         if place.topic != "call-events":
             continue
-        letter = entries[place].newest_letter
+        letter = entries[place].newest_dead_letter
         assert letter is not None
-        found = await Letterbox(broker).letter(letter)
-        assert isinstance(found, Letter)
+        found = await DeadLetterStore(broker).dead_letter(letter)
+        assert isinstance(found, DeadLetter)
         assert found.origin == place
         key, value = POISON[kind](found.key or b"", GOOD[place.topic])
         if kind == "too large for a letter":

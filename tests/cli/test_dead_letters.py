@@ -1,4 +1,4 @@
-"""`dispatchai dead-letters`: what an operator sees, what stays hidden, and that a retry asks and tells."""
+"""`dispatchai dead-letters`: what an operator sees, what stays hidden, and that a retry asks first and reports."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.cli import dead_letters as letters
+from dispatchai.cli import dead_letters
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.dead_letter_store import RETRY_AT_ONCE, Complaint, Entry
-from dispatchai.kafka.dead_letters import Letter, Place, letter_of, read_letter
+from dispatchai.kafka.dead_letter_store import RETRY_AT_ONCE, FailedRecord, Failure
+from dispatchai.kafka.dead_letters import DeadLetter, Place, dead_letter_of, parse_dead_letter
 from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import AssessmentKind, DecodeError, Record, decode, encode
@@ -38,19 +38,19 @@ def raw(value: bytes | None, *, topic: str, offset: int = 7, key: bytes | None =
     return aiokafka.ConsumerRecord(topic, 0, offset, WRITTEN_MS, 0, key, value, None, 0, 0, (("trace", b"abc"),))
 
 
-def letter(value: bytes | None, *, topic: str = "call-events", error: Exception = FAILED) -> Letter:
-    key, kept, headers = letter_of(raw(value, topic=topic), reader="calls", error=error)
+def dead_letter(value: bytes | None, *, topic: str = "call-events", error: Exception = FAILED) -> DeadLetter:
+    key, kept, headers = dead_letter_of(raw(value, topic=topic), reader="calls", error=error)
     record = aiokafka.ConsumerRecord(Topic.DEAD_LETTERS, 0, 3, WRITTEN_MS, 0, key, kept, None, 0, 0, tuple(headers))
-    read = read_letter(record)
-    assert isinstance(read, Letter)
+    read = parse_dead_letter(record)
+    assert isinstance(read, DeadLetter)
     return read
 
 
-def shown(one: Letter, *, content: bool) -> str:
-    entry = Entry(one.first, None, is_record=True)
-    entry.take(one)
-    text = letters.render_entry(entry, one, content=content)
-    as_json = letters.entry_as_json(entry, content=content) | letters.value_as_json(one, content=content)
+def shown(one: DeadLetter, *, content: bool) -> str:
+    record = FailedRecord(one.first, None, is_record=True)
+    record.add(one)
+    text = dead_letters.render_record(record, one, content=content)
+    as_json = dead_letters.record_as_json(record, content=content) | dead_letters.value_as_json(one, content=content)
     return text + json.dumps(as_json)
 
 
@@ -69,7 +69,7 @@ def of_a_caller() -> list[Record]:
 
 @pytest.mark.parametrize("record", of_a_caller(), ids=lambda record: type(record).__name__)
 def test_what_a_caller_said_and_the_whole_number_are_shown_on_demand_alone(record: Record) -> None:
-    one = letter(encode(record))
+    one = dead_letter(encode(record))
     hidden, full = shown(one, content=False), shown(one, content=True)
     assert SAID not in hidden
     assert NUMBER not in hidden
@@ -85,14 +85,14 @@ def test_what_a_caller_said_and_the_whole_number_are_shown_on_demand_alone(recor
 
 
 def test_with_content_all_of_it_is_shown() -> None:
-    full = shown(letter(encode(replace(event("call.initiated"), payload=SAID.encode()))), content=True)
+    full = shown(dead_letter(encode(replace(event("call.initiated"), payload=SAID.encode()))), content=True)
     assert SAID in full
     assert "trace: abc" in full
 
 
 @pytest.mark.parametrize("value", [SAID.encode(), b"\xc3\x01" + b"12345678" + SAID.encode(), SAID.encode() * 1000])
 def test_bytes_that_are_no_record_are_dumped_on_demand_alone_and_no_more_than_some(value: bytes) -> None:
-    one = letter(value)
+    one = dead_letter(value)
     hidden, full = shown(one, content=False), shown(one, content=True)
     assert "My husband" not in hidden
     assert SAID.encode().hex()[:40] not in hidden
@@ -102,7 +102,7 @@ def test_bytes_that_are_no_record_are_dumped_on_demand_alone_and_no_more_than_so
 
 
 def test_a_schema_of_another_version_is_named() -> None:
-    assert "schema fingerprint 3132333435363738" in shown(letter(b"\xc3\x01" + b"12345678" + b"x"), content=False)
+    assert "schema fingerprint 3132333435363738" in shown(dead_letter(b"\xc3\x01" + b"12345678" + b"x"), content=False)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_schema_of_another_version_is_named() -> None:
     ],
 )
 def test_an_error_is_shown_without_what_it_may_repeat_of_the_call(error: Exception, says: str) -> None:
-    hidden = shown(letter(b"x", error=error), content=False)
+    hidden = shown(dead_letter(b"x", error=error), content=False)
     assert says in hidden
     assert SAID not in hidden
     assert NUMBER not in hidden
@@ -123,33 +123,33 @@ def test_an_error_is_shown_without_what_it_may_repeat_of_the_call(error: Excepti
 
 @given(st.binary(max_size=100) | st.none())
 def test_a_key_of_any_kind_is_one_line_and_no_number(key: bytes | None) -> None:
-    told = letters.told_key(key)
-    assert told.isprintable()
-    assert len(told) < 120
+    shown_key = dead_letters.render_key(key)
+    assert shown_key.isprintable()
+    assert len(shown_key) < 120
 
 
 @pytest.mark.parametrize("key", [NUMBER, NUMBER[1:]])
 def test_a_key_that_may_be_a_number_is_masked(key: str) -> None:
-    assert letters.told_key(key.encode()) == "•234"
+    assert dead_letters.render_key(key.encode()) == "•234"
 
 
 def test_what_a_poison_record_holds_does_not_steer_the_terminal() -> None:
     evil = "\x1b[2J\x1b]0;title\x07"
-    one = letter(evil.encode(), error=DecodeError(evil))
-    entry = Entry(one.first, evil.encode(), is_record=True)
-    entry.complaints[1, "calls"] = Complaint("calls", 1, f"DecodeError: {evil}", WRITTEN_MS)
-    for text in (letters.render_list([entry]), letters.render_entry(entry, one, content=True)):
+    one = dead_letter(evil.encode(), error=DecodeError(evil))
+    record = FailedRecord(one.first, evil.encode(), is_record=True)
+    record.failures[1, "calls"] = Failure("calls", 1, f"DecodeError: {evil}", WRITTEN_MS)
+    for text in (dead_letters.render_list([record]), dead_letters.render_record(record, one, content=True)):
         assert "\x1b" not in text
         assert "\x07" not in text
 
 
 def test_an_old_value_of_a_view_and_a_live_assessment_are_not_sent_again() -> None:
-    refusals = letters.Refusals.load()
+    refusals = dead_letters.Refusals.load()
     final = replace(assessment(), kind=AssessmentKind.FINAL)
-    assert "compacted" in (refusals(letter(b"x", topic="dispatch-queue")) or "")
-    assert "live assessment" in (refusals(letter(encode(assessment()), topic="assessments")) or "")
-    assert refusals(letter(encode(final), topic="assessments")) is None
-    assert refusals(letter(b"x", topic="call-events")) is None
+    assert "compacted" in (refusals(dead_letter(b"x", topic="dispatch-queue")) or "")
+    assert "live assessment" in (refusals(dead_letter(encode(assessment()), topic="assessments")) or "")
+    assert refusals(dead_letter(encode(final), topic="assessments")) is None
+    assert refusals(dead_letter(b"x", topic="call-events")) is None
 
 
 @pytest.mark.parametrize(
@@ -157,13 +157,13 @@ def test_an_old_value_of_a_view_and_a_live_assessment_are_not_sent_again() -> No
     [("90m", 5_400_000), ("2h", 7_200_000), ("7d", 604_800_000), ("30s", 30_000)],
 )
 def test_a_time_is_a_duration_before_now(text: str, before_ms: int) -> None:
-    assert letters.moment_ms(text, WRITTEN_MS) == WRITTEN_MS - before_ms
+    assert dead_letters.moment_ms(text, WRITTEN_MS) == WRITTEN_MS - before_ms
 
 
 def test_a_time_without_a_zone_is_utc() -> None:
-    assert letters.moment_ms("2026-01-31T08:00", 0) == letters.moment_ms("2026-01-31T09:00+01:00", 0)
+    assert dead_letters.moment_ms("2026-01-31T08:00", 0) == dead_letters.moment_ms("2026-01-31T09:00+01:00", 0)
     with pytest.raises(ValueError, match="90m, 2h, 7d"):
-        letters.moment_ms("yesterday", 0)
+        dead_letters.moment_ms("yesterday", 0)
 
 
 # -- the command
@@ -171,7 +171,7 @@ def test_a_time_without_a_zone_is_utc() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """Letters of one test, about records of a topic of its own."""
+    """Dead letters of one test, about records of a topic of its own."""
 
     broker: KafkaConnection
     folder: Path
@@ -204,7 +204,7 @@ class Left:
 
 @pytest.fixture
 async def left(broker: KafkaConnection, topics: Topics, tmp_path: Path) -> Left:
-    """Two readers' letters about an event that is spoilt, and one about a good one."""
+    """Two readers' dead letters for a broken event, and one for a good one."""
     topic = f"origin-{uuid.uuid4().hex[:8]}"
     admin = AIOKafkaAdminClient(**broker.client_options())
     await admin.start()
@@ -212,15 +212,15 @@ async def left(broker: KafkaConnection, topics: Topics, tmp_path: Path) -> Left:
         await admin.create_topics([NewTopic(topic, 1, 1)])
     finally:
         await admin.close()
-    spoilt = raw(b"not a record of this project", topic=topic, offset=1)
+    broken = raw(b"not a record of this project", topic=topic, offset=1)
     good = raw(encode(event("call.answered", call="call-1")), topic=topic, offset=2)
     async with aiokafka.AIOKafkaProducer(**broker.producer_options()) as producer:
         for one, reader, error in (
-            (spoilt, "calls", FAILED),
-            (spoilt, "triage", FAILED),
+            (broken, "calls", FAILED),
+            (broken, "triage", FAILED),
             (good, "triage", RuntimeError(SAID)),
         ):
-            key, value, headers = letter_of(one, reader=reader, error=error)
+            key, value, headers = dead_letter_of(one, reader=reader, error=error)
             await producer.send_and_wait(Topic.DEAD_LETTERS, value, key=key, headers=headers)
     return Left(broker, tmp_path, topic)
 
@@ -267,7 +267,7 @@ async def test_a_retry_asks_sends_and_is_listed(left: Left) -> None:
     assert "--yes" in err
     code, out, _ = await left.run("retry", "--all", "--topic", left.topic, "--yes")
     assert code == 0, out
-    assert "2 sent, 0 refused; the letters stay" in out
+    assert "2 sent, 0 refused; the dead letters are kept" in out
     sent = await records_of(left, 2)
     assert sorted(record.value for record in sent) == sorted(
         [b"not a record of this project", encode(event("call.answered", call="call-1"))]
@@ -305,7 +305,7 @@ async def test_a_retry_that_is_killed_loses_no_record_and_goes_on_where_it_was(l
     async with aiokafka.AIOKafkaProducer(**left.broker.producer_options()) as producer:
         for number in range(count):
             one = raw(str(number).encode(), topic=left.topic, offset=1000 + number)
-            key, value, headers = letter_of(one, reader="killed", error=FAILED)
+            key, value, headers = dead_letter_of(one, reader="killed", error=FAILED)
             await producer.send(Topic.DEAD_LETTERS, value, key=key, headers=headers)
     choice = ("--all", "--topic", left.topic, "--reader", "killed", "--yes")
     process = await left.start("retry", *choice)
@@ -328,7 +328,7 @@ async def test_a_retry_that_is_killed_loses_no_record_and_goes_on_where_it_was(l
     assert Counter(entry["state"] for entry in json.loads(out)) == {"RETRIED": count}
 
 
-async def test_a_webhook_is_refused_and_told_so(left: Left) -> None:
+async def test_a_webhook_is_refused_with_the_reason(left: Left) -> None:
     async with aiokafka.AIOKafkaProducer(**left.broker.producer_options()) as producer:
         sent = await producer.send_and_wait(
             Topic.DEAD_LETTERS,
@@ -349,14 +349,14 @@ async def test_a_webhook_is_refused_and_told_so(left: Left) -> None:
     [
         (("show", "call-events"), "give TOPIC/PARTITION/OFFSET"),
         (("list", "--since", "yesterday"), "90m, 2h, 7d"),
-        (("retry",), "name records as `dead-letters list` shows them, or say --all"),
+        (("retry",), "name records as `dead-letters list` shows them, or give --all"),
         (("retry", "--all", "call-events/0/1"), "name records"),
-        (("retry", "call-events/0/1", "--reader", "calls"), "they go with --all"),
-        (("show", "call-events/0/9999999"), "no dead letter names call-events/0/9999999"),
+        (("retry", "call-events/0/1", "--reader", "calls"), "need --all"),
+        (("show", "call-events/0/9999999"), "there is no dead letter for call-events/0/9999999"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
-async def test_a_wrong_argument_is_told_in_a_line(left: Left, arguments: tuple[str, ...], says: str) -> None:
+async def test_a_wrong_argument_is_reported_in_a_line(left: Left, arguments: tuple[str, ...], says: str) -> None:
     code, _, err = await left.run(*arguments)
     assert code != 0
     assert says in err

@@ -13,6 +13,7 @@ import pytest
 
 from dispatchai.cli import dev as tunnel
 from dispatchai.cli.dev import Cloudflared, Ngrok, Provider, TunnelError
+from dispatchai.cli.errors import CliError
 from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.settings import Settings
 from tests.support.kafka.certificates import make_pems
@@ -157,10 +158,10 @@ async def test_an_url_in_an_error_is_not_taken_for_the_tunnels(install: Install)
             pass
 
 
-async def test_a_tunnel_that_tells_no_url_is_given_up(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_tunnel_that_reports_no_url_is_given_up(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tunnel, "URL_TIMEOUT_S", 0.05)
     install("cloudflared", "import time\ntime.sleep(3600)\n")
-    with pytest.raises(TunnelError, match="told no URL"):
+    with pytest.raises(TunnelError, match="reported no URL"):
         async with tunnel.tunnel(free_port()):
             pass
 
@@ -180,7 +181,7 @@ def test_the_one_that_is_installed_is_taken(install: Install) -> None:
     assert tunnel.find(Provider.CLOUDFLARED)[0] is Provider.CLOUDFLARED
 
 
-async def test_lines_that_tell_nothing_are_passed_over() -> None:
+async def test_lines_without_a_url_are_skipped() -> None:
     for kind in (Ngrok(), Cloudflared()):
         for line in ("", "{", "[]", '{"obj": "web"}', '{"obj": "web", "addr": 4040}', "https://trycloudflare.com"):
             kind.line(line)
@@ -193,8 +194,9 @@ async def test_a_tunnel_to_a_gateway_that_verifies_nothing_is_not_opened(
     monkeypatch.setenv("WEBHOOK_VERIFICATION", "off")
     program = install("cloudflared", CLOUDFLARED)
     said: list[str] = []
-    assert await tunnel.dev(Settings(), said.append) == 1
-    assert "WEBHOOK_VERIFICATION=off is not allowed" in "\n".join(said)
+    with pytest.raises(CliError, match="WEBHOOK_VERIFICATION=off is not allowed") as caught:
+        await tunnel.dev(Settings(), said.append)
+    assert caught.value.exit_code == 1
     assert not program.with_suffix(".pid").exists()
 
 

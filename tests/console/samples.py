@@ -1,6 +1,6 @@
 """Calls as the ranking agent writes them, for the tests of the views and for looking at the page.
 
-`python -m tests.console.samples [PORT]` serves the page with calls that are being told, on an embedded broker.
+`python -m tests.console.samples [PORT]` serves the page with calls in progress, on an embedded broker.
 """
 
 from __future__ import annotations
@@ -275,8 +275,8 @@ async def put(producer: AIOKafkaProducer, records: Iterable[tuple[str, str, Live
         await producer.send_and_wait(topic, None if record is None else encode(record), key=call_id.encode())
 
 
-async def tell(connection: KafkaConnection) -> None:
-    """Tell the stories again and again, with some calls that are over already."""
+async def play(connection: KafkaConnection) -> None:
+    """Play the stories again and again, beside some calls that are over."""
     async with AIOKafkaProducer(**connection.client_options(), acks="all") as producer:
         now = time.time_ns() // 1000
         shooting = live_call(
@@ -350,7 +350,7 @@ async def serve(port: int) -> None:
             await web.TCPSite(runner, "127.0.0.1", port).start()
             print(f"http://127.0.0.1:{port}/", flush=True)
             try:
-                await tell(connection)
+                await play(connection)
             finally:
                 await runner.cleanup()
 

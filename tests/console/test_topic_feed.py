@@ -21,7 +21,7 @@ PATIENCE_S = 60.0
 
 
 async def state_of(subscription: Subscription, wanted: FeedState, *, rebuilt: bool) -> None:
-    """Return at the update that tells `wanted`."""
+    """Return at the update with the state `wanted`."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             update = await subscription.next(PATIENCE_S)
@@ -61,7 +61,7 @@ async def test_while_kafka_is_away_the_last_view_stays_and_is_marked(monkeypatch
             assert [entry.call_id for entry in (await feed.current()).ranked()] == ["kept"]
 
 
-async def test_when_kafka_answers_again_the_view_is_read_anew_and_sent_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_when_kafka_answers_again_the_view_is_read_again_and_sent_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed_module, "PROBE_S", 0.1)
     monkeypatch.setattr(feed_module, "REQUEST_S", 1.0)
     async with EmbeddedBroker() as broker:

@@ -22,7 +22,7 @@ import orjson
 
 from dispatchai.app import SPEECH, WORKER
 from dispatchai.engine.app import use_uvloop
-from dispatchai.kafka.embedded_broker import wait_until_ready
+from dispatchai.kafka.readiness import wait_until_ready
 from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import AudioFrame, CallEvent, CallPacket
 from dispatchai.simulator import CallerAudio, CallReport, SimulatedCarrier, Timing, WebhookPolicy, load

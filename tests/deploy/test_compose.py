@@ -120,7 +120,7 @@ def test_everything_that_stays_up_has_a_health_check() -> None:
 @pytest.mark.parametrize(
     ("name", "setting"), [("gateway", "gateway_port"), ("worker", "console_port"), ("speech", "speech_port")]
 )
-def test_a_process_is_published_and_asked_at_the_port_that_it_is_told(name: str, setting: str) -> None:
+def test_a_process_is_published_and_asked_at_the_port_that_is_set(name: str, setting: str) -> None:
     service = SERVICES[name]
     port = service["environment"][setting.upper()]
     assert service["ports"] == [f"127.0.0.1:{port}:{port}"]

@@ -88,7 +88,7 @@ async def nginx(folder: Path, upstream_port: int, site: str) -> AsyncIterator[ai
 
 
 async def _accepting(port: int) -> None:
-    """Wait until something listens at `port`: nginx does not tell when it does."""
+    """Wait until something listens at `port`: nginx does not report it."""
     while True:
         with suppress(OSError):
             _, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""A cluster that asks for a certificate, a name and a password: everything runs on it, and refusals are told."""
+"""A cluster that asks for a certificate, a name and a password: everything runs on it, and refusals are reported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def system(connection: KafkaConnection, folder: Path) -> System:
     return System.on(connection, folder, **security(connection), SPEECH_ENGINE="scripted")
 
 
-async def told(system: System, *arguments: str) -> tuple[int | None, str]:
+async def run_command(system: System, *arguments: str) -> tuple[int | None, str]:
     """Exit code and output of a command."""
     process = await system.run(*arguments)
     async with asyncio.timeout(COMMAND_S):
@@ -45,8 +45,8 @@ async def told(system: System, *arguments: str) -> tuple[int | None, str]:
 
 
 def checks(output: str) -> dict[str, dict[str, Any]]:
-    told, _ = json.JSONDecoder().raw_decode(output[output.index("{") :])
-    return {one["check"]: one for one in told["results"]}
+    report, _ = json.JSONDecoder().raw_decode(output[output.index("{") :])
+    return {one["check"]: one for one in report["results"]}
 
 
 @pytest.mark.timeout(400)
@@ -54,25 +54,27 @@ async def test_a_call_goes_through_a_secured_cluster_from_webhook_to_packet(
     secured_kafka: KafkaConnection, tmp_path: Path
 ) -> None:
     secured = system(secured_kafka, tmp_path)
-    code, output = await told(secured, "topics", "apply")
+    code, output = await run_command(secured, "topics", "apply")
     assert code == 0, output
 
     process = await secured.run("up")
     try:
         await read_until(process, "Ctrl-C stops everything")
-        code, output = await told(secured, "call", str(RECORDINGS / "cardiac_arrest.wav"), "--speed", "4", "--json")
+        code, output = await run_command(
+            secured, "call", str(RECORDINGS / "cardiac_arrest.wav"), "--speed", "4", "--json"
+        )
         assert code == 0, output
         (packet,) = packets_in(output)
         assert packet["complete"]
         assert packet["nlp"]["category"] == "EMS"
         assert packet["audio"]["missing_frames"] == 0
 
-        code, output = await told(secured, "doctor", "--json")
+        code, output = await run_command(secured, "doctor", "--json")
         results = checks(output)
         assert {results[name]["verdict"] for name in ("kafka", "brokers", "topics")} == {"OK"}, output
         assert "SASL_SSL, user dispatchai" in results["kafka"]["seen"]
 
-        code, output = await told(secured, "dead-letters", "list", "--json")
+        code, output = await run_command(secured, "dead-letters", "list", "--json")
         assert code == 0, output
         assert isinstance(json.loads(output[output.index("[") :]), list)
     finally:
@@ -90,12 +92,12 @@ async def test_a_call_goes_through_a_secured_cluster_from_webhook_to_packet(
             "the user name or the password is refused: compare KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD",
             "the user name or the password is refused",
         ),
-        ("authority", "its certificate is not believed", "its certificate is not believed"),
+        ("authority", "its certificate is not trusted", "its certificate is not trusted"),
         # A broker that does not believe the client's certificate hangs up without a word.
         ("certificate", "KAFKA_SECURITY_PROTOCOL with its SASL and TLS settings", "it ended the connection"),
     ],
 )
-async def test_a_refusal_is_told_in_one_line_with_the_setting_to_look_at(
+async def test_a_refusal_is_reported_in_one_line_with_the_setting_to_look_at(
     secured_kafka: KafkaConnection, tmp_path: Path, fault: str, says: str, doctor_says: str
 ) -> None:
     match fault:
@@ -111,27 +113,30 @@ async def test_a_refusal_is_told_in_one_line_with_the_setting_to_look_at(
     refused = system(wrong, tmp_path)
     (tmp_path / "state").mkdir()
     for command in (("topics", "apply"), ("dead-letters", "list"), ("up",)):
-        code, output = await told(refused, *command)
+        code, output = await run_command(refused, *command)
         assert code == 1, (command, output)
         (line,) = [line for line in output.splitlines() if line.startswith("dispatchai: ")]
         assert says in line, command
         assert "KAFKA_" in line, command
         assert "Traceback" not in output, command
         assert "guessed-secret" not in output, command
-    code, output = await told(refused, "doctor", "--json")
+    code, output = await run_command(refused, "doctor", "--json")
     assert code == 1
     assert doctor_says in checks(output)["kafka"]["seen"]
     assert "KAFKA_" in checks(output)["kafka"]["todo"]
 
 
-@pytest.mark.parametrize("name", ["gateway", "worker", "speech"])
+@pytest.mark.parametrize(
+    ("name", "event"),
+    [("gateway", "Kafka cannot be reached"), ("worker", "kafka_unreachable"), ("speech", "kafka_unreachable")],
+)
 async def test_a_process_that_is_refused_waits_and_says_so(
-    secured_kafka: KafkaConnection, tmp_path: Path, name: str
+    secured_kafka: KafkaConnection, tmp_path: Path, name: str, event: str
 ) -> None:
     refused = system(dataclasses.replace(secured_kafka, sasl_password="guessed-secret"), tmp_path)
     process = await refused.run(name)
     try:
-        output = await read_until(process, "Kafka cannot be reached")
+        output = await read_until(process, event)
         assert "SaslAuthenticationFailed" in output
         assert process.returncode is None, "it goes on trying: credentials are changed while it runs"
     finally:

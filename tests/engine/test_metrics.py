@@ -12,12 +12,11 @@ from prometheus_client import CollectorRegistry
 from dispatchai.engine.metrics import (
     JOURNEYS_MAX,
     LABEL_VALUES_MAX,
-    LATENCY_BUCKETS_S,
     OTHER,
     EngineMetrics,
-    Histogram,
     Journey,
 )
+from dispatchai.process.metrics import LATENCY_BUCKETS_S, Histogram
 
 BUDGET_S = (0.025, 0.04, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 1.0)
 """The limits of docs/performance.md."""

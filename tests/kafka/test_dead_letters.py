@@ -1,4 +1,4 @@
-"""A letter holds its record whatever that is; one record is one entry; what is sent again comes back as it was."""
+"""A dead letter holds any record; one record is one entry; what is sent again is what was there."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.dead_letter_store import Entry, Filter, Letterbox, Refused, Sent, State
+from dispatchai.kafka.dead_letter_store import DeadLetterStore, FailedRecord, Filter, Refused, Sent, State
 from dispatchai.kafka.dead_letters import (
-    LETTER_MAX_BYTES,
+    DEAD_LETTER_MAX_BYTES,
     TRUNCATED_VALUE_BYTES,
-    Letter,
+    DeadLetter,
     Place,
-    Retried,
+    RetryNote,
     Truncated,
-    letter_of,
-    read_letter,
-    retried_note,
+    dead_letter_of,
+    parse_dead_letter,
     retry_headers,
+    retry_note_headers,
 )
 from dispatchai.kafka.topics import Topic, Topics
 from tests.engine.test_app import Names, make_app, make_states, make_topics, running, until
@@ -60,26 +60,26 @@ def record(
     )
 
 
-def buried(
+def dead_lettered(
     one: aiokafka.ConsumerRecord, reader: str = "sums", error: Exception | None = None
 ) -> aiokafka.ConsumerRecord:
-    """The letter about a record, as it is read from the dead letters."""
-    key, value, headers = letter_of(one, reader=reader, error=error or ValueError("bad"))
+    """The dead letter for a record, as it is read from the topic."""
+    key, value, headers = dead_letter_of(one, reader=reader, error=error or ValueError("bad"))
     return record(value, key, headers, topic=Topic.DEAD_LETTERS, offset=5)
 
 
-def letter(one: aiokafka.ConsumerRecord) -> Letter:
-    read = read_letter(buried(one))
-    assert isinstance(read, Letter)
+def dead_letter(one: aiokafka.ConsumerRecord) -> DeadLetter:
+    read = parse_dead_letter(dead_lettered(one))
+    assert isinstance(read, DeadLetter)
     return read
 
 
-# -- what a letter is
+# -- what a dead letter is
 
 
-def test_a_letter_says_whose_it_is_who_failed_and_why() -> None:
-    found = letter(record(b"\xff\x00", b"\xfe", [("trace", b"1"), ("trace", b"2"), ("attempt", b"9")]))
-    assert found == Letter(
+def test_a_dead_letter_says_whose_it_is_who_failed_and_why() -> None:
+    found = dead_letter(record(b"\xff\x00", b"\xfe", [("trace", b"1"), ("trace", b"2"), ("attempt", b"9")]))
+    assert found == DeadLetter(
         place=Place(Topic.DEAD_LETTERS, 3, 5),
         written_ms=WRITTEN_MS,
         first=Place("source", 3, 17),
@@ -95,17 +95,17 @@ def test_a_letter_says_whose_it_is_who_failed_and_why() -> None:
     )
 
 
-def test_the_letter_of_a_record_that_was_sent_again_counts_on_and_names_the_first() -> None:
+def test_the_dead_letter_of_a_record_that_was_sent_again_counts_on_and_names_the_first() -> None:
     first = Place("source", 3, 2)
-    found = letter(record(headers=[("trace", b"1"), *retry_headers(first, 4)]))
+    found = dead_letter(record(headers=[("trace", b"1"), *retry_headers(first, 4)]))
     assert (found.attempt, found.first, found.origin) == (4, first, Place("source", 3, 17))
     assert found.headers == (("trace", b"1"),), "what a retry added is not the record's own"
 
 
 @pytest.mark.parametrize("attempt", [b"", b"-1", b"zero", b"9" * 40, b"\xff"])
 def test_a_nonsense_attempt_is_a_first_one(attempt: bytes) -> None:
-    assert letter(record(headers=[("retry.attempt", attempt), ("retry.of", b"source/3/2")])).attempt == 1
-    assert letter(record(headers=[("retry.attempt", b"7"), ("retry.of", attempt)])).attempt == 1
+    assert dead_letter(record(headers=[("retry.attempt", attempt), ("retry.of", b"source/3/2")])).attempt == 1
+    assert dead_letter(record(headers=[("retry.attempt", b"7"), ("retry.of", attempt)])).attempt == 1
 
 
 @given(
@@ -113,14 +113,14 @@ def test_a_nonsense_attempt_is_a_first_one(attempt: bytes) -> None:
     st.none() | st.binary(max_size=200),
     st.lists(st.tuples(st.text(max_size=10), st.none() | st.binary(max_size=50)), max_size=4),
 )
-def test_every_record_comes_back_out_of_its_letter(
+def test_every_record_comes_back_out_of_its_dead_letter(
     key: bytes | None, value: bytes | None, headers: list[Header]
 ) -> None:
     headers = [(name, content) for name, content in headers if not name.startswith("retry.")]
-    raw = buried(record(value, key, headers))
+    raw = dead_lettered(record(value, key, headers))
     assert raw.key is not None or raw.value is not None, "a client could not write it"
-    found = read_letter(raw)
-    assert isinstance(found, Letter)
+    found = parse_dead_letter(raw)
+    assert isinstance(found, DeadLetter)
     assert (found.key, found.value) == (key, value)
     assert found.headers == tuple((name, content or b"") for name, content in headers)
 
@@ -130,20 +130,20 @@ KILOBYTES = st.sampled_from([0, 1, 60, 400, 900, 940, 949, 960, 2_000])
 
 @settings(max_examples=60)
 @given(KILOBYTES, KILOBYTES, st.lists(KILOBYTES, max_size=3), st.integers(0, 300), st.text(max_size=2_000))
-def test_every_letter_fits_into_a_request(key: int, value: int, large: list[int], small: int, error: str) -> None:
+def test_every_dead_letter_fits_into_a_request(key: int, value: int, large: list[int], small: int, error: str) -> None:
     headers: list[Header] = [(f"large-{size}", bytes(size * 1000)) for size in large]
     headers += [(f"small-{number}", b"x") for number in range(small)]
-    raw = buried(record(bytes(value * 1000), bytes(key * 1000), headers), error=RuntimeError(error))
+    raw = dead_lettered(record(bytes(value * 1000), bytes(key * 1000), headers), error=RuntimeError(error))
     assert DefaultRecordBatchBuilder.estimate_size_in_bytes(raw.key, raw.value, list(raw.headers)) < FAUST_REQUEST_BYTES
 
 
-def test_only_what_is_too_large_is_cut_and_the_letter_says_so() -> None:
-    whole = letter(record(bytes(900_000)))
+def test_only_what_is_too_large_is_cut_and_the_dead_letter_says_so() -> None:
+    whole = dead_letter(record(bytes(900_000)))
     assert whole.truncated is None
     assert whole.value is not None
     assert len(whole.value) == 900_000
-    value = bytes(range(256)) * (LETTER_MAX_BYTES // 256 + 1)
-    cut = letter(record(value))
+    value = bytes(range(256)) * (DEAD_LETTER_MAX_BYTES // 256 + 1)
+    cut = dead_letter(record(value))
     assert cut.value == value[:TRUNCATED_VALUE_BYTES]
     assert cut.truncated is not None
     assert cut.truncated == Truncated(len(value), cut.truncated.sha256)
@@ -159,16 +159,16 @@ def test_only_what_is_too_large_is_cut_and_the_letter_says_so() -> None:
         | st.sampled_from([b"1", b"a/1/2", b"a/1", b"\xb2", b"99999999999999999999"]),
     )
 )
-def test_whatever_lies_in_the_topic_is_read(headers: dict[str, bytes | None]) -> None:
-    read = read_letter(record(headers=list(headers.items()), topic=Topic.DEAD_LETTERS))
+def test_whatever_is_in_the_topic_is_read(headers: dict[str, bytes | None]) -> None:
+    read = parse_dead_letter(record(headers=list(headers.items()), topic=Topic.DEAD_LETTERS))
     assert read.first
     assert read.attempt >= 1
 
 
-def test_a_note_of_a_retry_is_told_from_a_letter() -> None:
+def test_a_retry_note_is_distinguished_from_a_dead_letter() -> None:
     first, sent_to = Place("source", 3, 2), Place("source", 3, 99)
-    read = read_letter(record(b"", headers=retried_note(first, 2, sent_to), topic=Topic.DEAD_LETTERS))
-    assert read == Retried(Place(Topic.DEAD_LETTERS, 3, 17), WRITTEN_MS, first, 2, sent_to)
+    read = parse_dead_letter(record(b"", headers=retry_note_headers(first, 2, sent_to), topic=Topic.DEAD_LETTERS))
+    assert read == RetryNote(Place(Topic.DEAD_LETTERS, 3, 17), WRITTEN_MS, first, 2, sent_to)
 
 
 @pytest.mark.parametrize("text", ["", "a", "a/1", "a/1/", "a/1/2/3", "a/-1/2", "/1/2", "a/1/x", "a/1/²"])
@@ -180,27 +180,29 @@ def test_what_is_no_place_is_refused(text: str) -> None:
 # -- what belongs to one record
 
 
-def entry(*letters: Letter | Retried) -> Entry:
-    made = Entry(letters[0].first, key=None, is_record=True)
-    for one in letters:
-        made.take(one)
+def failed_record(*items: DeadLetter | RetryNote) -> FailedRecord:
+    made = FailedRecord(items[0].first, key=None, is_record=True)
+    for one in items:
+        made.add(one)
     return made
 
 
-def failed(attempt: int, reader: str = "sums") -> Letter:
+def failed(attempt: int, reader: str = "sums") -> DeadLetter:
     first = Place("source", 3, 17)
     headers = retry_headers(first, attempt) if attempt > 1 else []
-    read = read_letter(buried(record(headers=headers, offset=16 + attempt), reader))
-    assert isinstance(read, Letter)
+    read = parse_dead_letter(dead_lettered(record(headers=headers, offset=16 + attempt), reader))
+    assert isinstance(read, DeadLetter)
     return read
 
 
-def sent_again(attempt: int) -> Retried:
-    return Retried(Place(Topic.DEAD_LETTERS, 3, 6), WRITTEN_MS, Place("source", 3, 17), attempt, Place("source", 3, 18))
+def sent_again(attempt: int) -> RetryNote:
+    return RetryNote(
+        Place(Topic.DEAD_LETTERS, 3, 6), WRITTEN_MS, Place("source", 3, 17), attempt, Place("source", 3, 18)
+    )
 
 
 @pytest.mark.parametrize(
-    ("letters", "state", "attempt"),
+    ("items", "state", "attempt"),
     [
         ([failed(1)], State.OPEN, 1),
         ([failed(1), failed(1, "other"), failed(1)], State.OPEN, 1),
@@ -213,14 +215,14 @@ def sent_again(attempt: int) -> Retried:
     ],
 )
 def test_a_record_is_open_until_it_is_sent_again_and_when_that_failed(
-    letters: list[Letter | Retried], state: State, attempt: int
+    items: list[DeadLetter | RetryNote], state: State, attempt: int
 ) -> None:
-    assert (entry(*letters).state, entry(*letters).attempt) == (state, attempt)
+    assert (failed_record(*items).state, failed_record(*items).attempt) == (state, attempt)
 
 
-def test_one_record_is_one_entry_with_each_reader_once() -> None:
-    made = entry(failed(1), failed(1), failed(1, "other"))
-    assert [(one.reader, one.times) for one in made.complaints.values()] == [("sums", 2), ("other", 1)]
+def test_one_record_has_each_reader_once() -> None:
+    made = failed_record(failed(1), failed(1), failed(1, "other"))
+    assert [(one.reader, one.times) for one in made.failures.values()] == [("sums", 2), ("other", 1)]
 
 
 # -- on a cluster
@@ -252,17 +254,17 @@ async def reading(broker: KafkaConnection, names: Names, folder: Path, broken: s
         yield reader
 
 
-async def entries_of(broker: KafkaConnection, topic: str, count: int, attempt: int = 1) -> list[Entry]:
+async def entries_of(broker: KafkaConnection, topic: str, count: int, attempt: int = 1) -> list[FailedRecord]:
     """The entries of `topic`, as soon as `count` records have failed `attempt` times."""
     async with asyncio.timeout(100):
         while True:
-            found, _ = await Letterbox(broker).newest(Filter(topic=topic), 1000)
+            found, _ = await DeadLetterStore(broker).newest(Filter(topic=topic), 1000)
             if sum(one.failed_attempt >= attempt for one in found) >= count:
                 return sorted(found, key=lambda one: one.first)
 
 
-async def retried(broker: KafkaConnection, entries: Sequence[Entry]) -> list[Sent | Refused]:
-    return [result async for result in Letterbox(broker).retry(entries, lambda letter: None)]
+async def retried(broker: KafkaConnection, entries: Sequence[FailedRecord]) -> list[Sent | Refused]:
+    return [result async for result in DeadLetterStore(broker).retry(entries, lambda dead_letter: None)]
 
 
 async def read_partition(broker: KafkaConnection, place: Place) -> aiokafka.ConsumerRecord:
@@ -273,7 +275,7 @@ async def read_partition(broker: KafkaConnection, place: Place) -> aiokafka.Cons
         return await asyncio.wait_for(consumer.getone(), 60)
 
 
-async def test_a_record_that_fails_twice_is_one_entry_and_is_processed_when_the_reader_was_mended(
+async def test_a_record_that_fails_twice_is_one_entry_and_is_processed_once_its_reader_is_fixed(
     broker: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:
     names = await make_topics(broker)
@@ -298,17 +300,17 @@ async def test_a_record_that_fails_twice_is_one_entry_and_is_processed_when_the_
         (twice,) = await entries_of(broker, names.source, 1, attempt=2)
         assert twice.first == one.first, "a retry makes no second entry"
         assert (twice.state, twice.attempt) == (State.OPEN, 2)
-        assert [one.attempt for one in twice.complaints.values()] == [1, 2]
+        assert [one.attempt for one in twice.failures.values()] == [1, 2]
 
         reader.broken.clear()
         (second,) = await retried(broker, [twice])
         assert isinstance(second, Sent)
         assert second.attempt == 3
         await until(lambda: reader.states.get("call") == [7, 13])
-        settled = (await Letterbox(broker).entries([one.first]))[one.first]
+        settled = (await DeadLetterStore(broker).failed_records([one.first]))[one.first]
         assert (settled.state, settled.attempt) == (State.RETRIED, 3)
-        assert [note.sent_to for note in settled.retried] == [first.sent_to, second.sent_to]
-        assert await Letterbox(broker).open(Filter(topic=names.source)) == []
+        assert [note.sent_to for note in settled.retries] == [first.sent_to, second.sent_to]
+        assert await DeadLetterStore(broker).open_records(Filter(topic=names.source)) == []
 
 
 POISON: dict[str, tuple[bytes | None, bytes | None, list[Header]]] = {
@@ -321,7 +323,7 @@ POISON: dict[str, tuple[bytes | None, bytes | None, list[Header]]] = {
     "a number that is not liked": (b"call", b"13", []),
     "headers without values": (b"call", b"x", [("a", None), ("", b"1")]),
     "as large as a record may be": (b"call", b"x" * 900_000, []),
-    "larger than its letter may be": (b"call", b"x" * (LETTER_MAX_BYTES + 1), []),
+    "larger than its dead letter may be": (b"call", b"x" * (DEAD_LETTER_MAX_BYTES + 1), []),
     "large headers": (b"call", b"x", [("large", b"x" * 960_000)]),
 }
 
@@ -341,7 +343,7 @@ async def write(broker: KafkaConnection, topic: str, poisons: Sequence[str]) -> 
     return written
 
 
-async def test_poison_of_every_kind_is_buried_whole_and_stops_nothing(
+async def test_poison_of_every_kind_is_dead_lettered_whole_and_stops_nothing(
     broker: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:
     names = await make_topics(broker)
@@ -354,33 +356,33 @@ async def test_poison_of_every_kind_is_buried_whole_and_stops_nothing(
     assert {one.first for one in entries} == set(places)
     for one in entries:
         key, value, headers = POISON[places[one.first]]
-        assert one.newest_letter is not None
-        found = await Letterbox(broker).letter(one.newest_letter)
-        (complaint,) = one.complaints.values()
-        assert (complaint.reader, complaint.attempt, complaint.times) == ("sums", 1, 1)
+        assert one.newest_dead_letter is not None
+        found = await DeadLetterStore(broker).dead_letter(one.newest_dead_letter)
+        (failure,) = one.failures.values()
+        assert (failure.reader, failure.attempt, failure.times) == ("sums", 1, 1)
         assert found.key == key
         if found.truncated is None:
             assert (found.value, found.headers) == (value, tuple((name, held or b"") for name, held in headers))
         else:
             assert found.truncated.value_bytes == len(value or b"")
     cut = {places[one.first] for one in entries if await is_cut(broker, one)}
-    assert cut == {"larger than its letter may be", "large headers"}
+    assert cut == {"larger than its dead letter may be", "large headers"}
 
 
-async def is_cut(broker: KafkaConnection, one: Entry) -> bool:
-    assert one.newest_letter is not None
-    return (await Letterbox(broker).letter(one.newest_letter)).truncated is not None
+async def is_cut(broker: KafkaConnection, one: FailedRecord) -> bool:
+    assert one.newest_dead_letter is not None
+    return (await DeadLetterStore(broker).dead_letter(one.newest_dead_letter)).truncated is not None
 
 
-async def test_a_record_whose_letter_was_cut_is_sent_again_whole(
+async def test_a_record_whose_dead_letter_was_cut_is_sent_again_whole(
     broker: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:
     names = await make_topics(broker)
-    await write(broker, names.source, ["larger than its letter may be", "large headers", "neither key nor value"])
+    await write(broker, names.source, ["larger than its dead letter may be", "large headers", "neither key nor value"])
     async with reading(broker, names, tmp_path, set()):
         entries = await entries_of(broker, names.source, 3)
         results = {result.first: result for result in await retried(broker, entries)}
-        for one, name in zip(entries, ["larger than its letter may be", "large headers"], strict=False):
+        for one, name in zip(entries, ["larger than its dead letter may be", "large headers"], strict=False):
             sent = results[one.first]
             assert isinstance(sent, Sent), sent
             again = await read_partition(broker, sent.sent_to)
@@ -393,12 +395,10 @@ async def test_a_record_whose_letter_was_cut_is_sent_again_whole(
         await entries_of(broker, names.source, 2, attempt=2)
 
 
-async def leave(broker: KafkaConnection, letters: Sequence[tuple[bytes | None, bytes, list[Any]]]) -> list[Place]:
-    """Write letters as they are."""
+async def leave(broker: KafkaConnection, raw: Sequence[tuple[bytes | None, bytes, list[Any]]]) -> list[Place]:
+    """Write dead letters as they are."""
     async with aiokafka.AIOKafkaProducer(**broker.producer_options()) as producer:
-        sent = [
-            await producer.send(Topic.DEAD_LETTERS, value, key=key, headers=headers) for key, value, headers in letters
-        ]
+        sent = [await producer.send(Topic.DEAD_LETTERS, value, key=key, headers=headers) for key, value, headers in raw]
         written = [await one for one in sent]
     return [Place(one.topic, one.partition, one.offset) for one in written]
 
@@ -406,21 +406,21 @@ async def leave(broker: KafkaConnection, letters: Sequence[tuple[bytes | None, b
 async def test_what_cannot_be_sent_again_is_refused_with_its_reason(broker: KafkaConnection, topics: Topics) -> None:
     mark = uuid.uuid4().hex[:8]
     webhook = (b"v3:leg", b"{}", [("origin", b"webhook"), ("reader", b"gateway"), ("error", b"no call")])
-    gone = letter_of(record(topic=f"gone-{mark}"), reader="sums", error=ValueError())
+    gone = dead_letter_of(record(topic=f"gone-{mark}"), reader="sums", error=ValueError())
     (webhook_place, gone_place) = await leave(broker, [webhook, gone])
     first = Place(f"gone-{mark}", 3, 17)
-    entries = await Letterbox(broker).entries([webhook_place, first])
-    assert entries[first].newest_letter == gone_place
+    entries = await DeadLetterStore(broker).failed_records([webhook_place, first])
+    assert entries[first].newest_dead_letter == gone_place
     assert not entries[webhook_place].is_record
     results = {result.first: result for result in await retried(broker, list(entries.values()))}
     reasons = {place: result.reason for place, result in results.items() if isinstance(result, Refused)}
     assert "by the carrier" in reasons[webhook_place]
     assert "does not exist here any more" in reasons[first]
-    again = await Letterbox(broker).entries(list(entries))
+    again = await DeadLetterStore(broker).failed_records(list(entries))
     assert {one.state for one in again.values()} == {State.OPEN}, "what was refused stays open"
 
 
-async def test_a_partition_that_is_no_more_is_a_reason_too(broker: KafkaConnection, topics: Topics) -> None:
+async def test_a_partition_that_no_longer_exists_is_a_reason_too(broker: KafkaConnection, topics: Topics) -> None:
     name = f"narrow-{uuid.uuid4().hex[:8]}"
     admin = AIOKafkaAdminClient(**broker.client_options())
     await admin.start()
@@ -428,8 +428,8 @@ async def test_a_partition_that_is_no_more_is_a_reason_too(broker: KafkaConnecti
         await admin.create_topics([NewTopic(name, 1, 1)])
     finally:
         await admin.close()
-    await leave(broker, [letter_of(record(topic=name), reader="sums", error=ValueError())])
-    entries = await Letterbox(broker).entries([Place(name, 3, 17)])
+    await leave(broker, [dead_letter_of(record(topic=name), reader="sums", error=ValueError())])
+    entries = await DeadLetterStore(broker).failed_records([Place(name, 3, 17)])
     (result,) = await retried(broker, list(entries.values()))
     assert isinstance(result, Refused)
     assert "has no partition 3 any more" in result.reason
@@ -437,29 +437,29 @@ async def test_a_partition_that_is_no_more_is_a_reason_too(broker: KafkaConnecti
 
 async def test_the_newest_are_listed_whole_however_many_there_are(broker: KafkaConnection, topics: Topics) -> None:
     topic = f"many-{uuid.uuid4().hex[:8]}"
-    letters = [
-        letter_of(record(topic=topic, key=str(number).encode(), offset=number), reader=reader, error=ValueError())
+    raw = [
+        dead_letter_of(record(topic=topic, key=str(number).encode(), offset=number), reader=reader, error=ValueError())
         for number in range(100)
         for reader in ("calls", "triage")
     ]
-    await leave(broker, letters)
-    # The oldest one fails again: it is the newest now, and its first letters belong to it.
+    await leave(broker, raw)
+    # The oldest one fails again: it is the newest now, and its first dead letters belong to it.
     oldest = record(topic=topic, key=b"0", offset=200, headers=retry_headers(Place(topic, 3, 0), 2))
-    await leave(broker, [letter_of(oldest, reader="calls", error=ValueError())])
-    found, more = await Letterbox(broker).newest(Filter(topic=topic), 3)
+    await leave(broker, [dead_letter_of(oldest, reader="calls", error=ValueError())])
+    found, more = await DeadLetterStore(broker).newest(Filter(topic=topic), 3)
     assert more
     assert found[0].first.offset == 0
-    assert sorted(found[0].complaints) == [(1, "calls"), (1, "triage"), (2, "calls")]
+    assert sorted(found[0].failures) == [(1, "calls"), (1, "triage"), (2, "calls")]
     assert len(found) == 3
-    everything, more = await Letterbox(broker).newest(Filter(topic=topic), 100)
+    everything, more = await DeadLetterStore(broker).newest(Filter(topic=topic), 100)
     assert (len(everything), more) == (100, False)
-    assert {len(one.complaints) for one in everything[1:]} == {2}
-    of_triage, _ = await Letterbox(broker).newest(Filter(topic=topic, reader="triage"), 1000)
+    assert {len(one.failures) for one in everything[1:]} == {2}
+    of_triage, _ = await DeadLetterStore(broker).newest(Filter(topic=topic, reader="triage"), 1000)
     assert len(of_triage) == 100
     now = found[0].newest_ms
-    assert (await Letterbox(broker).newest(Filter(topic=topic, since_ms=now + 1), 10))[0] == []
-    assert len(await Letterbox(broker).open(Filter(topic=topic, until_ms=now + 1))) == 100
-    assert await Letterbox(broker).open(Filter(topic=topic, until_ms=1)) == []
+    assert (await DeadLetterStore(broker).newest(Filter(topic=topic, since_ms=now + 1), 10))[0] == []
+    assert len(await DeadLetterStore(broker).open_records(Filter(topic=topic, until_ms=now + 1))) == 100
+    assert await DeadLetterStore(broker).open_records(Filter(topic=topic, until_ms=1)) == []
 
 
 async def test_more_than_a_command_holds_is_refused_and_not_cut_off(
@@ -469,16 +469,18 @@ async def test_more_than_a_command_holds_is_refused_and_not_cut_off(
     topic = f"many-{uuid.uuid4().hex[:8]}"
     await leave(
         broker,
-        [letter_of(record(topic=topic, offset=number), reader="sums", error=ValueError()) for number in range(3)],
+        [dead_letter_of(record(topic=topic, offset=number), reader="sums", error=ValueError()) for number in range(3)],
     )
     with pytest.raises(Exception, match="narrow it with --topic"):
-        await Letterbox(broker).open(Filter(topic=topic))
+        await DeadLetterStore(broker).open_records(Filter(topic=topic))
 
 
 def test_headers_in_use_are_those_that_are_documented() -> None:
     text = (DOCS / "dead-letters.md").read_text(encoding="utf-8")
-    headers = {name for name, _ in letter_of(record(None, headers=[("x", b"")]), reader="r", error=ValueError())[2]}
-    headers |= {name for name, _ in letter_of(record(bytes(2_000_000)), reader="r", error=ValueError())[2]}
-    headers |= {name for name, _ in retried_note(Place("a", 0, 0), 2, Place("a", 0, 1))}
+    headers = {
+        name for name, _ in dead_letter_of(record(None, headers=[("x", b"")]), reader="r", error=ValueError())[2]
+    }
+    headers |= {name for name, _ in dead_letter_of(record(bytes(2_000_000)), reader="r", error=ValueError())[2]}
+    headers |= {name for name, _ in retry_note_headers(Place("a", 0, 0), 2, Place("a", 0, 1))}
     headers |= {name for name, _ in retry_headers(Place("a", 0, 0), 2)}
     assert {name for name in headers if f"`{name}`" not in text} == {"origin.header.x"}

@@ -13,13 +13,8 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from dispatchai.kafka import embedded_broker as broker_module
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.embedded_broker import (
-    BrokerError,
-    BrokerNotReadyError,
-    EmbeddedBroker,
-    free_port,
-    wait_until_ready,
-)
+from dispatchai.kafka.embedded_broker import BrokerError, EmbeddedBroker, free_port
+from dispatchai.kafka.readiness import BrokerNotReadyError, wait_until_ready
 from dispatchai.kafka.topics import Topics
 
 
@@ -109,7 +104,7 @@ async def test_a_port_taken_in_between_is_replaced_by_another(monkeypatch: pytes
             assert not broker.bootstrap_servers.endswith(f":{taken.getsockname()[1]}")
 
 
-async def test_a_platform_without_a_broker_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_platform_without_a_broker_gets_an_error_that_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CALF_TANSU_BIN", "/no/such/tansu")
     with pytest.raises(BrokerError, match="KAFKA_BOOTSTRAP_SERVERS"):
         await EmbeddedBroker().start()

@@ -138,11 +138,12 @@ def test_a_wrong_file_is_refused_by_name_and_field(tmp_path: Path, text: str, co
         ("delete", "topics: a: expected fields"),
     ],
 )
-def test_a_wrong_topic_is_refused_by_name_and_field(tmp_path: Path, topic: str, complaint: str) -> None:
+def test_a_wrong_topic_is_refused_by_line_name_and_field(tmp_path: Path, topic: str, complaint: str) -> None:
     path = tmp_path / "topics.yaml"
     path.write_text(f"partitions: 8\nreplication: 1\ntopics:\n  a: {topic}\ntables: {{}}\n")
-    with pytest.raises(TopicsFileError, match=complaint):
+    with pytest.raises(TopicsFileError, match=complaint) as caught:
         Topics.load(path)
+    assert str(caught.value).startswith(f"{path}:4: ")
 
 
 def test_a_topic_may_not_take_the_name_of_a_changelog(tmp_path: Path) -> None:
@@ -151,8 +152,25 @@ def test_a_topic_may_not_take_the_name_of_a_changelog(tmp_path: Path) -> None:
         f"partitions: 8\nreplication: 1\ntopics:\n  dispatchai-w-t-changelog: {GOOD}\n"
         "tables:\n  t: {app: w, schema: A, segment: 1m, min_lag: 30s}\n"
     )
-    with pytest.raises(TopicsFileError, match="declared twice"):
+    with pytest.raises(TopicsFileError, match="declared twice") as caught:
         Topics.load(path)
+    assert str(caught.value).startswith(f"{path}:4: topics: dispatchai-w-t-changelog: ")
+
+
+def test_all_faults_of_a_file_are_reported_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "topics.yaml"
+    path.write_text(
+        "partitions: 8\nreplication: 1\n"
+        "topics:\n  a: {policy: keep}\n  b: {key: id, policy: delete, retention: 1 month}\n"
+        "tables:\n  t: {app: w, segment: 1m, min_lag: 30s}\n"
+    )
+    with pytest.raises(TopicsFileError) as caught:
+        Topics.load(path)
+    assert str(caught.value).splitlines() == [
+        f"{path}:4: topics: a: policy must be one of delete, compact, not 'keep'",
+        f"{path}:5: topics: b: retention must be a duration such as 30d, 12h, 1m or 30s, not '1 month'",
+        f"{path}:7: tables: t: schema is missing",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +231,7 @@ async def test_drift_is_reported_and_left_alone(broker: KafkaConnection) -> None
 
 
 async def test_a_topic_with_the_brokers_defaults_is_never_called_as_declared(broker: KafkaConnection) -> None:
-    """Apache Kafka tells its defaults, which differ; Tansu tells nothing, and then that is said."""
+    """Apache Kafka reports its defaults, which differ. Tansu reports nothing, and the report says so."""
     topics = fresh_topics()
     log = topics.topics["log"]
     await create(broker, NewTopic(log.name, 2, 1))
@@ -277,11 +295,11 @@ def test_the_report_names_each_drift_with_both_values() -> None:
         "created  signals",
         "drift    call-events: retention.ms is 604800000 (7d), declared 2592000000 (30d)",
         "unknown  live-calls: segment.ms: not reported by this broker",
-        "1 created, 1 were there as declared, 1 drifted (left as they are)",
+        "1 created, 1 present as declared, 1 differ (not changed)",
     ]
 
 
-def test_the_table_says_what_is_missing_and_what_the_broker_does_not_tell() -> None:
+def test_the_table_says_what_is_missing_and_what_the_broker_does_not_report() -> None:
     text = render_show(
         [
             TopicState(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dispatchai.process.child import Child, ChildError, minded
+from dispatchai.process.child import Child, ChildError, wrap_in_reaper
 
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 
@@ -46,7 +46,7 @@ async def running(*argv: str, grace_s: float = 10) -> AsyncIterator[tuple[Child,
 
 
 class Presence:
-    """Tells when the last of some processes is gone: each holds a named pipe open for as long as it lives."""
+    """Waits until the last of some processes is gone: each holds a named pipe open as long as it lives."""
 
     def __init__(self, path: Path) -> None:
         os.mkfifo(path)
@@ -93,7 +93,7 @@ async def test_a_command_that_does_not_exist_is_reported_by_name() -> None:
         await Child(["/no/such/command"]).start()
 
 
-async def test_a_death_by_signal_is_told_from_an_exit() -> None:
+async def test_a_death_by_signal_is_distinguished_from_an_exit() -> None:
     async with running(WAIT_FOR_EVER) as (child, lines):
         await lines.next()
         os.kill(child.pid, signal.SIGKILL)
@@ -178,23 +178,23 @@ async def test_a_child_ends_when_its_parent_is_killed(presence: Presence) -> Non
     await presence.all_gone()
 
 
-async def test_a_child_ends_when_only_its_minder_is_killed(presence: Presence) -> None:
+async def test_a_child_ends_when_only_its_reaper_is_killed(presence: Presence) -> None:
     async with running("import os; print(os.getppid(), flush=True);" + presence.hold + DEAF) as (child, lines):
-        minder = int(await lines.next())
+        reaper = int(await lines.next())
         await lines.next()
-        os.kill(minder, signal.SIGKILL)
+        os.kill(reaper, signal.SIGKILL)
         assert await child.wait() == -signal.SIGKILL
         await presence.all_gone()
 
 
-async def test_a_frozen_minder_does_not_keep_its_child_alive(
+async def test_a_frozen_reaper_does_not_keep_its_child_alive(
     presence: Presence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dispatchai.process.child._MINDER_MARGIN_S", 0.05)
+    monkeypatch.setattr("dispatchai.process.child._REAPER_MARGIN_S", 0.05)
     async with running("import os; print(os.getppid(), flush=True);" + presence.hold + DEAF) as (child, lines):
-        minder = int(await lines.next())
+        reaper = int(await lines.next())
         await lines.next()
-        os.kill(minder, signal.SIGSTOP)
+        os.kill(reaper, signal.SIGSTOP)
         await child.stop(grace_s=0.05)
         await presence.all_gone()
 
@@ -214,7 +214,7 @@ async def test_a_child_reads_nothing_from_the_terminal() -> None:
 
 def test_code_without_an_event_loop_has_the_same_protection() -> None:
     process = subprocess.Popen(
-        minded([*PYTHON, WAIT_FOR_EVER], grace_s=5),
+        wrap_in_reaper([*PYTHON, WAIT_FOR_EVER], grace_s=5),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,

@@ -1,4 +1,4 @@
-"""A process whose event loop is blocked ends; one whose loop turns goes on, and says how late its turns are."""
+"""A process whose event loop is blocked ends; one whose loop runs goes on, and reports how late its turns are."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry
 
-from dispatchai.engine.metrics import DELAY_BUCKETS_S, Histogram
 from dispatchai.process.child import Child
-from dispatchai.process.watchdog import Pulse
+from dispatchai.process.metrics import DELAY_BUCKETS_S, Histogram
+from dispatchai.process.watchdog import Watchdog
 from tests.engine.test_app import until
 
 BLOCKED = """
 import asyncio, time
-from dispatchai.engine.metrics import ProcessMetrics
-from dispatchai.engine.pulse import Pulse
+from dispatchai.process.metrics import ProcessMetrics
+from dispatchai.process.watchdog import Watchdog
 
 async def main():
-    Pulse(ProcessMetrics().loop_delay, 0.6).start()
+    Watchdog(ProcessMetrics().loop_delay.observe, 0.6).start()
     time.sleep(600)
 
 asyncio.run(main())
@@ -31,15 +31,15 @@ def make_delay(registry: CollectorRegistry) -> Histogram:
     return Histogram("delay", "Delay.", buckets=DELAY_BUCKETS_S, registry=registry)
 
 
-async def test_a_loop_that_turns_is_left_alone_and_its_delay_measured() -> None:
+async def test_a_loop_that_runs_is_left_alone_and_its_delay_measured() -> None:
     registry = CollectorRegistry()
     blocked: list[Sequence[str]] = []
-    pulse = Pulse(make_delay(registry), 0.3, on_blocked=blocked.append)
-    pulse.start()
+    watchdog = Watchdog(make_delay(registry).observe, 0.3, on_blocked=blocked.append)
+    watchdog.start()
     try:
         await until(lambda: (registry.get_sample_value("delay_count") or 0) > 10)
     finally:
-        pulse.stop()
+        watchdog.stop()
     assert blocked == []
 
 
@@ -51,12 +51,12 @@ async def test_a_blocked_loop_is_found_with_the_place_where_it_is_blocked() -> N
         places.extend(where)
         found.set()
 
-    pulse = Pulse(make_delay(CollectorRegistry()), 0.3, on_blocked=on_blocked)
-    pulse.start()
+    watchdog = Watchdog(make_delay(CollectorRegistry()).observe, 0.3, on_blocked=on_blocked)
+    watchdog.start()
     try:
         assert found.wait(60)
     finally:
-        pulse.stop()
+        watchdog.stop()
     assert any(place.startswith(__file__) for place in places)
 
 

@@ -20,8 +20,8 @@ from pydantic import SecretStr
 from dispatchai.engine.app import use_uvloop
 from dispatchai.gateway.app import serve
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.process.logs import configure
-from dispatchai.settings import LogFormat, Settings
+from dispatchai.process.logs import LogFormat, configure
+from dispatchai.settings import Settings
 from tests.support.processes import Used, used_by
 
 STREAM_SECRET: Final = "a secret of the measurement"

@@ -153,7 +153,7 @@ def used(mark: str, broker: str) -> dict[str, Used]:
             if f"{MARK}={mark}".encode() not in (folder / "environ").read_bytes() and broker not in command:
                 continue
             name = _name(command)
-            if name is not None and "minder" not in command:
+            if name is not None and "reaper.py" not in command:
                 found[name] = used_by(int(folder.name))
         except OSError:  # it ended meanwhile
             continue

@@ -1,7 +1,7 @@
-"""`dispatchai doctor`: looks at what a deployment needs, one check at a time, and says what to do about each fault.
+"""`dispatchai doctor`: checks what a deployment needs, and says what to do about each fault.
 
-Decides what is looked at and what counts as a fault. Changes nothing: it creates no topic and sends no call, and the
-one webhook that it sends has no signature, so that the gateway must refuse it. No secret is in a result.
+Decides what is checked and what counts as a fault. Changes nothing: it creates no topic and places no call, and the one
+webhook that it sends has no signature, so the gateway must refuse it. No secret is in a result.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import aiohttp
 
-from dispatchai.cli.doctor.configured import check_env_file, check_keys, check_state_dir, check_urls, settings_failed
 from dispatchai.cli.doctor.kafka import check_durability, check_kafka
 from dispatchai.cli.doctor.processes import check_carrier_port, check_processes
 from dispatchai.cli.doctor.public import check_media, check_webhook
 from dispatchai.cli.doctor.result import Check, Limits, Result, Verdict, as_json, exit_code, fail, ok, render, skipped
+from dispatchai.cli.doctor.settings import check_env_file, check_keys, check_state_dir, check_urls, settings_failed
 from dispatchai.cli.doctor.speech import check_speech_model
 from dispatchai.cli.doctor.telnyx import check_application, check_clock, check_telnyx
 from dispatchai.process.run_info import RunInfo, RunInfoError
@@ -26,10 +26,10 @@ from dispatchai.settings import Settings
 async def examine(
     settings: Settings, env_files: Sequence[Path] = (Path(".env"),), limits: Limits | None = None
 ) -> tuple[Result, ...]:
-    """Every check, in the order of `Check`. Raises nothing that a deployment can cause."""
+    """Run every check. The results are in the order of `Check`. No fault of a deployment raises an error."""
     limits = limits or Limits()
     results = [
-        ok(Check.SETTINGS, "each setting has a value that makes sense"),
+        ok(Check.SETTINGS, "every setting has a valid value"),
         *(check_env_file(path) for path in env_files),
         *check_keys(settings),
         *check_urls(settings),
@@ -42,7 +42,7 @@ async def examine(
     else:
         results.append(check_state_dir(settings.state_dir))
     timeout = aiohttp.ClientTimeout(total=limits.request_s)
-    # Nothing is kept open: a server that closes late would look like a fault of the next check.
+    # Connections are not reused: one that the server closes late would look like a fault of the next check.
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(force_close=True)) as http:
         groups = await asyncio.gather(
             check_kafka(settings, run, limits),
@@ -53,10 +53,10 @@ async def examine(
         )
     for group in groups:
         results.extend(group)
-    speaks = any(result.check is Check.SPEECH and result.verdict is Verdict.OK for result in results)
+    runs_here = any(result.check is Check.SPEECH and result.verdict is Verdict.OK for result in results)
     results.append(
-        skipped(Check.SPEECH_MODEL, "the speech process that runs here has loaded it")
-        if speaks
+        skipped(Check.SPEECH_MODEL, "the speech process on this machine has loaded it")
+        if runs_here
         else await check_speech_model(settings, limits)
     )
     order = list(Check)

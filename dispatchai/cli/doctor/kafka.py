@@ -1,4 +1,4 @@
-"""Checks of Kafka: each address, the credentials, the topics, and whether records outlive a broker."""
+"""Checks of Kafka: each address, the credentials, the topics, and whether records survive the loss of a broker."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.metadata import MetadataRequest
 
-from dispatchai.cli.doctor.asking import ssl_reason
+from dispatchai.cli.doctor.http_probe import ssl_reason
 from dispatchai.cli.doctor.result import Check, Limits, Result, fail, ok, skipped, warn
-from dispatchai.kafka.admin import TopicsError, TopicState, drift_of, show
+from dispatchai.kafka.admin import TopicState, drift_of, show
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.topics import Topics, TopicsFileError
+from dispatchai.kafka.errors import KafkaOperationError
+from dispatchai.kafka.topics import Topics
 from dispatchai.process.run_info import RunInfo
 from dispatchai.settings import Settings
 
 MIN_INSYNC: Final = 2
-"""Copies that must have a record before it is acknowledged, so that it outlives the loss of a broker."""
+"""Replicas that must have a record before it is acknowledged, so that it survives the loss of a broker."""
 
-CLUSTER_COPIES: Final = 3
-"""Copies of each topic with which one broker may be away and MIN_INSYNC still be met."""
+CLUSTER_REPLICAS: Final = 3
+"""Replication factor with which MIN_INSYNC is still met while one broker is down."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Cluster:
-    """What one broker says of its cluster: its id, and the addresses at which clients are sent on."""
+    """What one broker reports about its cluster: its id, and the addresses to which clients are sent."""
 
     identifier: str | None
     brokers: tuple[tuple[str, int], ...]
 
 
 async def check_kafka(settings: Settings, run: RunInfo | None, limits: Limits) -> list[Result]:
-    """Whether every address answers, the credentials are taken, and the topics are as declared."""
+    """Whether every address answers, the credentials are accepted, and the topics are as declared."""
     if settings.kafka_bootstrap_servers:
         servers = None
     elif run is not None:
@@ -58,19 +59,19 @@ async def check_kafka(settings: Settings, run: RunInfo | None, limits: Limits) -
         connection = settings.kafka(servers)
         options = connection.client_options()
     except (ValueError, OSError) as error:
-        return [fail(Check.KAFKA, f"the settings of Kafka cannot be used: {error}", "see KAFKA_* in .env.example")]
+        return [fail(Check.KAFKA, f"the Kafka settings cannot be used: {error}", "see KAFKA_* in .env.example")]
     del options["bootstrap_servers"]
     cluster: _Cluster | None = None
     faults = []
     for server in connection.servers:
-        answer = await _ask_broker(server, options, limits)
+        answer = await _probe_broker(server, options, limits)
         if isinstance(answer, _Cluster):
             cluster = cluster or answer
         else:
             faults.append(answer)
     if cluster is None:
         return faults
-    if faults:  # the clients try one after the other, so one that answers is enough
+    if faults:  # clients try one after the other, so one that answers is enough
         return [
             *(warn(fault.check, fault.seen, fault.todo) for fault in faults),
             *await _check_cluster(settings, connection, cluster, options, limits),
@@ -78,7 +79,7 @@ async def check_kafka(settings: Settings, run: RunInfo | None, limits: Limits) -
     return await _check_cluster(settings, connection, cluster, options, limits)
 
 
-async def _ask_broker(server: str, options: Mapping[str, Any], limits: Limits) -> _Cluster | Result:
+async def _probe_broker(server: str, options: Mapping[str, Any], limits: Limits) -> _Cluster | Result:
     host, _, port = server.rpartition(":")
     try:
         async with asyncio.timeout(limits.kafka_s):
@@ -96,14 +97,14 @@ async def _ask_broker(server: str, options: Mapping[str, Any], limits: Limits) -
 
 
 async def refusal(connection: KafkaConnection, limits: Limits) -> str | None:
-    """Why a broker that answers does not let this program in, and what to do; None where that is not the matter.
+    """Why a broker that answers refuses this client, and what to do; None if no broker refuses it.
 
-    For whoever knows no more than that no broker could be used, which is all that Kafka's clients tell.
+    Kafka's clients only report that no broker could be used.
     """
     try:
         options = connection.client_options()
     except (ValueError, OSError) as error:
-        return f"the settings of Kafka cannot be used: {error}"
+        return f"the Kafka settings cannot be used: {error}"
     del options["bootstrap_servers"]
     for server in connection.servers:
         host, _, port = server.rpartition(":")
@@ -122,7 +123,7 @@ _REFUSALS: Final = (SaslAuthenticationFailed, UnsupportedSaslMechanismError, Ill
 
 
 def _kafka_fault(error: Exception, limits: Limits) -> tuple[str, str]:
-    """What went wrong with a broker, and what to do. No text of the error: a broker may repeat what it was sent."""
+    """A broker's fault, and what to do. The error's text is left out: a broker may repeat what it was sent."""
     match error:
         case SaslAuthenticationFailed():
             return (
@@ -133,13 +134,13 @@ def _kafka_fault(error: Exception, limits: Limits) -> tuple[str, str]:
             return "it does not offer this SASL mechanism", "set KAFKA_SASL_MECHANISM to one that the listener offers"
         case ssl.SSLCertVerificationError():
             return (
-                f"its certificate is not believed: {error.verify_message}",
+                f"its certificate is not trusted: {error.verify_message}",
                 "set KAFKA_SSL_CA_FILE to the authority's PEM file, and use a name that the certificate has",
             )
         case ssl.SSLError():
             return (
                 f"no TLS: {ssl_reason(error)}",
-                "the listener may speak without TLS (KAFKA_SECURITY_PROTOCOL), or ask for a certificate "
+                "the listener may not use TLS (KAFKA_SECURITY_PROTOCOL), or may require a client certificate "
                 "(KAFKA_SSL_CERT_FILE)",
             )
         case TimeoutError():
@@ -148,18 +149,18 @@ def _kafka_fault(error: Exception, limits: Limits) -> tuple[str, str]:
                 "look for a firewall, and for KAFKA_SECURITY_PROTOCOL: a TLS listener does not answer without TLS",
             )
         case socket.gaierror():
-            return "its name is not known", "correct KAFKA_BOOTSTRAP_SERVERS, or the name service"
+            return "its name is not known", "correct KAFKA_BOOTSTRAP_SERVERS or the DNS"
         case ConnectionRefusedError():
             return "nothing listens there", "start Kafka, or correct KAFKA_BOOTSTRAP_SERVERS"
         case KafkaError():
             return (
                 f"it ended the connection ({type(error).__name__})",
-                "look into the broker's log; KAFKA_SECURITY_PROTOCOL must be that of the listener",
+                "see the broker's log; KAFKA_SECURITY_PROTOCOL must match the listener",
             )
         case OSError():
-            return error.strerror or type(error).__name__, "correct KAFKA_BOOTSTRAP_SERVERS, or the network"
+            return error.strerror or type(error).__name__, "correct KAFKA_BOOTSTRAP_SERVERS or the network"
         case _:
-            return type(error).__name__, "look into the broker's log"
+            return type(error).__name__, "see the broker's log"
 
 
 async def _check_cluster(
@@ -171,27 +172,29 @@ async def _check_cluster(
     )  # fmt: skip
     named = f"cluster {cluster.identifier}" if cluster.identifier else "a cluster without an id"
     results = [ok(Check.KAFKA, f"{named} of {count} broker{'' if count == 1 else 's'} ({how})")]
-    answers = await asyncio.gather(*(_ask_broker(f"{host}:{port}", options, limits) for host, port in cluster.brokers))
-    away = [answer for answer in answers if isinstance(answer, Result)]
+    answers = await asyncio.gather(
+        *(_probe_broker(f"{host}:{port}", options, limits) for host, port in cluster.brokers)
+    )
+    unreachable = [answer for answer in answers if isinstance(answer, Result)]
     results += [
         fail(
             Check.BROKERS,
-            f"clients are sent on to {fault.seen}",
-            "make advertised.listeners of that broker an address that this machine reaches",
+            f"clients are sent to {fault.seen}",
+            "set advertised.listeners of that broker to an address that this machine reaches",
         )
-        for fault in away
+        for fault in unreachable
     ] or [ok(Check.BROKERS, "every broker answers at the address that it advertises")]
-    if away:
-        return [*results, skipped(Check.TOPICS, "not every broker is reached")]
+    if unreachable:
+        return [*results, skipped(Check.TOPICS, "not every broker can be reached")]
     try:
         async with asyncio.timeout(2 * limits.kafka_s):
             results.extend(await _check_topics(settings, connection, count))
-    except (TopicsError, TopicsFileError, KafkaError, OSError, TimeoutError) as error:
-        why = str(error) if isinstance(error, TopicsError | TopicsFileError) else type(error).__name__
+    except (KafkaOperationError, KafkaError, OSError, TimeoutError) as error:
+        why = str(error) if isinstance(error, KafkaOperationError) else type(error).__name__
         results.append(
             fail(
                 Check.TOPICS,
-                f"the topics cannot be looked at: {why}",
+                f"the topics cannot be read: {why}",
                 "give this user the right to Describe and DescribeConfigs the topics; the broker's log says more",
             )
         )
@@ -204,36 +207,38 @@ async def _check_topics(settings: Settings, connection: KafkaConnection, brokers
     results = [_topics_result(topics, states, settings.kafka_replication_factor)]
     there = [state.name for state in states if state.exists]
     if connection.embedded:
-        results.append(warn(Check.DURABILITY, "the embedded broker keeps records in memory alone", _OWN_KAFKA))
+        results.append(warn(Check.DURABILITY, "the embedded broker keeps records only in memory", _OWN_KAFKA))
     elif there:
         min_insync = await _min_insync(connection, there)
         results.append(check_durability(settings.kafka_replication_factor, brokers, min_insync))
     return results
 
 
-_OWN_KAFKA: Final = "set KAFKA_BOOTSTRAP_SERVERS to a Kafka whose records outlive it"
+_OWN_KAFKA: Final = "set KAFKA_BOOTSTRAP_SERVERS to a Kafka that keeps its records on disk"
 
 
-def _topics_result(topics: Topics, states: Sequence[TopicState], copies: int) -> Result:
+def _topics_result(topics: Topics, states: Sequence[TopicState], replicas: int) -> Result:
     check = Check.TOPICS
     missing = [state.name for state in states if not state.exists]
     if missing:
         return fail(
             check,
             f"missing: {', '.join(missing)}",
-            "`dispatchai topics apply`; if they exist, this Kafka user may not Describe them",
+            "run `dispatchai topics apply`; if they exist, this Kafka user has no right to Describe them",
         )
-    drift = drift_of(topics, states, copies)
+    drift = drift_of(topics, states, replicas)
     if not drift:
         return ok(check, f"all {len(states)} topics and changelogs are as declared")
-    told = "; ".join(f"{item.topic}: {item.what} is {item.found}, declared {item.declared}" for item in drift)
+    differences = "; ".join(f"{item.topic}: {item.what} is {item.found}, declared {item.declared}" for item in drift)
     if any(item.what == "partitions" for item in drift):
-        return fail(check, told, "partitions must be alike in all topics: docs/deploy.md, Kafka")
-    return warn(check, told, "change it with Kafka's own tools, or change topics.yaml; KAFKA_REPLICATION_FACTOR too")
+        return fail(check, differences, "all topics need the same number of partitions: docs/deploy.md, Kafka")
+    return warn(
+        check, differences, "change it with Kafka's own tools, or change topics.yaml or KAFKA_REPLICATION_FACTOR"
+    )
 
 
 async def _min_insync(connection: KafkaConnection, names: Sequence[str]) -> dict[str, int]:
-    """`min.insync.replicas` of each topic whose broker tells it."""
+    """`min.insync.replicas` of each topic whose broker reports it."""
     admin = AIOKafkaAdminClient(**connection.client_options())
     try:
         await admin.start()
@@ -250,36 +255,37 @@ async def _min_insync(connection: KafkaConnection, names: Sequence[str]) -> dict
     }
 
 
-def check_durability(copies: int, brokers: int, min_insync: Mapping[str, int]) -> Result:
-    """Whether an acknowledged record outlives the loss of a broker, and the gateway goes on without it.
+def check_durability(replicas: int, brokers: int, min_insync: Mapping[str, int]) -> Result:
+    """Whether an acknowledged record survives the loss of a broker, and the gateway continues without that broker.
 
-    `copies` of each topic are asked for, `min_insync` is by topic.
+    `replicas` is the configured replication factor; `min_insync` is by topic.
     """
     check = Check.DURABILITY
-    if copies > brokers:
+    if replicas > brokers:
         return fail(
             check,
-            f"KAFKA_REPLICATION_FACTOR is {copies}, and there are {brokers} brokers",
-            "add brokers, or lower it before `dispatchai topics apply`",
+            f"KAFKA_REPLICATION_FACTOR is {replicas}, and there are {brokers} brokers",
+            "add brokers, or lower it before you run `dispatchai topics apply`",
         )
-    if brokers < CLUSTER_COPIES or copies < CLUSTER_COPIES:
+    if brokers < CLUSTER_REPLICAS or replicas < CLUSTER_REPLICAS:
         return warn(
             check,
-            f"{brokers} brokers, {copies} copies of each topic: a broker's loss stops the gateway or loses records",
-            f"{CLUSTER_COPIES} brokers, KAFKA_REPLICATION_FACTOR={CLUSTER_COPIES}, min.insync.replicas={MIN_INSYNC}",
+            f"{brokers} brokers, {replicas} replicas of each topic: losing a broker stops the gateway or loses records",
+            f"use {CLUSTER_REPLICAS} brokers, KAFKA_REPLICATION_FACTOR={CLUSTER_REPLICAS} and "
+            f"min.insync.replicas={MIN_INSYNC}",
         )
     low = sorted(name for name, value in min_insync.items() if value < MIN_INSYNC)
     if low:
         return warn(
             check,
             f"min.insync.replicas below {MIN_INSYNC}: {', '.join(low)}",
-            f"set it to {MIN_INSYNC}, or an acknowledged record may be on one broker only",
+            f"set it to {MIN_INSYNC}; otherwise an acknowledged record may be on one broker only",
         )
-    high = sorted(name for name, value in min_insync.items() if value >= copies)
+    high = sorted(name for name, value in min_insync.items() if value >= replicas)
     if high:
         return warn(
             check,
-            f"min.insync.replicas is as high as the copies: {', '.join(high)}",
-            f"set it to {MIN_INSYNC}, or one broker's restart stops the gateway",
+            f"min.insync.replicas equals the replication factor: {', '.join(high)}",
+            f"set it to {MIN_INSYNC}; otherwise restarting a broker stops the gateway",
         )
-    return ok(check, f"{copies} copies, acknowledged by {MIN_INSYNC} or more")
+    return ok(check, f"{replicas} replicas, of which {MIN_INSYNC} or more acknowledge")

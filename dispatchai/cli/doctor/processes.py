@@ -1,4 +1,4 @@
-"""Checks of the processes of this machine: well, or not running and their ports free."""
+"""Checks of the processes on this machine: healthy, or not running with their ports free."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
-from dispatchai.cli.doctor.asking import Answer, Unreached, ask
+from dispatchai.cli.doctor.http_probe import Answer, NoAnswer, probe
 from dispatchai.cli.doctor.result import Check, Result, fail, ok, skipped, warn
 from dispatchai.process.run_info import RunInfo
 from dispatchai.settings import Settings
 
 _ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - recognised, not bound
-"""Where a process that listens on all addresses is reached from this machine."""
+"""Address at which this machine reaches a process that listens on all addresses."""
 
 
 async def check_processes(http: aiohttp.ClientSession, settings: Settings, run: RunInfo | None) -> list[Result]:
-    """Whether gateway, worker and speech process are well, or their ports free, on this machine."""
+    """Whether gateway, worker and speech process are healthy on this machine, or their ports are free."""
     gateway = _base(settings.gateway_host, settings.gateway_port)
     console = _base(settings.console_host, settings.console_port)
     speech = _base(settings.console_host, settings.speech_port)
@@ -39,14 +39,14 @@ def _base(host: str, port: int) -> URL:
 
 
 async def _process(http: aiohttp.ClientSession, check: Check, base: URL, setting: str, *, expected: bool) -> Result:
-    answer = await ask(http, "GET", base / "health" / "ready")
+    answer = await probe(http, "GET", base / "health" / "ready")
     match answer:
-        case Unreached(refused=True) if expected:
-            return fail(check, f"does not answer at {base}, though `dispatchai up` runs here", "look into its log")
-        case Unreached(refused=True):
+        case NoAnswer(refused=True) if expected:
+            return fail(check, f"does not answer at {base} although `dispatchai up` runs here", "see its log")
+        case NoAnswer(refused=True):
             return skipped(check, f"not running here; port {base.port} is free")
-        case Unreached():
-            return fail(check, answer.seen, f"another program may hold the port: stop it, or set {setting}")
+        case NoAnswer():
+            return fail(check, answer.seen, f"another program may use the port: stop it, or set {setting}")
         case Answer(status=200, body={"status": "ready" | "ok"}):
             return ok(check, f"ready at {base}")
         case Answer(status=503, body={"status": str()} as body):
@@ -60,12 +60,12 @@ async def _process(http: aiohttp.ClientSession, check: Check, base: URL, setting
 
 
 _UNREADY_TODO: Final = (
-    "a process is ready some seconds after its start; after that see `kafka` and `topics` and its log"
+    "a process is ready some seconds after its start; if it is not, see `kafka`, `topics` and its log"
 )
 
 
 def _unready(body: Mapping[str, Any]) -> str:
-    """What a health page says is missing. Only names of checks and topics are repeated."""
+    """What a health page reports as missing. Only names of checks and topics are repeated."""
     match body:
         case {"checks": dict() as checks}:
             return ", ".join(sorted(str(name) for name, holds in checks.items() if not holds)) or "no reason given"
@@ -80,10 +80,10 @@ def _unready(body: Mapping[str, Any]) -> str:
 
 
 def check_carrier_port(settings: Settings) -> Result:
-    """Whether `dispatchai call` could serve its commands."""
+    """Whether `dispatchai call` can serve call control."""
     check, port = Check.CARRIER_PORT, settings.simulated_carrier_port
     if not settings.carrier_is_simulated:
-        return skipped(check, "TELNYX_API_KEY is set: nothing is simulated")
+        return skipped(check, "TELNYX_API_KEY is set: the carrier is not simulated")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -91,7 +91,7 @@ def check_carrier_port(settings: Settings) -> Result:
         except OSError as error:
             return warn(
                 check,
-                f"port {port} cannot be used ({error.strerror}): a `dispatchai call` is running, or another program",
+                f"port {port} cannot be used ({error.strerror}): `dispatchai call` or another program uses it",
                 "wait for it, or set SIMULATED_CARRIER_PORT to a free port",
             )
     return ok(check, f"port {port} is free for `dispatchai call`")

@@ -1,4 +1,4 @@
-"""What a check says: its name, its verdict, what was seen and what to do. How results are shown is here too."""
+"""The result of a check: its name, its verdict, what was seen and what to do; and how results are printed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import orjson
 
 
 class Check(StrEnum):
-    """What is looked at, in the order in which it is shown."""
+    """What is checked, in the order in which it is shown."""
 
     SETTINGS = "settings"
     ENV_FILE = "env-file"
@@ -42,16 +42,16 @@ class Verdict(StrEnum):
 
     OK = "OK"
     WARN = "WARN"
-    """It works, and will not do in production."""
+    """It works, but is not fit for production."""
     FAIL = "FAIL"
-    """Calls will not be taken, or not as they should."""
+    """Calls are not taken, or not taken correctly."""
     SKIPPED = "SKIPPED"
-    """Not looked at; what was seen says why."""
+    """Not checked; `seen` says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One finding. `todo` says what to do; it is empty where there is nothing to do."""
+    """One finding. `todo` says what to do; it is empty if there is nothing to do."""
 
     check: Check
     verdict: Verdict
@@ -64,11 +64,11 @@ class Limits:
     """How long the checks may take, in seconds."""
 
     request_s: float = 8.0
-    """One HTTP request, name resolution and TLS included: four times what the carrier would wait."""
+    """One HTTP request, name resolution and TLS included: four times as long as the carrier waits."""
     kafka_s: float = 10.0
     """One exchange with a broker."""
     speech_s: float = 90.0
-    """Loading the speech model: a few seconds; minutes on a machine that is short of memory."""
+    """Loading the speech model: it takes a few seconds, or minutes on a machine that is short of memory."""
 
 
 def ok(check: Check, seen: str) -> Result:
@@ -96,7 +96,7 @@ _COLOURS: Final = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "r
 
 
 def render(results: Sequence[Result], *, colours: bool) -> str:
-    """The results as lines for a terminal: what was seen, and under a fault what to do. No newline at the end."""
+    """The results as lines for a terminal: what was seen and, under a fault, what to do. Without a final newline."""
     width = max(len(result.check) for result in results)
     badge_width = max(len(verdict) for verdict in Verdict)
     indent = " " * (badge_width + width + 4)

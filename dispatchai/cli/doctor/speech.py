@@ -1,4 +1,4 @@
-"""Check of the speech engine: whether its model loads here."""
+"""Check of the speech engine: whether its model loads on this machine."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dispatchai.speech.recognizer import RecognizerError
 
 
 async def check_speech_model(settings: Settings, limits: Limits) -> Result:
-    """Whether the speech engine starts here."""
+    """Whether the speech engine starts on this machine."""
     check = Check.SPEECH_MODEL
     if settings.speech_engine is SpeechEngine.SCRIPTED:
-        return warn(check, "SPEECH_ENGINE=scripted hears the recordings of the tests alone", "unset SPEECH_ENGINE")
+        return warn(check, "SPEECH_ENGINE=scripted recognises only the recordings of the tests", "unset SPEECH_ENGINE")
     started = time.monotonic()
     try:
         engine = recognizer(settings.model_copy(update={"speech_processes": 1}))
@@ -25,7 +25,9 @@ async def check_speech_model(settings: Settings, limits: Limits) -> Result:
         finally:
             await engine.close()
     except RecognizerError as error:
-        return fail(check, str(error), "install the package again: the model is part of it")
+        return fail(check, str(error), "install the package again: it contains the model")
     except TimeoutError:
-        return fail(check, f"not loaded after {limits.speech_s:g} s", "look for memory: a process needs about 300 MB")
+        return fail(
+            check, f"not loaded after {limits.speech_s:g} s", "check the free memory: a process needs about 300 MB"
+        )
     return ok(check, f"{engine.name} loads in {time.monotonic() - started:.0f} s")

@@ -1,4 +1,4 @@
-"""Checks of Telnyx's side by one request that changes nothing: the API key, the call-control application, the time."""
+"""Checks of Telnyx by one request that changes nothing: the API key, the call-control application, the clock."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ from typing import Any, Final
 
 import aiohttp
 
-from dispatchai.cli.doctor.asking import Answer, Unreached, ask, is_loopback, url_of
+from dispatchai.cli.doctor.http_probe import Answer, NoAnswer, is_loopback, probe, url_of
 from dispatchai.cli.doctor.result import Check, Result, fail, ok, skipped, warn
 from dispatchai.gateway.app import WEBHOOK_PATH
 from dispatchai.settings import Settings
 
 CLOCK_WARN_S: Final = 5.0
-"""A machine that follows a time server is off by milliseconds; the Date header counts whole seconds."""
+"""A machine that follows a time server is off by milliseconds. The Date header has whole seconds."""
 
 
 async def check_telnyx(http: aiohttp.ClientSession, settings: Settings) -> list[Result]:
-    """Whether Telnyx takes the API key, knows the webhook's URL, and has this machine's time.
+    """Whether Telnyx accepts the API key, has the webhook's URL, and has the same time as this machine.
 
-    One GET of the list of call-control applications; without an API key nothing is sent.
+    Sends one GET for the list of call-control applications; without an API key nothing.
     """
     if settings.carrier_is_simulated:
-        why = "TELNYX_API_KEY is not set, so Telnyx is not asked"
+        why = "TELNYX_API_KEY is not set"
         return [
             skipped(Check.TELNYX_API, why),
             skipped(Check.TELNYX_APP, why),
-            skipped(Check.CLOCK, f"not checkable: {why}; Kafka tells no time"),
+            skipped(Check.CLOCK, f"not checkable: {why}, and Kafka reports no time"),
         ]
     base = url_of(settings.telnyx_api_url.rstrip("/"))
     if base is None or base.host is None or base.scheme not in ("http", "https"):
-        fault = fail(Check.TELNYX_API, "TELNYX_API_URL is no URL", "unset it: the default is Telnyx's")
-        return [fault, *_not_asked("TELNYX_API_URL is no URL")]
+        fault = fail(Check.TELNYX_API, "TELNYX_API_URL is not a URL", "unset it: the default is Telnyx's")
+        return [fault, *_not_asked("TELNYX_API_URL is not a URL")]
     if base.scheme == "http" and not is_loopback(base.host):
         fault = fail(
             Check.TELNYX_API,
-            "TELNYX_API_URL begins with http://: the API key would be sent without TLS, so it was not",
+            "TELNYX_API_URL begins with http://: the API key would be sent without TLS, so it was not sent",
             "unset it: the default is Telnyx's",
         )
         return [fault, *_not_asked("TELNYX_API_URL has no TLS")]
-    answer = await ask(
+    answer = await probe(
         http,
         "GET",
         (base / "call_control_applications").with_query({"page[size]": "250"}),
         headers={"Authorization": f"Bearer {settings.telnyx_api_key.get_secret_value()}"},
     )
-    if isinstance(answer, Unreached):
+    if isinstance(answer, NoAnswer):
         todo = "let this machine reach api.telnyx.com:443"
         return [fail(Check.TELNYX_API, answer.seen, todo), *_not_asked("Telnyx was not reached")]
     api = _telnyx_api(answer)
@@ -67,25 +67,25 @@ def _telnyx_api(answer: Answer) -> Result:
     check = Check.TELNYX_API
     match answer.status:
         case 200 if isinstance(answer.body, dict):
-            return ok(check, "Telnyx takes the API key")
+            return ok(check, "Telnyx accepts the API key")
         case 401:
-            return fail(check, "Telnyx refuses the API key (401)", "make a new one: Portal, API Keys")
+            return fail(check, "Telnyx refuses the API key (401)", "create a new one: Portal, API Keys")
         case 403:
             return warn(
                 check,
-                "Telnyx knows the API key, which may not list applications (403)",
-                "give it Call Control permission, or answers to calls may be refused as well",
+                "Telnyx knows the API key, but it has no right to list applications (403)",
+                "give it Call Control permission; otherwise Telnyx may also refuse to answer calls",
             )
         case 429:
-            return warn(check, "Telnyx asks to be asked less often (429)", "run the doctor again in a minute")
+            return warn(check, "Telnyx limits the rate of requests (429)", "run the doctor again in a minute")
         case status if status >= 500:
-            return warn(check, f"Telnyx has a problem of its own ({status})", "see its status page")
+            return warn(check, f"Telnyx has a fault ({status})", "see its status page")
         case status:
             return fail(check, f"{status}{answer.server}: not an answer of Telnyx's API", "check TELNYX_API_URL")
 
 
 def check_application(applications: Sequence[Mapping[str, Any]], settings: Settings) -> Result:
-    """Whether one of the account's call-control applications sends its webhooks here, in the form of API v2."""
+    """Whether one of the account's call-control applications sends its webhooks here, as API v2."""
     check = Check.TELNYX_APP
     if not settings.http_public_url:
         return skipped(check, "HTTP_PUBLIC_URL is not set")
@@ -102,7 +102,7 @@ def check_application(applications: Sequence[Mapping[str, Any]], settings: Setti
         if str(each.get("webhook_api_version")) != "2":
             return fail(
                 check,
-                f"the application {name!r} sends webhooks of API v1, which are signed in another way",
+                f"the application {name!r} sends webhooks of API v1, which are signed differently",
                 "set Webhook API Version to API v2 in the Portal",
             )
         if each.get("active") is False:
@@ -111,12 +111,12 @@ def check_application(applications: Sequence[Mapping[str, Any]], settings: Setti
 
 
 def check_clock(headers: Mapping[str, str], asked_at_s: float, took_s: float, settings: Settings) -> Result:
-    """This machine's time against the Date header of an answer to a request sent at `asked_at_s` (unix seconds)."""
+    """Compare this machine's clock with the Date header of the answer to a request sent at `asked_at_s` (Unix time)."""
     check = Check.CLOCK
     parsed = email.utils.parsedate_tz(headers.get("Date", ""))
     if parsed is None:
-        return skipped(check, "not checkable: the answer of Telnyx has no Date")
-    # The header is cut to whole seconds: on the average it is half a second old.
+        return skipped(check, "not checkable: Telnyx's answer has no Date header")
+    # The header is truncated to whole seconds: on average it is half a second old.
     off_s = asked_at_s + took_s / 2 - (email.utils.mktime_tz(parsed) + 0.5)
     seen = f"{abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} Telnyx"
     if abs(off_s) > settings.webhook_tolerance_s:

@@ -1,10 +1,10 @@
-// Connects the page: server-sent events into the model, the pointer and the keyboard into the view.
-// Decides when the connection counts as lost. Leaves order to model.js and drawing to view.js.
+// Connects the page: passes server-sent events to the model and the view.
+// Decides when the connection counts as lost. model.js decides the order; view.js draws.
 
 import { Model } from "./model.js";
 import { View } from "./view.js";
 
-// The server says something every 15 s at least; two silences and a bit are a loss.
+// The server sends something at least every 15 s. Without two of these heartbeats the connection is lost.
 const SILENCE_MS = 40_000;
 const RETRY_MS = 2_000;
 
@@ -51,7 +51,7 @@ function connect() {
   });
   source.addEventListener("error", () => {
     view.setConnection(false, null);
-    // A refused stream (a 503, a proxy's error page) is closed for good by the browser: open another.
+    // The browser closes a refused stream (a 503, a proxy's error page) for good: open another one.
     if (source.readyState === EventSource.CLOSED) retry = setTimeout(connect, RETRY_MS);
   });
 }

@@ -1,11 +1,11 @@
-// What the page knows: the entries by call_id, their order and the state of the connection.
-// Decides order and what is kept. Leaves drawing to view.js and the connection to main.js.
+// The model of the page: the entries by call_id, their order and the server's clock.
+// Decides the order and which entries are kept. view.js draws; main.js connects.
 
-// Finals kept in the page, the highest of the queue: as many as a snapshot carries, twice.
+// Finals kept in the page, the highest of the queue: twice as many as a snapshot carries.
 const MAX_FINALS = 1000;
 
 // The server's order: weight descending, then created_at, then call_id. created_at is RFC 3339 in UTC with six
-// digits, so that text order is time order. The status of a call has no part in it.
+// digits, so that the order of the texts is that of the times. The status of a call does not matter.
 export function compareEntries(a, b) {
   if (a.ranking.weight !== b.ranking.weight) return b.ranking.weight - a.ranking.weight;
   if (a.ranking.created_at !== b.ranking.created_at) return a.ranking.created_at < b.ranking.created_at ? -1 : 1;
@@ -18,7 +18,7 @@ export class Model {
   #ranked = null;
   #skewMs = 0;
 
-  // One slice of a snapshot. What was known before stays in place until the last slice is in.
+  // Takes one slice of a snapshot. The entries from before stay until the last slice is in.
   snapshot(slice) {
     if (slice.first) this.#incoming = new Map();
     this.clock(slice.now);
@@ -57,7 +57,7 @@ export class Model {
     return this.ranked().filter((entry) => !entry.final);
   }
 
-  // The server's clock in milliseconds since the Unix epoch: waiting times do not hang on this machine's clock.
+  // Takes the server's clock in milliseconds since the Unix epoch: waiting times do not depend on this machine's clock.
   clock(serverMs) {
     this.#skewMs = serverMs - Date.now();
   }
@@ -67,8 +67,8 @@ export class Model {
   }
 }
 
-// The order in which things are drawn. While it is held nothing moves: what is new is added at the end, what is
-// gone is taken out, and the true order comes back with the release.
+// The order in which things are drawn. While it is held nothing moves: new things are added at the end, things that are
+// gone are removed, and the true order returns on release.
 export class HeldOrder {
   #order = [];
   #held = false;
@@ -81,7 +81,7 @@ export class HeldOrder {
     this.#held = held;
   }
 
-  // ids in their true order; returns them in the order to draw.
+  // Takes the ids in their true order; returns them in the order to draw.
   next(ids) {
     if (this.#held) {
       const present = new Set(ids);

@@ -1,12 +1,12 @@
-// Draws the model. Every text of a caller goes into the page as textContent, never as markup.
-// Decides what is drawn and when the order is held. Leaves order and clock to model.js.
+// Draws the model. A caller's text goes into the page as textContent, never as markup.
+// Decides what is drawn and when the order is held. model.js decides the order and the clock.
 
 import { HeldOrder } from "./model.js";
 
-// More rows or cards than anybody reads; the rest is counted.
+// More rows and cards than anybody reads. The others are counted.
 const MAX_ROWS = 200;
 const MAX_CARDS = 60;
-// The end of a transcript shown in a card; the whole of it is in the call's detail.
+// Characters of the end of a transcript that a card shows. The call's detail shows all of it.
 const CARD_TEXT = 1200;
 
 const STATE_TEXT = {
@@ -37,7 +37,7 @@ function setHidden(element, hidden) {
   if (element.hidden !== hidden) element.hidden = hidden;
 }
 
-// Calls `rebuild` only if `value` is another than at the last call for this element.
+// Calls `rebuild` only if `value` has changed since the last call for this element.
 const drawn = new WeakMap();
 function whenChanged(element, value, rebuild) {
   const text = JSON.stringify(value);
@@ -46,8 +46,8 @@ function whenChanged(element, value, rebuild) {
   rebuild();
 }
 
-// Makes the children of `parent` the given ones in their order, moving only what stands in the wrong place: an
-// element that is not moved keeps its focus, its scroll position and the selection in it.
+// Gives `parent` these children in this order, and moves only those in the wrong place: an element that is not moved
+// keeps its focus, its scroll position and its selection.
 function arrange(parent, children) {
   const wanted = new Set(children);
   for (const child of [...parent.children]) if (!wanted.has(child)) child.remove();
@@ -91,7 +91,7 @@ function callState(entry) {
   return entry.call_status === "RINGING" ? "RINGING" : entry.call_status === "ENDED" ? "HUNG UP" : "LIVE";
 }
 
-// The level in words, with bars beside it: colour alone says nothing.
+// The level in words, with bars beside it: not everybody sees colours.
 const LEVEL_BARS = { CRITICAL: 4, HIGH: 3, MEDIUM: 2, LOW: 1, UNKNOWN: 0 };
 class Badge {
   element = make("span", "badge");
@@ -233,7 +233,7 @@ class Reasons {
 
   set(entry) {
     whenChanged(this.#list, [entry.parts, entry.risk.score], () => {
-      // Enough digits that the addends on the screen add up to the sum on the screen.
+      // Enough digits for the parts on the screen to add up to the score on the screen.
       const digits = entry.parts.every((part) => Math.abs(100 * part.points - Math.round(100 * part.points)) < 1e-6) ? 2 : 3;
       const rows = entry.parts.map((part) => {
         const reason = make("dt", "", part.reason);
@@ -349,7 +349,7 @@ class Detail {
     if (this.#opener?.isConnected) this.#opener.focus();
   }
 
-  // The lists carry masked numbers; the whole one is asked for when a call is opened.
+  // The lists carry masked numbers. The whole number is loaded when a call is opened.
   async #fetchNumber(callId) {
     let number = "could not be loaded";
     try {
@@ -359,7 +359,7 @@ class Detail {
         number = (call.packet ?? call.live).from_number ?? "withheld";
       }
     } catch (error) {
-      if (!(error instanceof TypeError)) throw error; // fetch's way to say that the network failed
+      if (!(error instanceof TypeError)) throw error; // fetch reports a network failure as a TypeError
     }
     if (this.callId === callId) {
       this.#number = number;
@@ -387,7 +387,7 @@ class Detail {
       ["Hung up", entry.ended_at ? `${clockTime(entry.ended_at)} · ${words(entry.hangup_cause ?? "cause not known")}` : "no"],
       ["Voice", `${entry.audio.voiced_seconds.toFixed(1)} s of ${entry.audio.audio_seconds.toFixed(1)} s of audio`],
     ];
-    if (entry.final) facts.push(["Packet", `version ${entry.version}${entry.complete ? "" : ", not everything was in"}`]);
+    if (entry.final) facts.push(["Packet", `version ${entry.version}${entry.complete ? "" : ", incomplete"}`]);
     if (entry.degraded) facts.push(["Degraded", entry.degraded]);
     if (entry.audio.missing_frames) facts.push(["Missing audio", `${entry.audio.missing_frames} frames`]);
     whenChanged(this.#facts, facts, () => {
@@ -398,7 +398,7 @@ class Detail {
   }
 }
 
-// What the held order keeps from its place: a critical call at the end of the list must not go unseen.
+// Says what the held order keeps from moving up: a critical call at the end of the list must not go unseen.
 function heldText(rising) {
   if (!rising.length) return "order held";
   const critical = rising.filter((entry) => entry.risk.level === "CRITICAL").length;
@@ -437,7 +437,7 @@ export class View {
     this.#holdUnderPointer(this.#at.live, this.#cardOrder);
   }
 
-  // Draws at the next frame, however many events came until then. A hidden tab draws when it is shown.
+  // Draws once at the next frame, for all events until then. A hidden tab draws when it is shown.
   draw() {
     this.#frame ||= requestAnimationFrame(() => {
       this.#frame = 0;
@@ -462,7 +462,7 @@ export class View {
     setHidden(this.#at.degraded, good);
   }
 
-  // How many calls the server has beside those that it sent.
+  // Counts the calls that the server has and did not send.
   setTotals(live, final, sent) {
     this.#hiddenFinals = Math.max(0, live + final - sent);
   }
@@ -476,7 +476,7 @@ export class View {
     setText(this.#at.spoken, text);
   }
 
-  // Nothing moves under a pointer or under the keyboard's focus. A finger on glass is no pointer that rests.
+  // Nothing moves under a mouse pointer or the keyboard's focus. A touch does not hold the order: it does not rest.
   #holdUnderPointer(element, order) {
     const release = () => {
       order.hold(false);
@@ -560,7 +560,7 @@ export class View {
     setHidden(this.#at["live-more"], more <= 0);
   }
 
-  // A call that becomes critical is said once.
+  // Announces once each call that becomes critical.
   #announceCritical(ranked) {
     const critical = ranked.filter((entry) => entry.risk.level === "CRITICAL");
     const known = this.#critical;

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Final, Self
 
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.embedded_broker import BrokerNotReadyError, free_port, wait_until_ready
+from dispatchai.kafka.embedded_broker import free_port
+from dispatchai.kafka.readiness import BrokerNotReadyError, wait_until_ready
 from dispatchai.process.child import Child
 
 DIRECTORY: Final = Path(__file__).parent

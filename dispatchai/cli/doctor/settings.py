@@ -1,4 +1,4 @@
-"""Checks of the settings alone: keys, public URLs, the file they come from. Nothing is asked of anybody."""
+"""Checks of the settings alone: keys, public URLs and the file that they come from. They send no request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dotenv import dotenv_values
 from pydantic import ValidationError
 from yarl import URL
 
-from dispatchai.cli.doctor.asking import LOCAL_NAMES, url_of
+from dispatchai.cli.doctor.http_probe import LOCAL_NAMES, url_of
 from dispatchai.cli.doctor.result import Check, Result, fail, ok, skipped, warn
 from dispatchai.gateway.app import MEDIA_PATH, WEBHOOK_PATH
 from dispatchai.settings import Settings, Verification
@@ -23,13 +23,13 @@ from dispatchai.telnyx import stream_tokens as tokens
 from dispatchai.telnyx.signatures import public_key
 
 SIMILAR: Final = 0.8
-"""Ratio of difflib from which an unknown name counts as a misspelt setting."""
+"""Ratio of difflib above which an unknown name counts as a misspelt setting."""
 
 _SET_IT: Final = "set it in the environment or in .env; .env.example explains each setting"
 
 
 def settings_failed(error: ValidationError) -> tuple[Result, ...]:
-    """What makes no sense in the settings. Values are left out: they may be secrets."""
+    """A result for each wrong setting. Values are left out: they may be secrets."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     return tuple(
         fail(
@@ -44,7 +44,7 @@ def settings_failed(error: ValidationError) -> tuple[Result, ...]:
 
 
 def check_env_file(path: Path) -> Result:
-    """Whether a file of settings can be read, by nobody else, and has no misspelt name."""
+    """Whether a settings file can be read, only by this user, and has no misspelt name."""
     try:
         mode = path.stat().st_mode
         names = list(dotenv_values(path, interpolate=False))
@@ -57,7 +57,7 @@ def check_env_file(path: Path) -> Result:
     for name in unknown:
         if similar := difflib.get_close_matches(name.upper(), known, n=1, cutoff=SIMILAR):
             return warn(
-                Check.ENV_FILE, f"{path} sets {name}, which nothing reads", f"did you mean {similar[0]}? Rename it"
+                Check.ENV_FILE, f"{path} sets {name}, which is not a setting", f"did you mean {similar[0]}? Rename it"
             )
     if mode & (stat.S_IROTH | stat.S_IWOTH):
         return warn(Check.ENV_FILE, f"every user of this machine can read or write {path}", f"chmod o-rwx {path}")
@@ -65,17 +65,17 @@ def check_env_file(path: Path) -> Result:
 
 
 def check_state_dir(folder: Path) -> Result:
-    """Whether a run could leave its files in the state folder."""
+    """Whether a run can write its files into the state folder."""
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        return fail(Check.STATE_DIR, f"{folder} cannot be written", "set STATE_DIR to a folder of this user")
-    return ok(Check.STATE_DIR, f"{folder} can be written")
+        return fail(Check.STATE_DIR, f"{folder} is not writable", "set STATE_DIR to a folder that this user can write")
+    return ok(Check.STATE_DIR, f"{folder} is writable")
 
 
 def check_keys(settings: Settings) -> list[Result]:
-    """Whether keys and secrets are there and have the shape of what they should be."""
+    """Whether keys and secrets are set and have the right form."""
     return [_api_key(settings), *_webhook_keys(settings), _stream_token(settings)]
 
 
@@ -85,10 +85,10 @@ def _api_key(settings: Settings) -> Result:
         return skipped(Check.API_KEY, "TELNYX_API_KEY is not set: `dispatchai call` plays the carrier")
     portal = "copy it again from the Portal, API Keys"
     if not key.isascii() or not key.isprintable() or re.search(r"[\s\"'<>]", key) or "..." in key:
-        return fail(Check.API_KEY, "TELNYX_API_KEY has characters that no key has, such as blanks or quotes", portal)
+        return fail(Check.API_KEY, "TELNYX_API_KEY has characters that no key has, such as spaces or quotes", portal)
     if not key.startswith("KEY"):
         return warn(Check.API_KEY, "TELNYX_API_KEY does not begin with KEY, as Telnyx's do", portal)
-    return ok(Check.API_KEY, f"TELNYX_API_KEY has the shape of a key ({len(key)} characters)")
+    return ok(Check.API_KEY, f"TELNYX_API_KEY has the form of a key ({len(key)} characters)")
 
 
 def _webhook_keys(settings: Settings) -> list[Result]:
@@ -117,8 +117,8 @@ def _webhook_keys(settings: Settings) -> list[Result]:
         return [
             warn(
                 check,
-                "TELNYX_WEBHOOK_SECRET alone is set, and Telnyx signs with a key (telnyx-signature-ed25519): "
-                "only webhooks of a proxy that signs with the secret are believed",
+                "only TELNYX_WEBHOOK_SECRET is set, but Telnyx signs with a key (telnyx-signature-ed25519): "
+                "only webhooks of a proxy that signs with the secret are accepted",
                 "set TELNYX_PUBLIC_KEY: Portal, Keys, Public Key",
             )
         ]
@@ -133,11 +133,11 @@ def _webhook_keys(settings: Settings) -> list[Result]:
                 "set TELNYX_PUBLIC_KEY: Portal, Keys, Public Key",
             )
         ]
-    return [skipped(check, "no key is set: `dispatchai up` takes the simulated carrier's")]
+    return [skipped(check, "no key is set: `dispatchai up` uses the simulated carrier's")]
 
 
 def _what_it_is(text: str) -> str:
-    """What was taken for a public key, told without repeating it."""
+    """What the text is in place of a public key, without repeating it."""
     text = text.strip()
     if text.startswith("-----BEGIN"):
         return "it is a PEM block"
@@ -145,7 +145,7 @@ def _what_it_is(text: str) -> str:
         return "it begins like the API key, which is another setting"
     if re.fullmatch(r"[0-9a-fA-F]{64}", text):
         return "it is hexadecimal"
-    return f"{len(text)} characters that are no base64 of 32 bytes"
+    return f"{len(text)} characters, but not base64 of 32 bytes"
 
 
 def _stream_token(settings: Settings) -> Result:
@@ -163,21 +163,21 @@ def _stream_token(settings: Settings) -> Result:
                 "media socket",
                 "give gateway and worker the same STREAM_TOKEN_SECRET",
             )
-        return skipped(Check.STREAM_TOKEN, "no secret is set: `dispatchai up` takes the simulated carrier's")
+        return skipped(Check.STREAM_TOKEN, "no secret is set: `dispatchai up` uses the simulated carrier's")
     if settings.stream_token_secret.get_secret_value():
-        return ok(Check.STREAM_TOKEN, "STREAM_TOKEN_SECRET is set; gateway and worker must have the same")
-    return ok(Check.STREAM_TOKEN, "derived from TELNYX_API_KEY; gateway and worker must have the same")
+        return ok(Check.STREAM_TOKEN, "STREAM_TOKEN_SECRET is set; gateway and worker need the same one")
+    return ok(Check.STREAM_TOKEN, "derived from TELNYX_API_KEY; gateway and worker need the same one")
 
 
 def check_urls(settings: Settings) -> list[Result]:
-    """Whether the public URLs are such that Telnyx can use them."""
+    """Whether Telnyx can use the public URLs."""
     check = Check.PUBLIC_URLS
     real = not settings.carrier_is_simulated
     given = {"HTTP_PUBLIC_URL": settings.http_public_url, "WS_PUBLIC_URL": settings.ws_public_url}
     missing = [name for name, url in given.items() if not url]
     if missing and not real:
         if len(missing) == len(given):
-            return [skipped(check, "no public URL is set: the gateway is for this machine")]
+            return [skipped(check, "no public URL is set: the gateway serves this machine only")]
         return [warn(check, f"{missing[0]} is not set, and the other is", "set both, or neither")]
     if missing:
         return [
@@ -185,23 +185,23 @@ def check_urls(settings: Settings) -> list[Result]:
         ]
     results = []
     hosts = set()
-    # Without an API key nothing of Telnyx will use them, so a fault is one only for later.
+    # Without an API key Telnyx does not use the URLs yet, so a fault is only a warning.
     fault = fail if real else warn
     for name, text in given.items():
         url = url_of(text)
         if url is None or url.host is None:
-            results.append(fail(check, f"{name} is no URL", _URL_EXAMPLES[name]))
+            results.append(fail(check, f"{name} is not a URL", _URL_EXAMPLES[name]))
             continue
         hosts.add((url.host, url.port))
         if url.user or url.password:
-            results.append(fail(check, f"{name} has a user name or a password in it", "leave them out"))
+            results.append(fail(check, f"{name} contains a user name or a password", "leave them out"))
         if url.query_string or url.fragment:
             results.append(fail(check, f"{name} has a query or a fragment", _URL_EXAMPLES[name]))
         if url.scheme not in ("https", "wss"):
             results.append(fault(check, f"{name} begins with {url.scheme}://, without TLS", _URL_EXAMPLES[name]))
         if why := _not_public(url.host):
             results.append(
-                fault(check, f"{name}: {url.host} is {why}", "use the name under which the Internet knows it")
+                fault(check, f"{name}: {url.host} is {why}", "use the name under which the Internet reaches it")
             )
         results.extend(_path_faults(name, url, fault))
     if len(hosts) > 1:
@@ -209,7 +209,7 @@ def check_urls(settings: Settings) -> list[Result]:
             warn(
                 check,
                 "HTTP_PUBLIC_URL and WS_PUBLIC_URL name different hosts or ports",
-                "right only if a proxy for each stands in front of the gateway",
+                "this is right only if the gateway has a proxy for each",
             )
         )
     return results or [ok(check, f"https and wss at {next(iter(hosts))[0]}")]
@@ -228,17 +228,17 @@ def _path_faults(name: str, url: URL, fault: Callable[[Check, str, str], Result]
     if name == "HTTP_PUBLIC_URL" and path.endswith(WEBHOOK_PATH):
         yield warn(
             Check.PUBLIC_URLS,
-            f"{name} holds the path of the webhooks, which belongs into the Portal",
+            f"{name} contains the path of the webhooks, which belongs in the Portal",
             f"leave {WEBHOOK_PATH} out",
         )
 
 
 def _not_public(host: str) -> str:
-    """Why `host` cannot be reached from the Internet, as far as its text tells; empty if it can."""
+    """Why the Internet cannot reach `host`, judging by the text alone; empty if it can."""
     if host in LOCAL_NAMES or host.endswith((".localhost", ".local", ".internal")):
         return "a name of this machine or network"
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return "" if "." in host else "no full name"
+        return "" if "." in host else "not a full name"
     return "" if address.is_global else "an address of this machine or network"
