@@ -14,8 +14,19 @@ from enum import StrEnum
 from typing import Final
 
 from dispatchai.calls.config import CallFlowConfig
-from dispatchai.calls.events import EventType, derived_id, micros, own_event, payload_of, text_in
-from dispatchai.calls.state import INT_MAX, find_command, fold, is_wanted, takes_commands
+from dispatchai.calls.events import (
+    ROUND_MAX,
+    CommandEnded,
+    EventType,
+    RetryDue,
+    StreamDue,
+    StreamLost,
+    derived_id,
+    micros,
+    own_event,
+    payload_of,
+)
+from dispatchai.calls.state import apply, find_command, is_of_transfer_leg, is_wanted, takes_commands
 from dispatchai.calls.timers import backoff_s, restart_wait_s
 from dispatchai.records.values import (
     Action,
@@ -28,7 +39,6 @@ from dispatchai.records.values import (
     Micros,
 )
 from dispatchai.telnyx.commands import (
-    TRANSFER_LEG_STATE,
     AlreadyEnded,
     AlreadyStreaming,
     Answer,
@@ -46,6 +56,7 @@ from dispatchai.telnyx.commands import (
     command_from,
     request_of,
 )
+from dispatchai.telnyx.webhooks import CallAnswered, CallInitiated, StreamingFailed
 
 SEEN_ACTIONS_MAX: Final = 64
 """A dispatcher's actions that are remembered: more than a call of hours brings."""
@@ -81,22 +92,21 @@ def step(
     token: see `with_token`. `call_id` is the key of the record.
     """
     repeated = state is not None and event.event_id in state.seen_event_ids
-    after = fold(state, event)
-    body = payload_of(event)
+    payload = payload_of(event)
+    after = apply(state, event, payload)
     control_id = event.call_control_id or after.call_control_id
-    other_leg = body.get("client_state") == TRANSFER_LEG_STATE
-    if repeated or other_leg or not takes_commands(after) or not control_id:
+    if repeated or is_of_transfer_leg(payload) or not takes_commands(after) or not control_id:
         return after, ()
 
     def stream() -> StreamingStart:
         return StreamingStart(control_id, command_id(event, StreamingStart.action), config.stream_url)
 
-    match event.type:
-        case EventType.INITIATED | EventType.ANSWERED if text_in(body, "direction") not in (None, "incoming"):
-            return after, ()  # a leg that we placed; where no direction is stated it came to us
-        case EventType.INITIATED if after.status is CallStatus.RINGING:
+    match payload:
+        case CallInitiated(incoming=False) | CallAnswered(incoming=False):
+            return after, ()
+        case CallInitiated() if after.status is CallStatus.RINGING:
             return after, (Answer(control_id, command_id(event, Answer.action)),)
-        case EventType.ANSWERED if state is None or state.status is CallStatus.RINGING:
+        case CallAnswered() if state is None or state.status is CallStatus.RINGING:
             commands: list[Command] = [stream()]
             if config.record_format:
                 commands.append(RecordStart(control_id, command_id(event, RecordStart.action), config.record_format))
@@ -108,16 +118,16 @@ def step(
                 if command.outcome is CommandOutcome.NOT_ANSWERED and command.action != StreamingStart.action
             )
             return after, (*commands, *(command for command in early if command is not None))
-        case EventType.STREAMING_FAILED | EventType.STREAM_LOST:
+        case StreamingFailed() | StreamLost():
             return after, ((stream(),) if restart_wait_s(after, config) == 0 else ())
-        case EventType.STREAM_DUE:
-            due = body.get("failed_at") == after.stream_at and restart_wait_s(after, config) is not None
+        case StreamDue(failed_at):
+            due = failed_at == after.stream_at and restart_wait_s(after, config) is not None
             return after, ((stream(),) if due else ())
-        case EventType.RETRY:
-            owed = find_command(after, text_in(body, "command_id") or "")
-            if owed is None or owed.round != body.get("round") or not is_wanted(after, owed):
+        case RetryDue(command_id=retried, round=number):
+            failed = find_command(after, retried or "")
+            if failed is None or failed.round != number or not is_wanted(after, failed):
                 return after, ()
-            again = _again(after, owed)
+            again = _again(after, failed)
             return after, (() if again is None else (again,))
         case _:
             return after, ()
@@ -167,7 +177,7 @@ CALL_CONTROL: Final = frozenset({ActionKind.SPEAK, ActionKind.TRANSFER, ActionKi
 def round_of(state: CallState, command: Command) -> int:
     """Which round of `command` comes next, from 1."""
     known = find_command(state, command.command_id)
-    return 1 if known is None else min(known.round + 1, INT_MAX)
+    return 1 if known is None else min(known.round + 1, ROUND_MAX)
 
 
 def is_settled(state: CallState, command: Command) -> bool:
@@ -188,15 +198,15 @@ def outcome_event(command: Command, number: int, outcome: Outcome, now: Micros) 
         occurred_at=now,
         received_at=now,
         call_control_id=command.call_control_id,
-        payload={
-            "command_id": command.command_id,
-            "action": command.action,
-            "round": number,
-            "outcome": kind,
-            "code": code,
-            "retry_at": None if wait_s is None else now + micros(wait_s),
-            "request": None if wait_s is None else request_of(command),
-        },
+        payload=CommandEnded(
+            command_id=command.command_id,
+            action=command.action,
+            round=number,
+            outcome=kind,
+            code=code,
+            retry_at=None if wait_s is None else now + micros(wait_s),
+            request=None if wait_s is None else request_of(command),
+        ),
     )
 
 
@@ -236,5 +246,5 @@ def _speak(control_id: str, command_id: str, words: str, config: CallFlowConfig)
     return Speak(control_id, command_id, payload=words, voice=config.greeting_voice, language=config.greeting_language)
 
 
-def _again(state: CallState, owed: CommandState) -> Command | None:
-    return command_from(owed.action, state.call_control_id, owed.request or "")
+def _again(state: CallState, failed: CommandState) -> Command | None:
+    return command_from(failed.action, state.call_control_id, failed.request or "")

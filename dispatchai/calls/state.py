@@ -8,9 +8,9 @@ How a command ended and which timers fired are events too: the state knows of th
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
-from dispatchai.calls.events import OWN_EVENTS, EventType, micros, micros_in, payload_of, text_in
+from dispatchai.calls.events import CommandEnded, EventPayload, EventType, StreamLost, micros, payload_of
 from dispatchai.records.values import (
     CallEvent,
     CallState,
@@ -20,14 +20,15 @@ from dispatchai.records.values import (
     Micros,
     StreamStatus,
 )
-from dispatchai.telnyx.commands import (
-    TRANSFER_LEG_STATE,
-    Answer,
-    Hangup,
-    RecordStart,
-    Speak,
-    StreamingStart,
-    Transfer,
+from dispatchai.telnyx.commands import Answer, Hangup, RecordStart, Speak, StreamingStart, Transfer
+from dispatchai.telnyx.webhooks import (
+    CallAnswered,
+    CallHangup,
+    CallInitiated,
+    StreamingFailed,
+    StreamingStarted,
+    StreamingStopped,
+    WebhookPayload,
 )
 
 SEEN_EVENTS_MAX: Final = 256
@@ -46,9 +47,6 @@ delivered once more to a program that has given the call up. Carriers retry for 
 
 STOP_GRACE_S: Final = 1.0
 """How long a stopped stream is taken for a call's end, whose hangup is reported some milliseconds after it."""
-
-INT_MAX: Final = 2**31 - 1
-"""What a round's number in a record can be."""
 
 NO_AUDIO: Final = "the caller's audio does not come in: its stream failed"
 """Degraded: nothing is heard of the caller until a stream starts again."""
@@ -72,6 +70,11 @@ def fold(state: CallState | None, event: CallEvent) -> CallState:
     clocks count, and what differs between events of one leg (it should not) is settled by value and not by arrival.
     Events of the leg to the human line are seen and change nothing else. Never raises on an event's content.
     """
+    return apply(state, event, payload_of(event))
+
+
+def apply(state: CallState | None, event: CallEvent, payload: EventPayload) -> CallState:
+    """`fold`, for a caller that has read the event's payload already."""
     if state is None:
         state = CallState(
             call_control_id="",
@@ -101,24 +104,23 @@ def fold(state: CallState | None, event: CallEvent) -> CallState:
     if event.type == EventType.DEADLINE:
         seen_at = _earliest(state.deadline_seen_at, event.received_at)
         state = replace(state, deadline_passed=True, deadline_seen_at=seen_at)
-    state = _applied(state, event)
+    state = _applied(state, event, payload)
     return replace(state, stray=_is_stray(state))
 
 
-def _applied(state: CallState, event: CallEvent) -> CallState:
+def _applied(state: CallState, event: CallEvent, payload: EventPayload) -> CallState:
     repeated = event.event_id in state.seen_event_ids
-    if repeated and event.type not in _STREAM_EVENTS:
+    if repeated and not isinstance(payload, _STREAM_PAYLOADS):
         return state
-    body = payload_of(event)
-    if body.get("client_state") == TRANSFER_LEG_STATE and not event.type.startswith(OWN_EVENTS):
+    if is_of_transfer_leg(payload):
         return state if repeated else _seen(state, event)
-    if (stream := _stream_of(event, body)) is not None:
+    if (stream := _stream_of(event, payload)) is not None:
         status, at = stream
         state = _with_stream(state, status, at, seen_at=event.received_at, again=repeated)
         if status in _FAILURES and not repeated:
             state = replace(state, stream_failed_at=tuple(sorted((*state.stream_failed_at, at))[-FAILURES_MAX:]))
     if not repeated:
-        state = _folded(_seen(state, event), event, body)
+        state = _folded(_seen(state, event), event, payload)
     return replace(state, degraded=_degraded(state))
 
 
@@ -126,29 +128,33 @@ def _seen(state: CallState, event: CallEvent) -> CallState:
     return replace(state, seen_event_ids=(*state.seen_event_ids, event.event_id)[-SEEN_EVENTS_MAX:])
 
 
-def _folded(state: CallState, event: CallEvent, body: dict[str, Any]) -> CallState:
+def is_of_transfer_leg(payload: EventPayload) -> bool:
+    """Whether an event is of the leg to the human line, and not of the caller's leg, whose life is the call's."""
+    return isinstance(payload, WebhookPayload) and payload.is_transfer_leg
+
+
+def _folded(state: CallState, event: CallEvent, payload: EventPayload) -> CallState:
     state = replace(
         state,
         call_control_id=_settled(state.call_control_id, event.call_control_id) or "",
         from_number=_settled(state.from_number, event.from_number),
         to_number=_settled(state.to_number, event.to_number),
     )
-    match event.type:
-        case EventType.INITIATED:
+    match payload:
+        case CallInitiated():
             return replace(state, started_at=_earliest(state.started_at, event.occurred_at))
-        case EventType.ANSWERED:
+        case CallAnswered():
             return replace(
                 state,
                 status=CallStatus.ENDED if state.status is CallStatus.ENDED else CallStatus.ACTIVE,
                 answered_at=_earliest(state.answered_at, event.occurred_at),
             )
-        case EventType.STREAMING_STARTED:
+        case StreamingStarted():
             return replace(state, streams_started=state.streams_started + 1)
-        case EventType.COMMAND:
-            outcome = _command_state(event, body)
-            return state if outcome is None else _with_command(state, outcome)
-        case EventType.HANGUP:
-            ended_at, cause = _first_hangup(state, event, text_in(body, "hangup_cause"))
+        case CommandEnded():
+            return _with_command(state, _command_state(event, payload))
+        case CallHangup(hangup_cause=hangup_cause):
+            ended_at, cause = _first_hangup(state, event, hangup_cause)
             return replace(state, status=CallStatus.ENDED, ended_at=ended_at, hangup_cause=cause)
         case _:
             return state
@@ -200,25 +206,23 @@ def _stopped_with_the_call(state: CallState) -> bool:
 
 # ---- the stream --------------------------------------------------------------------------------------------------
 
-_STREAM_EVENTS: Final = {
-    EventType.STREAMING_STARTED: StreamStatus.STARTED,
-    EventType.STREAMING_STOPPED: StreamStatus.STOPPED,
-    EventType.STREAM_LOST: StreamStatus.LOST,
-    EventType.STREAMING_FAILED: StreamStatus.FAILED,
-}
+_STREAM_PAYLOADS: Final = (StreamingStarted, StreamingStopped, StreamingFailed, StreamLost)
 _FAILURES: Final = frozenset({StreamStatus.LOST, StreamStatus.FAILED})
 _STREAM_RANK: Final = {status: rank for rank, status in enumerate(StreamStatus)}
 
 
-def _stream_of(event: CallEvent, body: dict[str, Any]) -> tuple[StreamStatus, Micros] | None:
+def _stream_of(event: CallEvent, payload: EventPayload) -> tuple[StreamStatus, Micros] | None:
     """What `event` says of the stream, and of which moment; None where it says nothing of it."""
-    match event.type:
-        case EventType.STREAM_LOST:
+    match payload:
+        case StreamLost(stopped_at):
             # Of the moment of the stop: a stream that started since then is not lost.
-            stopped_at = micros_in(body, "stopped_at")
             return None if stopped_at is None else (StreamStatus.LOST, stopped_at)
-        case EventType.STREAMING_STARTED | EventType.STREAMING_STOPPED | EventType.STREAMING_FAILED:
-            return _STREAM_EVENTS[EventType(event.type)], event.occurred_at
+        case StreamingStarted():
+            return StreamStatus.STARTED, event.occurred_at
+        case StreamingStopped():
+            return StreamStatus.STOPPED, event.occurred_at
+        case StreamingFailed():
+            return StreamStatus.FAILED, event.occurred_at
         case _:
             return None
 
@@ -243,25 +247,17 @@ def _with_stream(state: CallState, status: StreamStatus, at: Micros, *, seen_at:
 _OUTCOME_RANK: Final = {outcome: rank for rank, outcome in enumerate(CommandOutcome)}
 
 
-def _command_state(event: CallEvent, body: dict[str, Any]) -> CommandState | None:
-    """What a dispatchai.command says; None where it is none."""
-    match body:
-        case {
-            "command_id": str() as command_id,
-            "action": str() as action,
-            "round": int() as number,
-            "outcome": str() as outcome,
-            "code": str() as code,
-            "request": (str() | None) as request,
-        } if type(number) is int and 1 <= number <= INT_MAX and outcome in _OUTCOMES:
-            retry_at = micros_in(body, "retry_at")
-            kind = CommandOutcome(outcome)
-            return CommandState(command_id, action, number, kind, code, event.occurred_at, retry_at, request)
-        case _:
-            return None
-
-
-_OUTCOMES: Final = frozenset(outcome.value for outcome in CommandOutcome)
+def _command_state(event: CallEvent, ended: CommandEnded) -> CommandState:
+    return CommandState(
+        command_id=ended.command_id,
+        action=ended.action,
+        round=ended.round,
+        outcome=ended.outcome,
+        code=ended.code,
+        at=event.occurred_at,
+        retry_at=ended.retry_at,
+        request=ended.request,
+    )
 
 
 def _with_command(state: CallState, new: CommandState) -> CallState:

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from dispatchai.calls.config import CallFlowConfig
-from dispatchai.calls.events import EventType, derived_id, micros, own_event
+from dispatchai.calls.events import (
+    EventType,
+    OwnPayload,
+    RetryDue,
+    StreamDue,
+    StreamLost,
+    derived_id,
+    micros,
+    own_event,
+)
 from dispatchai.calls.state import STOP_GRACE_S, audio_comes_in, is_wanted, takes_commands
 from dispatchai.records.values import CallEvent, CallState, Micros, StreamStatus
 
@@ -62,12 +71,12 @@ def next_timer_at(state: CallState, call_id: str, config: CallFlowConfig) -> Mic
 
 @dataclass(frozen=True, slots=True)
 class _Timer:
-    """One timer. `about` tells it from others of its type in the call; `payload` is JSON-ready, None for nothing."""
+    """One timer. `about` distinguishes it from others of its type in the call."""
 
     type: EventType
     due: Micros
     about: str = ""
-    payload: dict[str, Any] | None = None
+    payload: OwnPayload | None = None
 
     def event_id(self, call_id: str) -> str:
         return derived_id(f"{call_id}:{self.type}:{self.about}" if self.about else f"{call_id}:{self.type}")
@@ -92,21 +101,21 @@ def _timers(state: CallState, config: CallFlowConfig) -> Iterator[_Timer]:
                 EventType.RETRY,
                 command.retry_at,
                 about=f"{command.command_id}:{command.round}",
-                payload={"command_id": command.command_id, "round": command.round},
+                payload=RetryDue(command.command_id, command.round),
             )
     if state.stream is StreamStatus.STOPPED and state.stream_seen_at is not None:
         yield _Timer(
             EventType.STREAM_LOST,
             state.stream_seen_at + micros(STOP_GRACE_S),
             about=str(state.stream_at),
-            payload={"stopped_at": state.stream_at},
+            payload=StreamLost(state.stream_at),
         )
     if (wait_s := restart_wait_s(state, config)) and state.stream_seen_at is not None:
         yield _Timer(
             EventType.STREAM_DUE,
             state.stream_seen_at + micros(wait_s),
             about=str(state.stream_at),
-            payload={"failed_at": state.stream_at},
+            payload=StreamDue(state.stream_at),
         )
 
 

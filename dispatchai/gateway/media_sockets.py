@@ -28,7 +28,8 @@ from dispatchai.gateway.websocket import NO_STATUS, Binary
 from dispatchai.process.log_limit import Throttle
 from dispatchai.records import Micros
 from dispatchai.telnyx import stream_tokens as tokens
-from dispatchai.telnyx.wire import (
+from dispatchai.telnyx.fields import call_id_of
+from dispatchai.telnyx.media_messages import (
     BadMessage,
     BadMessageKind,
     CarrierError,
@@ -37,7 +38,6 @@ from dispatchai.telnyx.wire import (
     Notice,
     Start,
     Stop,
-    call_id_of,
     parse_media_message,
 )
 

@@ -22,7 +22,7 @@ from dispatchai.gateway.metrics import GatewayMetrics
 from dispatchai.gateway.reorder_buffer import Arrival, ReorderBuffer
 from dispatchai.records import AudioFrame, FrameKind, Micros, Track, encode
 from dispatchai.records.frame_encoder import FrameEncoder
-from dispatchai.telnyx.wire import DEFAULT_SAMPLE_RATE, Media, MediaFormat
+from dispatchai.telnyx.media_messages import DEFAULT_SAMPLE_RATE, Media, MediaFormat
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from dispatchai.telnyx.client import CommandCounts
+from dispatchai.telnyx.media_messages import BadMessageKind
 from dispatchai.telnyx.signatures import Refusal
-from dispatchai.telnyx.wire import BadMessageKind
 
 
 class WebhookOutcome(StrEnum):

@@ -23,7 +23,7 @@ from dispatchai.kafka.dead_letters import body_headers
 from dispatchai.kafka.topics import Topic
 from dispatchai.records import CallEvent, Micros, encode
 from dispatchai.telnyx.signatures import Refusal, SignatureError
-from dispatchai.telnyx.wire import EnvelopeError, Webhook, parse_webhook
+from dispatchai.telnyx.webhooks import EnvelopeError, Webhook, parse_webhook
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 

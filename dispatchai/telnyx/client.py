@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 from urllib.parse import quote
 
 import aiohttp
@@ -25,6 +25,13 @@ from pydantic import SecretStr
 from yarl import URL
 
 from dispatchai.settings import Settings
+from dispatchai.telnyx.api_errors import (
+    CODE_ALREADY_ENDED,
+    CODE_ALREADY_STREAMING,
+    CODES_CHANNEL_LIMIT,
+    CODES_TOO_EARLY,
+    parse_error,
+)
 from dispatchai.telnyx.commands import (
     AlreadyEnded,
     AlreadyStreaming,
@@ -69,20 +76,11 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 SIMULATED_API_KEY: Final = "KEY-simulated"
 """Sent to the simulated carrier, which stands on this machine and guards nothing."""
 
-CODE_ALREADY_ENDED: Final = "90018"
-CODES_TOO_EARLY: Final = frozenset({"90034", "90020"})
-"""Not answered yet; and of a recording, no audio yet, which the carrier wants given again after the answer."""
-CODE_ALREADY_STREAMING: Final = "90045"
-CODES_CHANNEL_LIMIT: Final = frozenset({"90041", "90042", "90043"})
-"""The account's channels are all taken for the moment: worth another try, whatever the status."""
-
 STATUSES_RETRIED: Final = frozenset({408, 429})
 """Besides every 5xx."""
 
 BODY_MAX_BYTES: Final = 65_536
 """A reply is some hundred bytes; what is beyond this is not read."""
-
-TITLE_MAX_CHARS: Final = 200
 
 SHORTEST_TRY_S: Final = 0.05
 """A try at the very end of the budget still gets this long: aiohttp takes a timeout of 0 for none at all."""
@@ -246,31 +244,16 @@ async def _read(reply: aiohttp.ClientResponse) -> bytes:
 def _understood(status: int, headers: Mapping[str, str], body: bytes, attempt: int) -> Outcome | _Again:
     if 200 <= status < 300:
         return Done(attempt)
-    code, title = _first_error(body)
-    match code:
-        case _ if code == CODE_ALREADY_ENDED:
-            return AlreadyEnded()
-        case _ if code in CODES_TOO_EARLY:
-            return NotAnswered()
-        case _ if code == CODE_ALREADY_STREAMING:
-            return AlreadyStreaming()
-    if status >= 500 or status in STATUSES_RETRIED or code in CODES_CHANNEL_LIMIT:
-        return _Again(f"{status} {code}".rstrip(), _asked_wait_s(headers))
-    return Rejected(status, code, title)
-
-
-def _first_error(body: bytes) -> tuple[str, str]:
-    """Code and title of the first error in the reply. Its detail is left out: it may quote what was sent."""
-    try:
-        reply: Any = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return "", ""
-    match reply:
-        case {"errors": [{"code": str() | int() as code, **rest}, *_]}:
-            title = rest.get("title")
-            return str(code), title[:TITLE_MAX_CHARS] if isinstance(title, str) else ""
-        case _:
-            return "", ""
+    error = parse_error(body)
+    if error.code == CODE_ALREADY_ENDED:
+        return AlreadyEnded()
+    if error.code in CODES_TOO_EARLY:
+        return NotAnswered()
+    if error.code == CODE_ALREADY_STREAMING:
+        return AlreadyStreaming()
+    if status >= 500 or status in STATUSES_RETRIED or error.code in CODES_CHANNEL_LIMIT:
+        return _Again(f"{status} {error.code}".rstrip(), _asked_wait_s(headers))
+    return Rejected(status, error.code, error.title)
 
 
 def _asked_wait_s(headers: Mapping[str, str]) -> float | None:

@@ -21,7 +21,7 @@ from typing import Final
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from dispatchai.telnyx.wire import MAX_ID_CHARS, identifier
+from dispatchai.telnyx.fields import MAX_ID_CHARS, identifier
 
 HEADER: Final = "x-telnyx-streaming-auth-token"
 """Header of the handshake in which the carrier shows the token. Source: Telnyx media streaming, `stream_auth_token`."""

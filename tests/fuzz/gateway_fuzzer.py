@@ -36,17 +36,10 @@ from dispatchai.gateway.webhooks import call_event
 from dispatchai.records import AudioFrame, CallEvent, FrameKind, decode_as, encode
 from dispatchai.telnyx import signatures
 from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx.fields import identifier
+from dispatchai.telnyx.media_messages import BadMessage, Media, Start, Stop, parse_media_message
 from dispatchai.telnyx.signatures import SignatureError, WebhookVerifier
-from dispatchai.telnyx.wire import (
-    BadMessage,
-    EnvelopeError,
-    Media,
-    Start,
-    Stop,
-    identifier,
-    parse_media_message,
-    parse_webhook,
-)
+from dispatchai.telnyx.webhooks import EnvelopeError, parse_webhook
 from tests.support.gateway_process import STREAM_SECRET, Running, gateway
 from tests.support.kafka.measured import broker
 

@@ -25,8 +25,8 @@ from dispatchai.kafka.embedded_broker import EmbeddedBroker
 from dispatchai.kafka.topics import Topics
 from dispatchai.records import AudioFrame, FrameKind, Track, decode_as
 from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx.media_messages import BadMessageKind, Media, MediaFormat
 from dispatchai.telnyx.signatures import WebhookVerifier
-from dispatchai.telnyx.wire import BadMessageKind, Media, MediaFormat
 from tests.support.gateway import (
     CONNECTED,
     STOP,

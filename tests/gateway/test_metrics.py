@@ -10,7 +10,7 @@ from dispatchai.gateway.media_stream import Stream
 from dispatchai.gateway.metrics import PREFIX, CommandsExposed, Exposed, GatewayMetrics, WebhookOutcome
 from dispatchai.records import Track
 from dispatchai.telnyx.client import CommandCounts
-from dispatchai.telnyx.wire import Media, MediaFormat
+from dispatchai.telnyx.media_messages import Media, MediaFormat
 
 
 def shown(collector: Exposed | CommandsExposed) -> dict[tuple[str, tuple[str, ...]], float]:

@@ -1,4 +1,4 @@
-"""The carrier's JSON becomes typed values; what is missing, extra or of a wrong type harms nothing."""
+"""Messages of the media socket become typed values; what is missing, extra or of a wrong type harms nothing."""
 
 from __future__ import annotations
 
@@ -13,31 +13,22 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dispatchai.records import Track
-from dispatchai.telnyx.wire import (
+from dispatchai.telnyx.media_messages import (
     BadMessage,
     BadMessageKind,
     CarrierError,
     Connected,
-    EnvelopeError,
     Media,
     MediaFormat,
     MediaMessage,
     Notice,
     Start,
     Stop,
-    call_id_of,
     parse_media_json,
     parse_media_message,
-    parse_time,
-    parse_webhook,
 )
-from tests.support.gateway import event, media, start
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=20,
-)
+from tests.support.gateway import media, start
+from tests.telnyx.strategies import JSON
 
 
 def read(message: str | bytes) -> MediaMessage:
@@ -45,112 +36,12 @@ def read(message: str | bytes) -> MediaMessage:
     return parse_media_message(message.encode() if isinstance(message, str) else message)
 
 
-def parse(message: Any) -> Any:
-    return parse_webhook(orjson.dumps(message))
-
-
-def test_a_webhook_of_the_carrier_is_read() -> None:
-    message = event("session-1", id="evt-1")
-    message["meta"]["attempt"] = 3
-    webhook = parse(message)
-    assert webhook.event_id == "evt-1"
-    assert webhook.type == "call.initiated"
-    assert webhook.occurred_at == 1_779_233_415_038_431
-    assert webhook.call_id == "session-1"
-    assert webhook.call_control_id == "v3:session-1"
-    assert (webhook.from_number, webhook.to_number) == ("+15551234567", "+15559876543")
-    assert webhook.attempt == 3
-
-
-def test_the_curl_example_of_the_guide_is_read() -> None:
-    webhook = parse(
-        {
-            "data": {
-                "event_type": "call.initiated",
-                "payload": {
-                    "call_control_id": "test_ccid",
-                    "call_session_id": "test_call_id",
-                    "from": "+15551234567",
-                    "to": "+15559876543",
-                },
-            }
-        }
-    )
-    assert (webhook.call_id, webhook.call_control_id, webhook.attempt) == ("test_call_id", "test_ccid", 1)
-    assert webhook.occurred_at is None
-
-
-def test_without_a_session_the_control_id_is_the_call() -> None:
-    webhook = parse({"data": {"payload": {"call_control_id": "v3:abc"}}})
-    assert webhook.call_id == webhook.call_control_id == "v3:abc"
-    assert webhook.type == "unknown"
-
-
-def test_without_a_control_id_the_session_is_enough() -> None:
-    assert parse({"data": {"payload": {"call_session_id": "s"}}}).call_control_id == ""
-
-
-def test_an_event_without_an_id_has_the_same_one_on_redelivery_and_another_event_another() -> None:
-    message = event("c")
-    del message["data"]["id"]
-    again = message | {"meta": {"attempt": 2}}
-    other = {"data": message["data"] | {"event_type": "call.hangup"}}
-    assert parse(message).event_id == parse(again).event_id != parse(other).event_id
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"{", b"\xff", b"null", b"[]", b'"text"', b"{}", b'{"data": 1}', b'{"data": {}}']
-)
-def test_what_names_no_call_is_unusable(body: bytes) -> None:
-    with pytest.raises(EnvelopeError):
-        parse_webhook(body)
-
-
-def test_an_unusable_event_is_kept_under_the_best_id_it_has() -> None:
-    with pytest.raises(EnvelopeError) as raised:
-        parse({"data": {"id": "evt", "payload": {"call_leg_id": "leg"}}})
-    assert raised.value.best_known_id == "leg"
-    with pytest.raises(EnvelopeError) as raised:
-        parse({"data": {"id": "evt"}})
-    assert raised.value.best_known_id == "evt"
-
-
-@pytest.mark.parametrize("bad", [None, 5, "", " ", "a b", "a\n", "x" * 257, "naïve", {"a": 1}, ["a"], True])
-def test_an_id_that_is_none_is_passed_over(bad: object) -> None:
-    assert call_id_of(bad, "control") == "control"
-    assert call_id_of("session", bad) == "session"
-    assert call_id_of(bad, bad) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "micros"),
-    [
-        ("1970-01-01T00:00:00Z", 0),
-        ("2026-03-03T19:52:31.123456Z", 1_772_567_551_123_456),
-        ("2026-03-03T20:52:31.123456+01:00", 1_772_567_551_123_456),
-        ("2026-03-03T19:52:31.5", 1_772_567_551_500_000),
-        ("2026-03-03T19:52:31.123456789Z", 1_772_567_551_123_456),
-        ("1969-12-31T23:59:59Z", None),
-        ("0001-01-01T00:00:00+14:00", None),
-        ("yesterday", None),
-        ("", None),
-        (1_772_567_551, None),
-        (None, None),
-    ],
-)
-def test_times_are_read_to_the_microsecond(text: object, micros: int | None) -> None:
-    assert parse_time(text) == micros
-
-
 @given(JSON)
-def test_no_json_makes_the_parsers_fail_in_another_way(message: Any) -> None:
+def test_no_json_makes_the_parser_raise_another_error(message: Any) -> None:
     try:
         body = orjson.dumps(message)
     except (TypeError, orjson.JSONEncodeError):
         return
-    for wrapped in (body, b'{"data":%b}' % body, b'{"data":{"payload":%b,"id":%b}}' % (body, body)):
-        with suppress(EnvelopeError):
-            parse_webhook(wrapped)
     for wrapped in (
         body,
         b'{"event":%b}' % body,
@@ -160,32 +51,6 @@ def test_no_json_makes_the_parsers_fail_in_another_way(message: Any) -> None:
     ):
         with suppress(BadMessage):
             read(wrapped)
-
-
-@given(JSON)
-def test_extra_fields_of_any_kind_change_nothing(extra: Any) -> None:
-    message = event("c", id="e", tags=extra)
-    message["data"]["payload"]["telnyx_error"] = extra
-    try:
-        body = orjson.dumps(message)
-    except (TypeError, orjson.JSONEncodeError):
-        return
-    assert parse_webhook(body) == parse(event("c", id="e"))
-
-
-@given(JSON)
-def test_optional_fields_of_a_wrong_type_count_as_absent(wrong: Any) -> None:
-    message = event("c", event_type=wrong, occurred_at=wrong, id=wrong)
-    message["data"]["payload"] |= {"from": wrong, "to": wrong}
-    message["meta"] = wrong
-    try:
-        body = orjson.dumps(message)
-    except (TypeError, orjson.JSONEncodeError):
-        return
-    assert parse_webhook(body).call_id == "c"
-
-
-# ---- media ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_messages_of_a_stream_are_read() -> None:
@@ -318,16 +183,3 @@ def test_a_sample_rate_that_makes_no_sense_is_0(rate: object) -> None:
     opened = read(orjson.dumps(message))
     assert isinstance(opened, Start)
     assert opened.media_format == MediaFormat("L16", 0, 1)
-
-
-def test_an_event_without_an_id_that_is_nested_too_deep_to_write_again_still_has_one_id() -> None:
-    deep = b'{"a":' * 400 + b"1" + b"}" * 400
-    body = b'{"data":{"payload":{"call_session_id":"c","x":' + deep + b"}}}"
-    assert parse_webhook(body).event_id == parse_webhook(body).event_id
-    assert parse_webhook(body).event_id != parse_webhook(body.replace(b":1}", b":2}")).event_id
-
-
-def test_nobody_outside_can_write_the_programs_own_events() -> None:
-    body = orjson.dumps({"data": {"event_type": "dispatchai.deadline", "payload": {"call_session_id": "call-1"}}})
-    with pytest.raises(EnvelopeError, match="this program's own"):
-        parse_webhook(body)
