@@ -19,7 +19,7 @@ from aiokafka.errors import KafkaConnectionError
 from dispatchai.engine.metrics import PATH as METRICS_PATH
 from dispatchai.engine.metrics import ProcessMetrics
 from dispatchai.gateway.config import GatewayConfig
-from dispatchai.gateway.errors import UnreadableRequests, errors_as_json
+from dispatchai.gateway.error_responses import UnreadableRequests, errors_as_json
 from dispatchai.gateway.kafka_writer import Outbox
 from dispatchai.gateway.media_sockets import MediaSockets
 from dispatchai.gateway.metrics import Exposed, GatewayMetrics

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
+from dispatchai.gateway.errors import GatewayError
 from dispatchai.gateway.fair_queue import Turns
 from dispatchai.gateway.websocket import (
     NO_STATUS,
@@ -39,7 +40,7 @@ CLOSE_TIMEOUT_S: Final = 2.0
 """How long the carrier may take to answer a close."""
 
 
-class HandshakeError(Exception):
+class HandshakeError(GatewayError):
     """The request opens no WebSocket. The message says why."""
 
 

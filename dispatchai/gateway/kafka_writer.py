@@ -31,6 +31,7 @@ from aiokafka.errors import (
 )
 from aiokafka.partitioner import DefaultPartitioner
 
+from dispatchai.gateway.errors import GatewayError
 from dispatchai.gateway.metrics import GatewayMetrics
 from dispatchai.kafka.topics import Topic
 from dispatchai.process.log_limit import Throttle
@@ -59,11 +60,11 @@ _BROKEN: Final = (
 """Errors after which an idempotent aiokafka producer delivers nothing any more: only a new one helps."""
 
 
-class KafkaUnavailableError(Exception):
+class KafkaUnavailableError(GatewayError):
     """Kafka did not take the record in time. A retry may succeed. The message has no content of the record."""
 
 
-class ProducerBrokenError(Exception):
+class ProducerBrokenError(GatewayError):
     """The producer cannot go on. The process has to be started anew."""
 
 

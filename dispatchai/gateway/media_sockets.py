@@ -19,7 +19,7 @@ from aiohttp import WSCloseCode, web
 
 from dispatchai.gateway.config import GatewayConfig
 from dispatchai.gateway.connection import HandshakeError, Link, upgrade
-from dispatchai.gateway.errors import error_response
+from dispatchai.gateway.error_responses import error_response
 from dispatchai.gateway.fair_queue import Turns
 from dispatchai.gateway.kafka_writer import KafkaUnavailableError, Outbox
 from dispatchai.gateway.media_stream import QUIET_S, Emit, Stream, refusal_of

@@ -16,7 +16,8 @@ from aiohttp.http_exceptions import PayloadEncodingError
 from aiohttp.web import RequestPayloadError
 
 from dispatchai.gateway.config import GatewayConfig
-from dispatchai.gateway.errors import error_response
+from dispatchai.gateway.error_responses import error_response
+from dispatchai.gateway.errors import GatewayError
 from dispatchai.gateway.kafka_writer import KafkaUnavailableError, Outbox
 from dispatchai.gateway.metrics import GatewayMetrics, WebhookOutcome
 from dispatchai.kafka.dead_letters import body_headers
@@ -41,7 +42,7 @@ _HINTS: Final = {
 }
 
 
-class BodyTooLargeError(Exception):
+class BodyTooLargeError(GatewayError):
     """The body is longer than allowed."""
 
 

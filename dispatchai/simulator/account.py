@@ -22,12 +22,13 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from dispatchai.simulator.errors import SimulatorError
 from dispatchai.telnyx.client import SIMULATED_API_KEY
 
 KEY_FILE: Final = "carrier.key"
 
 
-class AccountError(Exception):
+class AccountError(SimulatorError):
     """The account's key cannot be read or made. The message names the file and says what to do."""
 
 

@@ -14,6 +14,8 @@ from enum import Enum, StrEnum
 from math import isfinite
 from typing import Any, Final, Self
 
+from dispatchai.simulator.errors import SimulatorError
+
 
 class Codec(StrEnum):
     """What the leg carries, and the stream with it."""
@@ -75,7 +77,7 @@ class WebhookFate:
     unanswered: bool = False
 
 
-class FaultError(ValueError):
+class FaultError(SimulatorError, ValueError):
     """A fault that does not exist, or a value that it does not take. The message says which there are."""
 
 

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Final, Self
 
 from dispatchai.simulator.commands import Stream
+from dispatchai.simulator.errors import SimulatorError
 from dispatchai.simulator.faults import Faults, TokenFault
 from dispatchai.simulator.messages import Leg, MediaTrack, StreamWriter
 from dispatchai.simulator.payloads import Voice
@@ -30,7 +31,7 @@ GARBAGE: Final = b'{"event":"media","media":'
 NORMAL_CLOSE: Final = 1000
 
 
-class StreamRefusedError(Exception):
+class StreamRefusedError(SimulatorError):
     """The media socket could not be opened. The message says why."""
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dispatchai.audio.g711 import ALAW, MULAW, encode_mulaw
+from dispatchai.simulator.errors import SimulatorError
 
 SAMPLE_RATE: Final = 8000
 FRAME_MS: Final = 20
@@ -46,7 +47,7 @@ _CUTOFF: Final = 0.94
 """Pass band as a part of half the lower rate: 3.76 kHz on the telephone. The rest is the filter's slope."""
 
 
-class AudioFileError(Exception):
+class AudioFileError(SimulatorError):
     """The file cannot be played to the line. The message names it and says why."""
 
 

@@ -21,6 +21,7 @@ from dispatchai.simulator.account import SimulatedAccount
 from dispatchai.simulator.call import CallReport, Progress, SimulatedCall, Timing
 from dispatchai.simulator.command_handler import Obeyed, Refused, Reply, Unanswered
 from dispatchai.simulator.commands import ApiError
+from dispatchai.simulator.errors import SimulatorError
 from dispatchai.simulator.faults import NO_FAULTS, Faults
 from dispatchai.simulator.messages import HangupSource, Leg
 from dispatchai.simulator.pacer import Pacer
@@ -45,7 +46,7 @@ UNHEARD_OF: Final = Leg.new("+15550100000", "+15550100000")
 """The other call where there is none."""
 
 
-class PortTakenError(Exception):
+class PortTakenError(SimulatorError):
     """The port is in use. The message says what to do."""
 
 

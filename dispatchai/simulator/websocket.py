@@ -19,6 +19,8 @@ from typing import Final, Self, cast
 
 from yarl import URL
 
+from dispatchai.simulator.errors import SimulatorError
+
 HANDSHAKE_MAX_BYTES: Final = 16_384
 
 MESSAGE_MAX_BYTES: Final = 1_048_576
@@ -50,7 +52,7 @@ class _Opcode(IntEnum):
     PONG = 0xA
 
 
-class HandshakeError(Exception):
+class HandshakeError(SimulatorError):
     """The socket was not opened. The message says why, and holds nothing of the request: that has the token."""
 
 

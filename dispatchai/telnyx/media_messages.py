@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from dispatchai.records import Track
+from dispatchai.telnyx.errors import TelnyxError
 from dispatchai.telnyx.fields import as_number, as_object, identifier
 
 DEFAULT_SAMPLE_RATE: Final = 8000
@@ -49,7 +50,7 @@ class BadMessageKind(StrEnum):
     """The protocol does not allow it at this point: media before start, a second start."""
 
 
-class BadMessage(ValueError):  # noqa: N818 - it is the message that is bad, the stream goes on
+class BadMessage(TelnyxError, ValueError):  # noqa: N818 - it is the message that is bad, the stream goes on
     """A media message that is dropped. The exception holds none of its content."""
 
     def __init__(self, kind: BadMessageKind) -> None:

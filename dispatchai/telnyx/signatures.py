@@ -29,6 +29,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from dispatchai.telnyx.errors import TelnyxError
+
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 
 ED25519_HEADER: Final = "telnyx-signature-ed25519"
@@ -55,7 +57,7 @@ class Refusal(StrEnum):
     """The signature is not one of this body."""
 
 
-class SignatureError(Exception):
+class SignatureError(TelnyxError):
     """The webhook is not believed."""
 
     def __init__(self, refusal: Refusal) -> None:

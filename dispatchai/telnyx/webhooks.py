@@ -18,6 +18,7 @@ import orjson
 
 from dispatchai.records import Micros
 from dispatchai.telnyx.commands import TRANSFER_LEG_STATE
+from dispatchai.telnyx.errors import TelnyxError
 from dispatchai.telnyx.fields import as_object, as_text, call_id_of, identifier
 
 OWN_TYPES: Final = "dispatchai."
@@ -44,7 +45,7 @@ class WebhookType(StrEnum):
     STREAMING_FAILED = "streaming.failed"
 
 
-class EnvelopeError(ValueError):
+class EnvelopeError(TelnyxError, ValueError):
     """A webhook that no retry can make usable. `best_known_id` is any identifier found in it, else empty."""
 
     def __init__(self, reason: str, best_known_id: str = "") -> None:
