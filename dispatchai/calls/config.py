@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallFlowConfig:
+class CallControlConfig:
     """What the call flow can be told. Durations in seconds."""
 
     stream_url: str
@@ -29,7 +29,7 @@ class CallFlowConfig:
     stream_restarts_max: int = 5
 
     @classmethod
-    def from_settings(cls, settings: Settings, *, gateway_port: int | None = None) -> CallFlowConfig:
+    def from_settings(cls, settings: Settings, *, gateway_port: int | None = None) -> CallControlConfig:
         """The configuration that `settings` asks for; `gateway_port` where the gateway was given a free port."""
         return cls(
             stream_url=settings.ws_public_url or _local_stream_url(settings, gateway_port),

@@ -13,7 +13,7 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Final
 
-from dispatchai.calls.config import CallFlowConfig
+from dispatchai.calls.config import CallControlConfig
 from dispatchai.calls.events import (
     ROUND_MAX,
     CommandEnded,
@@ -77,7 +77,7 @@ class Refusal(StrEnum):
 
 
 def step(
-    state: CallState | None, call_id: str, event: CallEvent, config: CallFlowConfig
+    state: CallState | None, call_id: str, event: CallEvent, config: CallControlConfig
 ) -> tuple[CallState, tuple[Command, ...]]:
     """`fold`, and the commands that `event` calls for.
 
@@ -134,7 +134,7 @@ def step(
 
 
 def act(
-    state: CallState, action: Action, config: CallFlowConfig
+    state: CallState, action: Action, config: CallControlConfig
 ) -> tuple[CallState, tuple[Command, ...], Refusal | None]:
     """What a dispatcher's `action` calls for: SPEAK, TRANSFER or HANGUP; other kinds are no call control.
 
@@ -242,7 +242,7 @@ def with_token(command: Command, token_for: Callable[[str], str]) -> Command:
             return command
 
 
-def _speak(control_id: str, command_id: str, words: str, config: CallFlowConfig) -> Speak:
+def _speak(control_id: str, command_id: str, words: str, config: CallControlConfig) -> Speak:
     return Speak(control_id, command_id, payload=words, voice=config.greeting_voice, language=config.greeting_language)
 
 

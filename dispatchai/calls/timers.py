@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from dispatchai.calls.config import CallFlowConfig
+from dispatchai.calls.config import CallControlConfig
 from dispatchai.calls.events import (
     EventType,
     OwnPayload,
@@ -35,7 +35,7 @@ RETRY_LONGEST_S: Final = 60.0
 A caller is waiting, so the first come soon; an outage of minutes must not be answered with a storm."""
 
 
-def due_timers(state: CallState, call_id: str, now: Micros, config: CallFlowConfig) -> tuple[CallEvent, ...]:
+def due_timers(state: CallState, call_id: str, now: Micros, config: CallControlConfig) -> tuple[CallEvent, ...]:
     """The timers of a call that are due at `now` and were not recorded yet, as events to be written to `call-events`.
 
     dispatchai.deadline is due `call_deadline_s` after the hangup, and `call_longest_s` after the first event of a call
@@ -63,7 +63,7 @@ def due_timers(state: CallState, call_id: str, now: Micros, config: CallFlowConf
     )
 
 
-def next_timer_at(state: CallState, call_id: str, config: CallFlowConfig) -> Micros | None:
+def next_timer_at(state: CallState, call_id: str, config: CallControlConfig) -> Micros | None:
     """When the next timer that was not recorded yet is due; None when all were."""
     pending = [timer.due for timer in _timers(state, config) if timer.event_id(call_id) not in state.seen_event_ids]
     return min(pending, default=None)
@@ -82,7 +82,7 @@ class _Timer:
         return derived_id(f"{call_id}:{self.type}:{self.about}" if self.about else f"{call_id}:{self.type}")
 
 
-def _timers(state: CallState, config: CallFlowConfig) -> Iterator[_Timer]:
+def _timers(state: CallState, config: CallControlConfig) -> Iterator[_Timer]:
     expiry = micros(config.call_expiry_s)
     if state.stray:
         yield _Timer(EventType.EXPIRED, state.first_seen_at + expiry)
@@ -124,7 +124,7 @@ def timer_id(call_id: str, timer: EventType) -> str:
     return _Timer(timer, due=0).event_id(call_id)
 
 
-def restart_wait_s(state: CallState, config: CallFlowConfig) -> float | None:
+def restart_wait_s(state: CallState, config: CallControlConfig) -> float | None:
     """How long after its failure the stream is to be started again; None where it is not to be."""
     if audio_comes_in(state) is not False or state.stream_at is None:
         return None

@@ -1,6 +1,6 @@
-"""The one form of the gateway's error answers, and the middleware that gives it to every error.
+"""The one form of the gateway's error responses, and the middleware that gives it to every error.
 
-Body: ``{"error": {"code", "message", "hint"}}``. No content of the request is in it.
+Body: ``{"error": {"code", "message", "hint"}}``. It holds no content of the request.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from dispatchai.gateway.metrics import GatewayMetrics
-from dispatchai.process.log_limit import Throttle
+from dispatchai.process.log_limit import LogLimit
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -23,25 +23,25 @@ _ROUTES: Final = "POST /api/v1/call/incoming, GET /ws, GET /health/live, GET /he
 
 _NOT_SERVED: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.UPGRADE_REQUIRED})
 
-_KEPT_PLACES: Final = 5
-"""Innermost lines of code of an unexpected error that are logged."""
+_LOGGED_FRAMES: Final = 5
+"""Innermost stack frames of an unexpected error that are logged."""
 
 
 def error_response(status: int, code: str, message: str, hint: str) -> web.Response:
-    """An error in JSON: `code` for programs, `message` says what is wrong, `hint` what to do about it."""
+    """An error in JSON: `code` is for programs, `message` says what is wrong, `hint` what to do about it."""
     return web.json_response({"error": {"code": code, "message": message, "hint": hint}}, status=status)
 
 
 class UnreadableRequests(logging.Handler):
-    """Where aiohttp's server logs requests that it could not read: counted, and told without their content.
+    """The log handler of aiohttp's server: counts the requests it cannot read, and logs them without their content.
 
-    aiohttp's own lines quote the request, in which there may be a token or a caller's number.
+    aiohttp's own lines quote the request, which may hold a token or a caller's number.
     """
 
     def __init__(self, metrics: GatewayMetrics) -> None:
         super().__init__(logging.ERROR)
         self._metrics = metrics
-        self._throttle = Throttle()
+        self._limit = LogLimit()
 
     @classmethod
     def logger(cls, metrics: GatewayMetrics) -> logging.Logger:
@@ -53,15 +53,15 @@ class UnreadableRequests(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Count one request."""
         self._metrics.requests_unreadable += 1
-        if count := self._throttle.add():
+        if count := self._limit.add():
             error = record.exc_info[0] if record.exc_info else None
-            log.warning("requests unreadable", requests=count, error=error.__name__ if error else "")
+            log.warning("requests_unreadable", requests=count, error=error.__name__ if error else "")
 
 
 def errors_as_json(metrics: GatewayMetrics) -> Middleware:
-    """A middleware that turns aiohttp's own errors, and what a handler did not expect, into the one form.
+    """A middleware that turns aiohttp's own errors, and a handler's unexpected errors, into the one form.
 
-    This is the boundary that catches everything: an unexpected error is answered 500, which the carrier retries.
+    This boundary catches everything: an unexpected error is answered 500, which the carrier retries.
     """
 
     @web.middleware
@@ -80,18 +80,18 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except web.HTTPNotFound:
-        return error_response(404, "not_found", "there is nothing at this path", f"there is {_ROUTES}")
+        return error_response(404, "not_found", "nothing is served at this path", f"served: {_ROUTES}")
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))
-        response = error_response(405, "method_not_allowed", "not with this method", f"use {allowed}")
+        response = error_response(405, "method_not_allowed", "this path does not allow the method", f"use {allowed}")
         response.headers["Allow"] = allowed
         return response
     except web.HTTPException as error:
         phrase = HTTPStatus(error.status).phrase
         code = phrase.lower().replace(" ", "_")
-        return error_response(error.status, code, phrase, f"there is {_ROUTES}")
+        return error_response(error.status, code, phrase, f"served: {_ROUTES}")
     except Exception as error:  # noqa: BLE001 - the boundary
-        # Neither its message nor local variables: they may hold what the caller said.
+        # Neither its message nor local variables are logged: they may hold what the caller said.
         places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
-        log.error("request failed", error=type(error).__name__, places=places[-_KEPT_PLACES:])
+        log.error("request_failed", error=type(error).__name__, places=places[-_LOGGED_FRAMES:])
         return error_response(500, "internal_error", "the request failed", "send it again; the log has the cause")

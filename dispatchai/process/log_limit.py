@@ -1,4 +1,4 @@
-"""Keeps the log readable when the same thing goes wrong a thousand times a second."""
+"""Limits how often the same log event is written when it happens a thousand times a second."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from typing import Final
 
 LOG_INTERVAL_S: Final = 1.0
-"""The same trouble is logged at most so often, with its number since the last line."""
+"""The least time between two lines about the same event. The second line has the number of events since the first."""
 
 
 @dataclass(slots=True)
-class Throttle:
-    """Lets one log line through in each interval and counts what it held back."""
+class LogLimit:
+    """Lets one log line through in each interval and counts the events in between."""
 
     interval_s: float = LOG_INTERVAL_S
     _next: float = 0.0
     _held: int = 0
 
     def add(self, count: int = 1) -> int:
-        """Note `count` events. Returns the number to log now, or 0."""
+        """Count `count` events. Returns the number to log now, or 0."""
         self._held += count
         now = time.monotonic()
         if now < self._next:

@@ -11,9 +11,8 @@ import asyncio
 import email.utils
 import random
 import time
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 from urllib.parse import quote
@@ -49,6 +48,7 @@ from dispatchai.telnyx.commands import (
     Unavailable,
     achieved,
 )
+from dispatchai.telnyx.metrics import CommandCounts
 
 __all__ = [
     "SIMULATED_API_KEY",
@@ -99,23 +99,6 @@ class RetryPolicy:
     first_delay_s: float = 0.2
     factor: float = 2.5
     """Waits of at most .2, .5, 1.25 and 3.1 s: about 5 s, half the budget, the rest is for the tries themselves."""
-
-
-@dataclass(slots=True)
-class CommandCounts:
-    """What became of the commands since the process started."""
-
-    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By action and type of the outcome, such as ("answer", "Done")."""
-    retries: Counter[str] = field(default_factory=Counter)
-    """Tries beyond the first of a command, by action."""
-
-    def as_json(self) -> dict[str, dict[str, int]]:
-        """The counts as nested objects: of each action the outcomes, and `retries` by action."""
-        counted: dict[str, dict[str, int]] = {"retries": dict(self.retries)}
-        for (action, outcome), count in sorted(self.outcomes.items()):
-            counted.setdefault(action, {})[outcome] = count
-        return counted
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
 from agents import calls
-from dispatchai.calls.config import CallFlowConfig
+from dispatchai.calls.config import CallControlConfig
 from dispatchai.calls.control import Refusal, act, command_id, is_settled, outcome_event, round_of, step, with_token
 from dispatchai.calls.events import EventType
 from dispatchai.calls.state import COMMANDS_MAX, NO_AUDIO, STOP_GRACE_S, fold, takes_commands
@@ -92,7 +92,7 @@ AWAY = Unavailable(5, "503")
 class Call:
     """One call under the pure steps, as the agent drives them: commands are kept, outcomes and timers are told it."""
 
-    config: CallFlowConfig = CONFIG
+    config: CallControlConfig = CONFIG
     state: CallState | None = None
     given: list[Command] = field(default_factory=list)
     events: list[CallEvent] = field(default_factory=list)
@@ -141,7 +141,7 @@ def ringing() -> Call:
     return call
 
 
-def active(config: CallFlowConfig = CONFIG) -> Call:
+def active(config: CallControlConfig = CONFIG) -> Call:
     call = Call(config)
     call.take(INITIATED, ANSWERED, STREAMING)
     return call
@@ -162,7 +162,7 @@ def test_a_call_is_recorded_on_two_channels_where_that_is_asked_for() -> None:
     ("environment", "expected"), [({}, ""), ({"record_calls": True}, "mp3"), ({"record_format": "wav"}, "")]
 )
 def test_recording_is_off_until_it_is_switched_on(environment: dict[str, Any], expected: str) -> None:
-    assert CallFlowConfig.from_settings(Settings(_env_file=None, **environment)).record_format == expected
+    assert CallControlConfig.from_settings(Settings(_env_file=None, **environment)).record_format == expected
 
 
 # ---- a dispatcher's actions ---------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ def test_an_action_sent_twice_is_one_command() -> None:
     ],
 )
 def test_what_cannot_be_done_is_refused_and_leaves_no_trace(
-    call: list[CallEvent], config: CallFlowConfig, kind: ActionKind, why: Refusal
+    call: list[CallEvent], config: CallControlConfig, kind: ActionKind, why: Refusal
 ) -> None:
     driven = Call(config)
     driven.take(*call)
@@ -231,7 +231,7 @@ def test_other_actions_are_no_call_control(kind: ActionKind) -> None:
 
 @pytest.mark.parametrize("line", ["+15551234567", "sip:desk@pbx.example.com", "sips:1001@10.0.0.7:5061"])
 def test_the_human_line_is_a_number_or_a_sip_address(line: str) -> None:
-    assert CallFlowConfig.from_settings(Settings(_env_file=None, human_line=line)).human_line == line
+    assert CallControlConfig.from_settings(Settings(_env_file=None, human_line=line)).human_line == line
 
 
 @pytest.mark.parametrize("line", ["5551234567", "+1555", "+1555123456789012", "desk@example.com", "sip:a b@c", "tel:1"])
@@ -782,7 +782,7 @@ class Running:
 
 
 @asynccontextmanager
-async def running(broker: KafkaConnection, folder: Path, config: CallFlowConfig) -> AsyncIterator[Running]:
+async def running(broker: KafkaConnection, folder: Path, config: CallControlConfig) -> AsyncIterator[Running]:
     carrier = Carrier()
     application = web.Application()
     application.add_routes([web.post("/v2/calls/{id}/actions/{action}", carrier.handle)])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.calls.config import CallFlowConfig
+from dispatchai.calls.config import CallControlConfig
 from dispatchai.calls.control import step, with_token
 from dispatchai.calls.state import fold
 from dispatchai.records import CallEvent, CallState, CallStatus
@@ -125,4 +125,4 @@ def test_no_body_makes_it_raise(payload: bytes, kind: str) -> None:
     ],
 )
 def test_the_stream_url_follows_from_the_settings(environment: dict[str, Any], url: str) -> None:
-    assert CallFlowConfig.from_settings(Settings(_env_file=None, **environment)).stream_url == url
+    assert CallControlConfig.from_settings(Settings(_env_file=None, **environment)).stream_url == url

@@ -131,7 +131,7 @@ async def test_a_process_that_is_refused_waits_and_says_so(
     refused = system(dataclasses.replace(secured_kafka, sasl_password="guessed-secret"), tmp_path)
     process = await refused.run(name)
     try:
-        output = await read_until(process, "Kafka cannot be reached")
+        output = await read_until(process, "kafka_unreachable" if name == "gateway" else "Kafka cannot be reached")
         assert "SaslAuthenticationFailed" in output
         assert process.returncode is None, "it goes on trying: credentials are changed while it runs"
     finally:

@@ -34,8 +34,7 @@ from dispatchai.gateway.media_stream import Stream, refusal_of
 from dispatchai.gateway.metrics import GatewayMetrics
 from dispatchai.gateway.webhooks import call_event
 from dispatchai.records import AudioFrame, CallEvent, FrameKind, decode_as, encode
-from dispatchai.telnyx import signatures
-from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx import signatures, stream_tokens
 from dispatchai.telnyx.fields import identifier
 from dispatchai.telnyx.media_messages import BadMessage, Media, Start, Stop, parse_media_message
 from dispatchai.telnyx.signatures import SignatureError, WebhookVerifier
@@ -269,7 +268,7 @@ def check_signature(verifier: WebhookVerifier, headers: dict[str, str], body: by
 
 def check_token(secret: bytes, text: str) -> bool:
     """No invented token is believed."""
-    return tokens.verify(secret, text, 0) is not None
+    return stream_tokens.verify(secret, text, 0) is not None
 
 
 def check_conversation(messages: Sequence[bytes]) -> int:
@@ -287,7 +286,7 @@ def check_conversation(messages: Sequence[bytes]) -> int:
                         continue
                     stream = Stream("s", start.media_format, lambda record, *_: records.append(record), metrics, now)
                 case Media() as media if stream is not None:
-                    stream.media(media, now)
+                    stream.receive(media, now)
                     accepted += 1
                     if stream.holds and now % 3 == 0:
                         stream.release()
@@ -363,7 +362,7 @@ class Sent:
         return [f"{name}: counted {is_}, sent {was}" for name, (is_, was) in wrong.items()]
 
 
-def bad_in(messages: Sequence[bytes], subject: tokens.Subject) -> tuple[int, int]:
+def bad_in(messages: Sequence[bytes], subject: stream_tokens.Subject) -> tuple[int, int]:
     """How many of a conversation's messages the gateway takes before it closes the socket, and how many are bad."""
     started = False
     bad = 0
@@ -412,13 +411,13 @@ class Attacker:
     async def conversation(self, messages: Sequence[bytes]) -> None:
         """Open a media socket as the carrier does and send `messages`, as far as the gateway takes them."""
         self._calls += 1
-        subject = tokens.Subject(LEG, f"{CALL}-{self._calls}")
+        subject = stream_tokens.Subject(LEG, f"{CALL}-{self._calls}")
         own = [message.replace(f'"{CALL}"'.encode(), f'"{subject.call_id}"'.encode()) for message in messages]
         # A text message must be UTF-8: others are what a binary message is for, and bad as such.
         sendable = [message for message in own if _is_text(message)]
         taken, bad = bad_in(sendable, subject)
-        token = tokens.issue(self._stream_secret, subject, int(time.time()) + 3600)
-        async with self._http.ws_connect(MEDIA_PATH, headers={tokens.HEADER: token}) as ws:
+        token = stream_tokens.issue(self._stream_secret, subject, int(time.time()) + 3600)
+        async with self._http.ws_connect(MEDIA_PATH, headers={stream_tokens.HEADER: token}) as ws:
             self.sent.sockets += 1
             for message in sendable[:taken]:
                 await ws.send_str(message.decode())
@@ -429,7 +428,7 @@ class Attacker:
     async def handshake(self, token: str) -> None:
         """Try to open a media socket with a token that nobody issued."""
         try:
-            async with self._http.ws_connect(MEDIA_PATH, headers={tokens.HEADER: token}):
+            async with self._http.ws_connect(MEDIA_PATH, headers={stream_tokens.HEADER: token}):
                 _hold(False)
         except aiohttp.WSServerHandshakeError as error:
             _hold(error.status == 403)

@@ -110,7 +110,7 @@ async def test_a_gateway_counts_every_bad_input_and_serves_on(embedded: KafkaCon
             assert (await gateway.webhook(json.dumps(fuzz.WEBHOOK).encode()))[0] == 200
             assert gateway.metrics.requests_unreadable > 0
     assert unhandled == []
-    assert not [line for line in lines if line["event"] == "request failed"]
+    assert not [line for line in lines if line["event"] == "request_failed"]
 
 
 async def test_what_is_no_http_is_counted_and_no_word_of_it_is_logged(

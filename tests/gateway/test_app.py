@@ -19,8 +19,7 @@ from dispatchai.gateway.config import GatewayConfig
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.settings import Settings, Verification
-from dispatchai.telnyx import signatures
-from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx import signatures, stream_tokens
 from tests.support.gateway import (
     KEY,
     SECRET,
@@ -50,7 +49,7 @@ async def test_a_gateway_made_from_settings_takes_a_call_and_stores_all_of_it_wh
         telnyx_public_key=PUBLIC_KEY,
         telnyx_api_key=SecretStr("KEY-of-the-tests"),
     )
-    secret = tokens.stream_secret("", "KEY-of-the-tests")
+    secret = stream_tokens.stream_secret("", "KEY-of-the-tests")
     assert secret is not None
     call_id = new_call()
     listening: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
@@ -62,8 +61,8 @@ async def test_a_gateway_made_from_settings_takes_a_call_and_stores_all_of_it_wh
         headers = signatures.sign(KEY, body, int(time.time()))
         async with http.post("/api/v1/call/incoming", data=body, headers=headers) as response:
             assert response.status == 200
-        token = tokens.issue(secret, tokens.Subject(control_id(call_id), call_id), int(time.time()) + 60)
-        async with http.ws_connect("/ws", headers={tokens.HEADER: token}) as ws:
+        token = stream_tokens.issue(secret, stream_tokens.Subject(control_id(call_id), call_id), int(time.time()) + 60)
+        async with http.ws_connect("/ws", headers={stream_tokens.HEADER: token}) as ws:
             await ws.send_str(start(call_id))
             for chunk in range(1, 51):
                 await ws.send_str(media(chunk))

@@ -13,7 +13,7 @@ from aiohttp import WSMsgType
 
 from dispatchai.gateway.connection import UNREAD_MAX_BYTES
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx import stream_tokens
 from tests.gateway.test_websocket import sent
 from tests.support.gateway import (
     STOP,
@@ -49,7 +49,7 @@ def handshake(call_id: str, **changes: str) -> bytes:
         "Connection": "Upgrade",
         "Sec-WebSocket-Version": "13",
         "Sec-WebSocket-Key": base64.b64encode(bytes(16)).decode(),
-        tokens.HEADER: stream_token(call_id),
+        stream_tokens.HEADER: stream_token(call_id),
         **{name.replace("_", "-"): value for name, value in changes.items()},
     }
     lines = [f"{name}: {value}" for name, value in headers.items() if value]

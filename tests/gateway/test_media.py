@@ -17,14 +17,14 @@ import pytest
 from aiohttp import WSMsgType, WSServerHandshakeError
 
 from dispatchai.audio import g711
-from dispatchai.gateway.media_stream import HELD_BESIDE, QUIET_S, Stream
+from dispatchai.gateway.media_stream import OTHER_TRACK_MAX, QUIET_S, Stream
 from dispatchai.gateway.metrics import GatewayMetrics, SocketRefusal
 from dispatchai.kafka.admin import apply
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import EmbeddedBroker
 from dispatchai.kafka.topics import Topics
 from dispatchai.records import AudioFrame, FrameKind, Track, decode_as
-from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx import stream_tokens
 from dispatchai.telnyx.media_messages import BadMessageKind, Media, MediaFormat
 from dispatchai.telnyx.signatures import WebhookVerifier
 from tests.support.gateway import (
@@ -319,7 +319,7 @@ async def test_a_held_frame_does_not_wait_for_a_track_that_has_gone_quiet_beside
 ) -> None:
     call_id = new_call()
     async with gateway.media(call_id) as ws:
-        beside = [media(n, track="outbound") for n in range(1, HELD_BESIDE + 2)]
+        beside = [media(n, track="outbound") for n in range(1, OTHER_TRACK_MAX + 2)]
         await send(ws, start(call_id), media(1), media(3), *beside, media(2), STOP)
         await closed(ws)
     frames = await frames_of(embedded, call_id)
@@ -410,7 +410,7 @@ def test_the_byte_order_of_a_stream_is_found_however_late_its_audio_begins() -> 
     stream = Stream(
         "s",
         MediaFormat("L16", 8000, 1),
-        lambda record, _at, _must: records.append(decode_as(AudioFrame, record)),
+        lambda record, _at, _never_drop: records.append(decode_as(AudioFrame, record)),
         GatewayMetrics(),
         now=0,
     )
@@ -418,7 +418,7 @@ def test_the_byte_order_of_a_stream_is_found_however_late_its_audio_begins() -> 
     stream.release()
     assert records == []
     for chunk in range(1, 11):
-        stream.media(Media(Track.INBOUND, chunk, VOICE[(chunk - 1) * 160 :][:160].astype(">i2").tobytes()), now=chunk)
+        stream.receive(Media(Track.INBOUND, chunk, VOICE[(chunk - 1) * 160 :][:160].astype(">i2").tobytes()), now=chunk)
     assert [frame.encoding for frame in records] == ["L16BE"] * 11
     assert not stream.holds
 
@@ -439,7 +439,7 @@ def test_the_byte_order_of_a_stream_is_found_however_late_its_audio_begins() -> 
 )
 async def test_a_socket_without_a_valid_token_is_not_opened(gateway: Gateway, token: str) -> None:
     with pytest.raises(WSServerHandshakeError) as raised:
-        async with gateway.http.ws_connect("/ws", headers={tokens.HEADER: token} if token else {}):
+        async with gateway.http.ws_connect("/ws", headers={stream_tokens.HEADER: token} if token else {}):
             pass
     assert raised.value.status == 403
     assert gateway.metrics.sockets_refused == {SocketRefusal.TOKEN: 1}
@@ -688,13 +688,13 @@ def test_nothing_is_recorded_of_a_stream_after_its_end() -> None:
     stream = Stream(
         "s",
         MediaFormat("PCMU", 8000, 1),
-        lambda record, _at, _must: records.append(decode_as(AudioFrame, record)),
+        lambda record, _at, _never_drop: records.append(decode_as(AudioFrame, record)),
         GatewayMetrics(),
         now=0,
     )
-    stream.media(Media(Track.INBOUND, 1, b"a"), now=1)
+    stream.receive(Media(Track.INBOUND, 1, b"a"), now=1)
     stream.end("replaced", now=2)
-    stream.media(Media(Track.INBOUND, 2, b"b"), now=3)
+    stream.receive(Media(Track.INBOUND, 2, b"b"), now=3)
     stream.end("closed", now=4)
     assert outline(records) == ["START", "1", "END:2:replaced"]
 
@@ -726,7 +726,7 @@ async def test_a_healthy_call_keeps_every_frame_while_bad_ones_come_and_go(
         other = new_call()
         while not done.is_set():
             with pytest.raises(WSServerHandshakeError):
-                await gateway.http.ws_connect("/ws", headers={tokens.HEADER: "guess"})
+                await gateway.http.ws_connect("/ws", headers={stream_tokens.HEADER: "guess"})
             async with gateway.media(other) as ws:
                 await send(ws, *BAD.values(), media(1))
                 await closed(ws)
@@ -809,7 +809,7 @@ async def test_a_call_known_by_its_control_id_keeps_that_key_though_start_names_
 ) -> None:
     call_id = new_call()
     leg = control_id(call_id)
-    token = tokens.issue(STREAM_SECRET, tokens.Subject(leg, leg), int(time.time()) + 60)
+    token = stream_tokens.issue(STREAM_SECRET, stream_tokens.Subject(leg, leg), int(time.time()) + 60)
     async with gateway.media(call_id, token=token) as ws:
         await send(ws, start(call_id), media(1), STOP)
         await closed(ws)

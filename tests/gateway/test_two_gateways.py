@@ -27,10 +27,10 @@ PATIENCE_S = 60.0
 @asynccontextmanager
 async def balancer(*ports: int) -> AsyncIterator[tuple[int, list[int]]]:
     """Hands each connection to the next of `ports`. Gives its own port, and a list of where connections went."""
-    turns, went = cycle(ports), list[int]()
+    next_ports, went = cycle(ports), list[int]()
 
     def next_port() -> int:
-        went.append(next(turns))
+        went.append(next(next_ports))
         return went[-1]
 
     async with relay(next_port) as port:
@@ -80,7 +80,7 @@ async def test_a_stream_that_goes_from_one_gateway_to_the_other_is_recorded_once
             TELNYX_PUBLIC_KEY=account.public_key,
             **shared,
         )
-        await running.enter_async_context(started(second, "gateway listening", "gateway"))
+        await running.enter_async_context(started(second, "gateway_listening", "gateway"))
         carrier = await running.enter_async_context(
             SimulatedCarrier(
                 account,

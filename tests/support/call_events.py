@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from dispatchai.calls.config import CallFlowConfig
+from dispatchai.calls.config import CallControlConfig
 from dispatchai.calls.state import fold
 from dispatchai.records import CallEvent, CallState
 
 CALL = "428c31b6-abf1-4b2c-9d67-0242ac120002"
 S = 1_000_000
 T0 = 1_772_567_551 * S
-CONFIG = CallFlowConfig(
+CONFIG = CallControlConfig(
     stream_url="wss://example.com/ws",
     greeting="Please describe your emergency.",
     greeting_voice="female",

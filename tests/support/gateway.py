@@ -22,8 +22,7 @@ from dispatchai.gateway.config import GatewayConfig
 from dispatchai.gateway.metrics import GatewayMetrics
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.records import AudioFrame, FrameKind, decode_as
-from dispatchai.telnyx import signatures
-from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx import signatures, stream_tokens
 from dispatchai.telnyx.signatures import WebhookVerifier
 
 KEY = Ed25519PrivateKey.generate()
@@ -49,7 +48,7 @@ class Gateway:
     def media(self, call_id: str, *, token: str | None = None) -> Any:
         """Open a media socket as the carrier does for the leg of `call_id`."""
         token = stream_token(call_id) if token is None else token
-        return self.http.ws_connect("/ws", headers={tokens.HEADER: token} if token else {})
+        return self.http.ws_connect("/ws", headers={stream_tokens.HEADER: token} if token else {})
 
 
 @asynccontextmanager
@@ -97,7 +96,7 @@ def control_id(call_id: str) -> str:
 
 def stream_token(call_id: str, *, secret: bytes = STREAM_SECRET, valid_s: int = 60) -> str:
     """The token of the one leg of `call_id`."""
-    return tokens.issue(secret, tokens.Subject(control_id(call_id), call_id), int(time.time()) + valid_s)
+    return stream_tokens.issue(secret, stream_tokens.Subject(control_id(call_id), call_id), int(time.time()) + valid_s)
 
 
 def event(call_id: str | None, **changes: Any) -> dict[str, Any]:

@@ -21,13 +21,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import SecretStr
 
-from dispatchai.calls.config import CallFlowConfig
+from dispatchai.calls.config import CallControlConfig
 from dispatchai.calls.control import step, with_token
 from dispatchai.records.values import CallEvent, CallState
 from dispatchai.telnyx.client import Outcome, RetryPolicy, TelnyxClient
 from dispatchai.telnyx.commands import Command
 
-CONFIG = CallFlowConfig(
+CONFIG = CallControlConfig(
     stream_url="",
     greeting="Please describe your emergency.",
     greeting_voice="female",
@@ -209,7 +209,7 @@ class Platform:
             payload=webhook.raw,
         )
         call_id = payload["call_session_id"]
-        config = CallFlowConfig(
+        config = CallControlConfig(
             **{**{name: getattr(CONFIG, name) for name in CONFIG.__slots__}, "stream_url": f"ws{self.url[4:]}/ws"}
         )
         state, commands = step(self._states.get(call_id), call_id, event, config)
