@@ -32,8 +32,7 @@ from dispatchai.simulator import (
     TokenFault,
     catalogue,
 )
-from dispatchai.telnyx.client import Done
-from dispatchai.telnyx.commands import Answer, Speak, StreamingStart
+from dispatchai.telnyx.commands import Answer, Done, Speak, StreamingStart
 from tests.simulator.test_simulator import CALLED, CALLER, audio, carrier_for, command, one_call
 from tests.support.paths import DOCS
 from tests.support.platform import Platform, Socket

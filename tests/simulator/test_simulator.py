@@ -40,8 +40,17 @@ from dispatchai.simulator import (
     load,
 )
 from dispatchai.simulator.faults import NO_FAULTS, slots
-from dispatchai.telnyx.client import AlreadyEnded, AlreadyStreaming, Done, NotAnswered, Rejected
-from dispatchai.telnyx.commands import Answer, Hangup, Speak, StreamingStart
+from dispatchai.telnyx.commands import (
+    AlreadyEnded,
+    AlreadyStreaming,
+    Answer,
+    Done,
+    Hangup,
+    NotAnswered,
+    Rejected,
+    Speak,
+    StreamingStart,
+)
 from tests.support.platform import CONFIG, SILENCE, SILENCE_S, Platform
 
 FAST = Timing(speed=200.0)

@@ -24,8 +24,8 @@ from pydantic import SecretStr
 from dispatchai.calls.config import CallControlConfig
 from dispatchai.calls.control import step, with_token
 from dispatchai.records.values import CallEvent, CallState
-from dispatchai.telnyx.client import Outcome, RetryPolicy, TelnyxClient
-from dispatchai.telnyx.commands import Command
+from dispatchai.telnyx.client import RetryPolicy, TelnyxClient
+from dispatchai.telnyx.commands import Command, Outcome
 
 CONFIG = CallControlConfig(
     stream_url="",

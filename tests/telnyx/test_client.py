@@ -14,7 +14,8 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from dispatchai.settings import Settings
-from dispatchai.telnyx.client import (
+from dispatchai.telnyx.client import RetryPolicy, TelnyxClient
+from dispatchai.telnyx.commands import (
     AlreadyEnded,
     AlreadyStreaming,
     Answer,
@@ -24,10 +25,8 @@ from dispatchai.telnyx.client import (
     NotAnswered,
     Outcome,
     Rejected,
-    RetryPolicy,
     Speak,
     StreamingStart,
-    TelnyxClient,
     Unavailable,
     achieved,
 )
