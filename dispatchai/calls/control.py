@@ -1,9 +1,9 @@
-"""Which commands to the carrier a call calls for: by its events, by a dispatcher's actions, and again where one failed.
+"""Which commands to the carrier a call needs: for its events, for a dispatcher's actions, and again after a failure.
 
-Decides the order of a call's life and nothing of I/O: events arrive as records, time as an argument, commands leave as
-values. What has to be done later is a timer (`timers`): dispatchai.retry gives a command again that the carrier could
-not be told, with growing waits for as long as the call lasts; dispatchai.stream_lost says that a stream stopped and
-the call went on, dispatchai.stream_due that one which fails again and again may be started once more.
+Decides the sequence of a call's commands. Does no I/O: events are records, time is an argument, commands are values.
+Anything to be done later is a timer (`timers`): dispatchai.retry sends a command again that the carrier could not be
+given, with growing waits for as long as the call lasts; dispatchai.stream_lost reports that a stream stopped while the
+call went on; dispatchai.stream_due starts a stream again that failed repeatedly.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ from dispatchai.telnyx.commands import (
 from dispatchai.telnyx.webhooks import CallAnswered, CallInitiated, StreamingFailed
 
 SEEN_ACTIONS_MAX: Final = 64
-"""A dispatcher's actions that are remembered: more than a call of hours brings."""
+"""Number of a dispatcher's actions that are remembered: more than a call of several hours has."""
 
-RETRY_ASKED_MAX_S: Final = 86_400.0
-"""A carrier that asks for a longer wait than this is not believed; no call lasts so long anyway."""
+RETRY_AFTER_MAX_S: Final = 86_400.0
+"""The longest wait that the carrier may ask for. No call lasts that long."""
 
 
 class Refusal(StrEnum):
@@ -71,25 +71,25 @@ class Refusal(StrEnum):
     REPEATED = "repeated"
     UNKNOWN_CALL = "unknown call"
     CALL_OVER = "the call is over"
-    NO_CONTROL_ID = "the carrier gave no handle of the call"
+    NO_CONTROL_ID = "the carrier gave no call control id"
     NO_HUMAN_LINE = "no HUMAN_LINE is set"
-    NOTHING_TO_SAY = "no words were given and HELP_PROMPT is empty"
+    NOTHING_TO_SAY = "no text was given and HELP_PROMPT is empty"
 
 
 def step(
     state: CallState | None, call_id: str, event: CallEvent, config: CallControlConfig
 ) -> tuple[CallState, tuple[Command, ...]]:
-    """`fold`, and the commands that `event` calls for.
+    """`fold`, and the commands that `event` calls for. `call_id` is the key of the record.
 
-    Answer on call.initiated; on call.answered stream, record if asked for, greet, and give again what came too early.
-    A stream that fails or is lost is started again up to `stream_restarts_max` times, each time under a new command_id:
-    at once, or on dispatchai.stream_due where it failed a short while before already.
-    On dispatchai.retry the command it names is given again under its own.
+    On call.initiated: answer. On call.answered: stream, record if configured, greet, and send again the commands that
+    came too early. A stream that fails or is lost is started again up to `stream_restarts_max` times, each time under a
+    new command_id: at once, or on dispatchai.stream_due if it had failed shortly before. On dispatchai.retry the
+    command that it names is sent again under its own command_id.
 
-    A repeated event calls for nothing, nor does any event of a call that is over, by what the carrier said of it in an
-    event or in answer to a command, or whose control id is unknown. The command_id follows from event and action, so
-    that a command made twice (after a crash) is one command to the carrier. A StreamingStart leaves without its
-    token: see `with_token`. `call_id` is the key of the record.
+    A repeated event calls for no command. Neither does an event of a call whose control id is unknown, or of a call
+    that is over according to an event or to the carrier's reply to a command. The command_id follows from event and
+    action, so that a command made twice (after a crash) is one command to the carrier. A StreamingStart is returned
+    without its token: see `with_token`.
     """
     repeated = state is not None and event.event_id in state.seen_event_ids
     payload = payload_of(event)
@@ -113,7 +113,7 @@ def step(
             if config.greeting:
                 commands.append(_speak(control_id, command_id(event, Speak.action), config.greeting, config))
             early = (
-                _again(after, command)
+                _rebuilt(after, command)
                 for command in after.commands
                 if command.outcome is CommandOutcome.NOT_ANSWERED and command.action != StreamingStart.action
             )
@@ -127,8 +127,8 @@ def step(
             failed = find_command(after, retried or "")
             if failed is None or failed.round != number or not is_wanted(after, failed):
                 return after, ()
-            again = _again(after, failed)
-            return after, (() if again is None else (again,))
+            repeated_command = _rebuilt(after, failed)
+            return after, (() if repeated_command is None else (repeated_command,))
         case _:
             return after, ()
 
@@ -136,10 +136,10 @@ def step(
 def act(
     state: CallState, action: Action, config: CallControlConfig
 ) -> tuple[CallState, tuple[Command, ...], Refusal | None]:
-    """What a dispatcher's `action` calls for: SPEAK, TRANSFER or HANGUP; other kinds are no call control.
+    """The commands for a dispatcher's `action`: SPEAK, TRANSFER or HANGUP; other kinds are not call control.
 
-    Returns the state, in which the action is seen, the commands, and why there are none where it was refused. The
-    command_id follows from action and command, so that an action sent twice is one.
+    Returns the state with the action recorded as seen, the commands, and the reason where the action was refused. The
+    command_id follows from action and command, so that an action sent twice has effect once.
     """
 
     def refused(why: Refusal) -> tuple[CallState, tuple[Command, ...], Refusal | None]:
@@ -171,27 +171,27 @@ def act(
 
 
 CALL_CONTROL: Final = frozenset({ActionKind.SPEAK, ActionKind.TRANSFER, ActionKind.HANGUP})
-"""The kinds of actions that `act` makes commands of."""
+"""The kinds of actions that become commands."""
 
 
 def round_of(state: CallState, command: Command) -> int:
-    """Which round of `command` comes next, from 1."""
+    """The number of the next round of `command`, from 1."""
     known = find_command(state, command.command_id)
     return 1 if known is None else min(known.round + 1, ROUND_MAX)
 
 
 def is_settled(state: CallState, command: Command) -> bool:
-    """Whether `command` needs not be given (again): the carrier took or refused it, or what it wants is so."""
+    """Whether `command` need not be sent (again): the carrier accepted or refused it, or its aim is reached."""
     known = find_command(state, command.command_id)
     return known is not None and (known.request is None or not is_wanted(state, known))
 
 
 def outcome_event(command: Command, number: int, outcome: Outcome, now: Micros) -> CallEvent:
-    """How round `number` of `command`, without its token, ended at `now`: as an event to be written to `call-events`.
+    """The event for `call-events` that round `number` of `command`, without its token, ended at `now`.
 
-    What the carrier could not be told is to be given again; it carries its request and when.
+    If the command must be sent again, the event has its request and the time of the next round.
     """
-    kind, code, wait_s = _told(outcome, number)
+    kind, code, wait_s = _recorded(outcome, number)
     return own_event(
         EventType.COMMAND,
         derived_id(f"{command.command_id}:{number}:{kind}"),
@@ -210,8 +210,8 @@ def outcome_event(command: Command, number: int, outcome: Outcome, now: Micros) 
     )
 
 
-def _told(outcome: Outcome, number: int) -> tuple[CommandOutcome, str, float | None]:
-    """Kind and code of `outcome`, and seconds until the next round where there is one."""
+def _recorded(outcome: Outcome, number: int) -> tuple[CommandOutcome, str, float | None]:
+    """Kind and code of `outcome`, and the seconds until the next round if there is one."""
     match outcome:
         case Done():
             return CommandOutcome.DONE, "", None
@@ -224,17 +224,17 @@ def _told(outcome: Outcome, number: int) -> tuple[CommandOutcome, str, float | N
         case NotAnswered():
             return CommandOutcome.NOT_ANSWERED, "", backoff_s(number)
         case Unavailable():
-            asked_s = min(outcome.retry_after_s or 0.0, RETRY_ASKED_MAX_S)
-            return CommandOutcome.UNAVAILABLE, "", max(backoff_s(number), asked_s)
+            requested_s = min(outcome.retry_after_s or 0.0, RETRY_AFTER_MAX_S)
+            return CommandOutcome.UNAVAILABLE, "", max(backoff_s(number), requested_s)
 
 
 def command_id(cause: CallEvent | Action, action: str) -> str:
-    """The command_id of `action` as called for by `cause`: a UUID, the same whenever it is derived."""
+    """The command_id of `action` for `cause`: a UUID, the same whenever it is derived."""
     return derived_id(f"{cause.event_id if isinstance(cause, CallEvent) else cause.action_id}:{action}")
 
 
 def with_token(command: Command, token_for: Callable[[str], str]) -> Command:
-    """`command` ready to be sent: a StreamingStart is given the token that `token_for` makes for its control id."""
+    """`command` ready to be sent: a StreamingStart gets the token that `token_for` makes for its control id."""
     match command:
         case StreamingStart():
             return replace(command, stream_auth_token=token_for(command.call_control_id))
@@ -246,5 +246,5 @@ def _speak(control_id: str, command_id: str, words: str, config: CallControlConf
     return Speak(control_id, command_id, payload=words, voice=config.greeting_voice, language=config.greeting_language)
 
 
-def _again(state: CallState, failed: CommandState) -> Command | None:
+def _rebuilt(state: CallState, failed: CommandState) -> Command | None:
     return command_from(failed.action, state.call_control_id, failed.request or "")
