@@ -84,8 +84,8 @@ def test_every_fault_can_be_named_with_and_without_a_value() -> None:
     [
         ("rain", "there is no fault 'rain': frame-duplicates"),
         ("seed=3", "there is no fault 'seed'"),
-        ("frame-losses=2", "frame_losses is a chance: 0 to 1"),
-        ("frame-losses=nan", "frame_losses is a chance"),
+        ("frame-losses=2", "frame_losses is a probability: 0 to 1"),
+        ("frame-losses=nan", "frame_losses is a probability"),
         ("frame-losses=many", r"frame_losses=many: give 0\.\.1"),
         ("media-stall-s=-1", "media_stall_s is a time"),
         ("media-stall-s=nan", "media_stall_s is a time"),
@@ -110,8 +110,8 @@ def test_the_command_line_names_every_fault_and_refuses_others() -> None:
 
 
 def test_the_page_describes_every_fault_and_no_other() -> None:
-    described = re.findall(r"^\| `([a-z0-9-]+)", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert described == [name for name, _, _ in catalogue()]
+    described = re.findall(r"^\| `([a-z0-9-]+).*?` \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert described == [(name, text) for name, _, text in catalogue()]
 
 
 # Frames
@@ -120,8 +120,8 @@ def test_the_page_describes_every_fault_and_no_other() -> None:
 async def test_the_report_names_exactly_the_chunks_that_never_came(
     platform: Platform, account: SimulatedAccount
 ) -> None:
-    line = Faults(seed=3, frame_duplicates=0.1, frame_swaps=0.1, frame_losses=0.1, frame_damages=0.1, garbage=0.1)
-    report = await one_call(platform, account, audio(300), faults=line)
+    faults = Faults(seed=3, frame_duplicates=0.1, frame_swaps=0.1, frame_losses=0.1, frame_damages=0.1, garbage=0.1)
+    report = await one_call(platform, account, audio(300), faults=faults)
     (socket,), (stream,) = platform.sockets, report.streams
     heard = {int(m["media"]["chunk"]) for m in socket.media if can_be_decoded(m)}
     assert len(stream.lost) > 30
@@ -136,9 +136,9 @@ async def test_the_report_names_exactly_the_chunks_that_never_came(
 
 @given(seed=st.integers(0, 10_000), number=st.integers(0, 300))
 def test_the_same_seed_meets_the_same_events_and_commands_and_other_calls_others(seed: int, number: int) -> None:
-    line = Faults(seed=seed, webhook_duplicates=0.5, webhook_delay_s=1, command_failures=0.3, command_timeouts=0.3)
+    faults = Faults(seed=seed, webhook_duplicates=0.5, webhook_delay_s=1, command_failures=0.3, command_timeouts=0.3)
     fates = [
-        (line.webhook_fate(line.dice(call, f"event {n}")), line.command_fate(line.dice(call, f"command {n}")))
+        (faults.webhook_fate(faults.rng(call, f"event {n}")), faults.command_fate(faults.rng(call, f"command {n}")))
         for call in (number, number, number + 1)
         for n in range(12)
     ]
@@ -272,8 +272,8 @@ async def test_a_stream_may_say_that_it_is_another_calls(platform: Platform, acc
 
 
 async def test_failed_streams_come_before_one_that_opens(platform: Platform, account: SimulatedAccount) -> None:
-    line = Faults(stream_failures=2)
-    async with carrier_for(platform, account, faults=line, timing=Timing(stream_s=5.0, speed=50.0)) as carrier:
+    faults = Faults(stream_failures=2)
+    async with carrier_for(platform, account, faults=faults, timing=Timing(stream_s=5.0, speed=50.0)) as carrier:
         client = platform.commands_to(carrier.api_url)
         platform.commands_for = lambda commands: tuple(c for c in commands if isinstance(c, Answer))
         placed = carrier.place_call(audio(10), CALLER, CALLED)
@@ -292,8 +292,8 @@ async def test_a_carrier_that_reconnects_speaks_on_with_new_streams(
     platform: Platform, account: SimulatedAccount
 ) -> None:
     caller = audio(400)
-    line = Faults(reconnects=3, cut_reconnects=1, reconnect_pause_s=0.2)
-    report = await one_call(platform, account, caller, timing=Timing(speed=20.0), faults=line)
+    faults = Faults(reconnects=3, cut_reconnects=1, reconnect_pause_s=0.2)
+    report = await one_call(platform, account, caller, timing=Timing(speed=20.0), faults=faults)
     assert report.failure is None
     assert [stream.end for stream in report.streams] == [
         StreamEnd.CUT,
@@ -328,14 +328,14 @@ async def test_a_cut_without_a_reconnect_is_a_failed_stream(platform: Platform, 
 async def test_events_come_twice_lost_unanswered_and_overtake_each_other(
     platform: Platform, account: SimulatedAccount
 ) -> None:
-    for line in (Faults(webhook_duplicates=1.0), Faults(webhook_retries=1.0), Faults(webhook_losses=1.0)):
+    for faults in (Faults(webhook_duplicates=1.0), Faults(webhook_retries=1.0), Faults(webhook_losses=1.0)):
         platform.webhooks.clear()
-        report = await one_call(platform, account, audio(20), faults=line)
+        report = await one_call(platform, account, audio(20), faults=faults)
         assert report.failure is None
         attempts: dict[str, list[int]] = {}
         for webhook in platform.webhooks:
             attempts.setdefault(webhook.body["data"]["id"], []).append(webhook.body["meta"]["attempt"])
-        expected = [1, 1] if line.webhook_duplicates else [1, 2] if line.webhook_retries else [2]
+        expected = [1, 1] if faults.webhook_duplicates else [1, 2] if faults.webhook_retries else [2]
         assert all(each == expected for each in attempts.values())
         assert report.webhook_answers_s and min(report.webhook_answers_s) > 0
     platform.webhooks.clear()

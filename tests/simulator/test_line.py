@@ -134,7 +134,7 @@ async def test_pings_are_answered() -> None:
     [
         (b"HTTP/1.1 403 Forbidden\r\n\r\n", "refused the handshake with 403"),
         (b"SSH-2.0-OpenSSH\r\n\r\n", "does not speak HTTP"),
-        (b"HTTP/1.1 101 Switching\r\nSec-WebSocket-Accept: bm8=\r\n\r\n", "answered another handshake"),
+        (b"HTTP/1.1 101 Switching\r\nSec-WebSocket-Accept: bm8=\r\n\r\n", "answered a different handshake"),
         (b"", "closed during the handshake"),
         (b"x" * 20_000, "handshake is too long"),
     ],

@@ -39,7 +39,7 @@ from dispatchai.simulator import (
     WebhookPolicy,
     load,
 )
-from dispatchai.simulator.faults import NO_FAULTS, slots
+from dispatchai.simulator.faults import NO_FAULTS, frame_schedule
 from dispatchai.telnyx.commands import (
     AlreadyEnded,
     AlreadyStreaming,
@@ -295,7 +295,7 @@ async def test_no_gateway_is_explained(account: SimulatedAccount) -> None:
     async with SimulatedCarrier(account, 0, url, timing=FAST, webhooks=QUICK) as carrier:
         report = await carrier.place_call(audio(10), CALLER, CALLED).finished()
     assert report.failure is not None
-    assert report.failure.startswith("the gateway could not be reached")
+    assert report.failure.startswith("the gateway cannot be reached")
     assert report.undelivered == ("call.initiated", "call.hangup")
 
 
@@ -483,10 +483,10 @@ async def test_when_the_platform_drops_the_socket_the_caller_speaks_on(
 
 
 async def test_faults_of_the_line_are_the_same_for_a_seed(platform: Platform, account: SimulatedAccount) -> None:
-    line = Faults(seed=7, frame_duplicates=0.05, frame_swaps=0.05, frame_losses=0.05)
+    faults = Faults(seed=7, frame_duplicates=0.05, frame_swaps=0.05, frame_losses=0.05)
     caller = audio(300)
-    await one_call(platform, account, caller, faults=line)
-    await one_call(platform, account, caller, faults=line)
+    await one_call(platform, account, caller, faults=faults)
+    await one_call(platform, account, caller, faults=faults)
     chunks = [[int(m["media"]["chunk"]) for m in socket.media] for socket in platform.sockets]
     assert chunks[0] == chunks[1]
     assert len(set(chunks[0])) < 300
@@ -517,15 +517,15 @@ async def test_a_cut_socket(platform: Platform, account: SimulatedAccount) -> No
 def test_without_loss_every_frame_is_sent_at_most_one_moment_late(
     count: int, seed: int, twice: float, later: float
 ) -> None:
-    line = Faults(seed=seed, frame_duplicates=twice, frame_swaps=later)
-    plan = list(slots(count, line, line.dice(0, "frames")))
+    faults = Faults(seed=seed, frame_duplicates=twice, frame_swaps=later)
+    plan = list(frame_schedule(count, faults, faults.rng(0, "frames")))
     assert len(plan) == count
     assert {frame for frames in plan for frame in frames} == set(range(count))
     assert all(moment - frame in (0, 1) for moment, frames in enumerate(plan) for frame in frames)
 
 
 def test_a_line_without_faults_sends_each_frame_at_its_moment() -> None:
-    assert list(slots(5, NO_FAULTS, NO_FAULTS.dice(0, "frames"))) == [(0,), (1,), (2,), (3,), (4,)]
+    assert list(frame_schedule(5, NO_FAULTS, NO_FAULTS.rng(0, "frames"))) == [(0,), (1,), (2,), (3,), (4,)]
 
 
 def test_a_rate_that_is_no_chance_is_refused() -> None:
