@@ -6,7 +6,7 @@ Decides which parts run together. What the parts do is theirs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from dispatchai.console.web import mount
 from dispatchai.engine.app import App, create_app
 from dispatchai.engine.keyed_state import States
 from dispatchai.kafka.topics import Topic, Topics
+from dispatchai.process import health
 from dispatchai.records import to_json
 from dispatchai.settings import Settings
 from dispatchai.speech import metrics as speech_metrics
@@ -107,7 +108,7 @@ def speech_app(settings: Settings) -> App:
     )
     made = speech.make(app, partitions, settings)
     checks = {**app.checks, "recognizer": made.is_listening}
-    _health(app.web.web_app, checks)
+    app.web.web_app.add_routes(health.routes(checks))
     app.metrics.checks(checks)
     app.metrics.registry.register(speech_metrics.Exposed(made.recognizer))
     _metrics(app)
@@ -120,20 +121,6 @@ def _data_dir(settings: Settings, name: str) -> Path:
     folder = settings.state_dir / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
-
-
-def _health(application: web.Application, checks: Mapping[str, Callable[[], bool]]) -> None:
-    async def live(_: web.Request) -> web.Response:
-        return web.json_response({"status": "live"})
-
-    async def ready(_: web.Request) -> web.Response:
-        results = {name: check() for name, check in checks.items()}
-        good = all(results.values())
-        return web.json_response(
-            {"status": "ready" if good else "starting", "checks": results}, status=200 if good else 503
-        )
-
-    application.add_routes([web.get("/health/live", live), web.get("/health/ready", ready)])
 
 
 def _metrics(app: App) -> None:

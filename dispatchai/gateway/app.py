@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Final
 
 import structlog
 from aiohttp import web
@@ -25,7 +25,7 @@ from dispatchai.gateway.media_sockets import MediaSockets
 from dispatchai.gateway.metrics import GatewayCollector, GatewayMetrics
 from dispatchai.gateway.webhooks import Webhooks
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.process import memory
+from dispatchai.process import health, memory
 from dispatchai.process.watchdog import Pulse
 from dispatchai.settings import Settings
 
@@ -78,21 +78,14 @@ def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Applica
         process.kafka_reachable.set((await writer.readiness()).reachable)
         return await process.show(request)
 
-    async def live(_: web.Request) -> web.Response:
-        return web.json_response({"status": "live", "metrics": metrics.as_json()})
+    async def kafka_is_ready() -> bool:
+        return (await writer.readiness()).ready
 
-    async def ready(_: web.Request) -> web.Response:
-        readiness = await writer.readiness()
-        answer = {
-            "status": "ready" if readiness.ready else "unready",
-            "kafka": {
-                "reachable": readiness.reachable,
-                "missing_topics": list(readiness.missing_topics),
-                "problem": readiness.problem,
-            },
-            "metrics": metrics.as_json(),
-        }
-        return web.json_response(answer, status=200 if readiness.ready else 503)
+    def counts() -> Mapping[str, Any]:
+        return {"metrics": metrics.as_json()}
+
+    def kafka_and_counts() -> Mapping[str, Any]:
+        return {"kafka": writer.last_readiness.as_json(), **counts()}
 
     async def sending(_: web.Application) -> AsyncIterator[None]:
         await writer.readiness()  # so that the first webhook need not wait for it
@@ -115,8 +108,7 @@ def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Applica
     app.router.add_post(WEBHOOK_PATH, webhook)
     app.router.add_post(f"{WEBHOOK_PATH}/", webhook)
     app.router.add_get(MEDIA_PATH, media.handle, allow_head=False)
-    app.router.add_get("/health/live", live)
-    app.router.add_get("/health/ready", ready)
+    app.add_routes(health.routes({"kafka": kafka_is_ready}, live_details=counts, ready_details=kafka_and_counts))
     app.router.add_get(METRICS_PATH, show_metrics)
     app.cleanup_ctx.append(sending)
     app.on_shutdown.append(close_sockets)

@@ -83,6 +83,10 @@ class Readiness:
         """Whether records can be stored now."""
         return self.reachable and not self.missing_topics and self.problem is None
 
+    def as_json(self) -> dict[str, Any]:
+        """The fields by name."""
+        return {"reachable": self.reachable, "missing_topics": list(self.missing_topics), "problem": self.problem}
+
 
 @dataclass(slots=True, eq=False)
 class PartitionQueue:
@@ -128,6 +132,11 @@ class KafkaWriter:
             if time.monotonic() - self._checked_at >= CHECK_AGE_S:
                 self._readiness = await self._check()
                 self._checked_at = time.monotonic()
+        return self._readiness
+
+    @property
+    def last_readiness(self) -> Readiness:
+        """The last known state of the brokers, without asking them."""
         return self._readiness
 
     async def require_topics(self) -> None:
