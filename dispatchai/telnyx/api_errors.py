@@ -1,6 +1,6 @@
 """The errors in Telnyx's replies to commands, as typed values.
 
-Decides the names in an error body and which codes the program tells apart. `client` decides what follows from one.
+Decides the names in an error body and which codes the program distinguishes. `client` decides what follows from one.
 Source: Telnyx Voice API v2, error codes.
 """
 

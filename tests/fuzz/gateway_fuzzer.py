@@ -2,7 +2,7 @@
 
 Half of the time goes to the parsers alone, by the hundred thousand; half to a gateway in a process of its own over
 loopback: webhooks with broken bodies and signatures, media sockets with broken messages, connections with garbage.
-Decides what broken input is made of and what must hold: no unhandled exception, every bad input counted, memory flat.
+Decides how broken input is made and what must hold: no unhandled exception, every bad input counted, flat memory.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ _VALUES: Final = st.recursive(
 
 @st.composite
 def _changed(draw: st.DrawFn, template: dict[str, Any]) -> Any:
-    """`template` with up to three of its values replaced, taken away or moved."""
+    """`template` with up to three of its values replaced, removed or moved."""
     root = {"": copy.deepcopy(template)}
     for _ in range(draw(st.integers(0, 3))):
         parent: dict[str, Any] = root
@@ -124,13 +124,13 @@ def _changed(draw: st.DrawFn, template: dict[str, Any]) -> Any:
             case 1:
                 parent[draw(st.text(max_size=5)) or "x"] = parent[name]
             case _:
-                parent[name] = copy.deepcopy(draw(_VALUES))  # it may be changed in turn
+                parent[name] = copy.deepcopy(draw(_VALUES))  # a later change may alter it
     return root[""]
 
 
 @st.composite
 def _edited(draw: st.DrawFn, raw: bytes) -> bytes:
-    """`raw` with some of its bytes changed, cut out, doubled or cut off; most of the time as it is."""
+    """`raw` with some bytes changed, removed, doubled or cut off; mostly unchanged."""
     for _ in range(draw(st.sampled_from([0, 0, 0, 0, 1, 1, 2, 5]))):
         at = draw(st.integers(0, len(raw)))
         until = min(len(raw), at + draw(st.integers(0, 8)))
@@ -183,7 +183,7 @@ _HEADER_TEXT: Final = st.text(
 def signature_headers(
     draw: st.DrawFn, key: Ed25519PrivateKey, secret: bytes, body: bytes, now_s: int
 ) -> dict[str, str]:
-    """Headers that sign `body`, or nearly."""
+    """Headers that sign `body`, some of them broken."""
     at = now_s + draw(st.sampled_from([0, 0, 0, 0, 0, -200, 200, -400, 400, -(10**9), 10**9]))
     headers = signatures.sign(key, body + b" " if draw(st.integers(0, 9)) == 9 else body, at)
     if draw(st.integers(0, 3)) == 3:
@@ -221,7 +221,7 @@ _SPLICES: Final = (
 
 
 def variations(raw: bytes, seed: int, count: int) -> Iterator[bytes]:
-    """`raw` with one place changed, in `count` ways: what a parser reads in microseconds need not be drawn in full."""
+    """`raw` with one place changed, in `count` ways. A parser needs microseconds, far less than Hypothesis to draw."""
     random = Random(seed)
     for _ in range(count):
         at = random.randrange(len(raw) + 1)
@@ -231,7 +231,7 @@ def variations(raw: bytes, seed: int, count: int) -> Iterator[bytes]:
 
 
 class DoesNotHoldError(Exception):
-    """The gateway did what it never should. Hypothesis prints the input."""
+    """The gateway broke a claim. Hypothesis prints the input."""
 
 
 def _hold(claim: bool) -> None:
@@ -258,7 +258,7 @@ def check_webhook(body: bytes) -> bool:
 
 
 def check_signature(verifier: WebhookVerifier, headers: dict[str, str], body: bytes, now_s: int) -> bool:
-    """What is believed carries a signature of exactly this body. Returns whether it was believed."""
+    """Verify `body`. Returns whether its signature is accepted."""
     try:
         verifier.verify(CIMultiDict(headers), body, now_s)
     except SignatureError:
@@ -267,12 +267,12 @@ def check_signature(verifier: WebhookVerifier, headers: dict[str, str], body: by
 
 
 def check_token(secret: bytes, text: str) -> bool:
-    """No invented token is believed."""
+    """Whether the invented token `text` is accepted, which must never happen."""
     return stream_tokens.verify(secret, text, 0) is not None
 
 
 def check_conversation(messages: Sequence[bytes]) -> int:
-    """Whatever comes, a stream's records are whole and in order. Returns the number of bad messages."""
+    """After any messages, a stream's records are complete and in order. Returns the number of bad messages."""
     records: list[bytes] = []
     metrics = GatewayMetrics()
     stream: Stream | None = None
@@ -309,7 +309,7 @@ def check_conversation(messages: Sequence[bytes]) -> int:
 
 
 def growth_bytes(check: Callable[[], object], rounds: int = 20) -> int:
-    """Memory that is held after `rounds` more runs of `check` than after the first ones: caches are filled by then."""
+    """The growth of memory over `rounds` runs of `check`, after the first runs have filled the caches."""
     for _ in range(3):
         check()
     tracemalloc.start()
@@ -329,7 +329,7 @@ def growth_bytes(check: Callable[[], object], rounds: int = 20) -> int:
 
 @dataclass(slots=True)
 class Sent:
-    """What was sent to a gateway, and what it must have counted of it."""
+    """The input sent to a gateway, and the counts that must follow."""
 
     webhooks: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
@@ -340,7 +340,7 @@ class Sent:
     connections: int = 0
 
     def differences(self, metrics: dict[str, Any]) -> list[str]:
-        """Where the gateway's counts are not what they must be; empty is good.
+        """The differences between the gateway's counts and the right ones; empty is good.
 
         Garbage may by chance be a request that is refused: it may add one to these counts, and nothing else.
         """
@@ -363,7 +363,7 @@ class Sent:
 
 
 def bad_in(messages: Sequence[bytes], subject: stream_tokens.Subject) -> tuple[int, int]:
-    """How many of a conversation's messages the gateway takes before it closes the socket, and how many are bad."""
+    """How many of a conversation's messages the gateway processes before it closes the socket, and how many are bad."""
     started = False
     bad = 0
     for taken, message in enumerate(messages, 1):
@@ -388,7 +388,7 @@ def bad_in(messages: Sequence[bytes], subject: stream_tokens.Subject) -> tuple[i
 
 
 class Attacker:
-    """Sends broken input to a gateway that believes `key`, `secret` and tokens of `stream_secret`."""
+    """Sends broken input to a gateway that accepts tokens made with `stream_secret`."""
 
     def __init__(self, http: aiohttp.ClientSession, address: tuple[str, int], stream_secret: bytes) -> None:
         self._http = http
@@ -409,11 +409,11 @@ class Attacker:
             return response.status
 
     async def conversation(self, messages: Sequence[bytes]) -> None:
-        """Open a media socket as the carrier does and send `messages`, as far as the gateway takes them."""
+        """Open a media socket as the carrier does and send `messages`, as far as the gateway reads them."""
         self._calls += 1
         subject = stream_tokens.Subject(LEG, f"{CALL}-{self._calls}")
         own = [message.replace(f'"{CALL}"'.encode(), f'"{subject.call_id}"'.encode()) for message in messages]
-        # A text message must be UTF-8: others are what a binary message is for, and bad as such.
+        # A text message must be UTF-8. Other bytes need a binary message, which is always bad.
         sendable = [message for message in own if _is_text(message)]
         taken, bad = bad_in(sendable, subject)
         token = stream_tokens.issue(self._stream_secret, subject, int(time.time()) + 3600)
@@ -426,7 +426,7 @@ class Attacker:
         self.sent.bad_messages += bad
 
     async def handshake(self, token: str) -> None:
-        """Try to open a media socket with a token that nobody issued."""
+        """Try to open a media socket with an invented token."""
         try:
             async with self._http.ws_connect(MEDIA_PATH, headers={stream_tokens.HEADER: token}):
                 _hold(False)
@@ -435,7 +435,7 @@ class Attacker:
             self.sent.sockets_without_token += 1
 
     async def garbage(self, raw: bytes) -> None:
-        """Write what is no HTTP to a connection, and wait until the gateway closes it."""
+        """Write something other than HTTP to a connection, and wait until the gateway closes it."""
         reader, writer = await asyncio.open_connection(*self._address)
         self.sent.connections += 1
         try:
@@ -443,20 +443,20 @@ class Attacker:
             writer.write_eof()
             await reader.read()
         except ConnectionError:
-            return  # closed in the face of what was still being written
+            return  # closed while bytes were still being written
         finally:
             writer.close()
 
     async def metrics(self) -> dict[str, Any]:
-        """What the gateway counted."""
+        """The gateway's counts."""
         async with self._http.get("/health/live") as response:
             counts: dict[str, Any] = (await response.json())["metrics"]
             return counts
 
     async def settled(self) -> dict[str, Any]:
-        """The counts once every socket is closed on the gateway's side too."""
+        """The counts once the gateway has closed every socket."""
         counts = await self.metrics()
-        # Each question is a turn of the gateway, which is what its sockets wait for.
+        # Each request makes the gateway's event loop run, which its sockets wait for.
         while counts["sockets_open"]:
             counts = await self.metrics()
         return counts
@@ -485,10 +485,10 @@ _EXAMPLES: Final = 500
 _VARIATIONS: Final = 100
 _SECRET: Final = b"the proxy's secret"
 _WARM_UP: Final = 0.2
-"""Part of the run after which the gateway's memory is first looked at: by then its buffers have their size."""
+"""Fraction of the run after which the gateway's memory is first measured: by then its buffers have their size."""
 
 GROWTH_LIMIT_MB: Final = 16.0
-"""What a gateway may hold more at the end than after the warm-up. A leak of 100 bytes an input would be more."""
+"""How much a gateway's memory may grow after the warm-up. A leak of 100 bytes for each input would be more."""
 
 _QUICKLY: Final = settings(
     max_examples=_EXAMPLES,
@@ -521,7 +521,7 @@ def _fuzz_parsers(minutes: float) -> Counter[str]:
     @given(WEBHOOKS.flatmap(lambda body: st.tuples(signature_headers(key, _SECRET, body, now_s), st.just(body))))
     def signed(pair: tuple[dict[str, str], bytes]) -> None:
         counts["signature headers"] += 1
-        counts["of them believed"] += check_signature(verifier, *pair, now_s)
+        counts["of them accepted"] += check_signature(verifier, *pair, now_s)
 
     @_QUICKLY
     @given(CONVERSATIONS, st.integers(0, 2**32))
@@ -544,7 +544,7 @@ def _fuzz_parsers(minutes: float) -> Counter[str]:
 
 
 async def _fuzz_gateway(minutes: float) -> tuple[Sent, list[str], float, float]:
-    """Returns what was sent, what was counted wrong, and the gateway's memory in MiB after warm-up and at the end."""
+    """Returns the input sent, the wrong counts, and the gateway's memory in MiB after the warm-up and at the end."""
     key = Ed25519PrivateKey.generate()
     public_key = base64.b64encode(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
     async with broker(apache=False) as kafka, gateway(kafka.connection, public_key) as running:
@@ -560,7 +560,7 @@ async def _fuzz_gateway(minutes: float) -> tuple[Sent, list[str], float, float]:
 def attack(
     loop: asyncio.AbstractEventLoop, attacker: Attacker, key: Ed25519PrivateKey, secret: bytes, run: settings
 ) -> None:
-    """Each kind of broken input as often as `run` says. Not on `loop`: what Hypothesis draws here is sent by it."""
+    """Send each kind of broken input as often as `run` says. Runs in another thread than `loop`, which sends."""
     now_s = int(time.time())
 
     def wait_for(coroutine: Coroutine[Any, Any, object]) -> None:
@@ -604,7 +604,7 @@ def _attack_for(
 
 
 def main() -> None:
-    """Command line. Ends with 1 if anything did not hold; what failed is printed with the input that made it."""
+    """The command line. Exits with 1 if a claim is broken, and prints the input that broke it."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="how long, in all")
     minutes = parser.parse_args().minutes / 2

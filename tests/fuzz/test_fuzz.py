@@ -1,6 +1,6 @@
-"""Whatever is sent to the gateway: no unhandled error, each bad input counted, memory given back.
+"""Under any input the gateway has no unhandled error, counts each bad input and releases its memory.
 
-A short run of `python -m tests.fuzz`, which says what broken input is made of.
+A short run of `python -m tests.fuzz`, which decides how broken input is made.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHORT = settings(max_examples=200, deadline=None, suppress_health_check=list(Hea
 OVER_LOOPBACK = settings(SHORT, max_examples=60, database=None)
 
 KEPT_BYTES = 16_384
-"""What twenty runs over the same input may leave behind, in caches of the interpreter; one kept payload is as much."""
+"""Memory that twenty runs over the same input may keep in the interpreter's caches. One kept payload is as large."""
 
 
 @pytest.fixture
@@ -54,11 +54,11 @@ def test_every_body_is_an_event_or_names_no_call(body: bytes, seed: int) -> None
 
 @SHORT
 @given(st.data())
-def test_only_what_was_signed_is_believed(data: st.DataObject) -> None:
+def test_only_signed_bodies_are_accepted(data: st.DataObject) -> None:
     body = data.draw(fuzz.WEBHOOKS)
     headers = data.draw(fuzz.signature_headers(KEY, SECRET.encode(), body, NOW))
     if fuzz.check_signature(VERIFIER, headers, body, NOW):
-        # Ed25519 signatures are unique: who has one of this body has the one that the key makes.
+        # Ed25519 signatures are deterministic: a valid one for this body is the one that the key makes.
         at = headers.get(signatures.TIMESTAMP_HEADER, "")
         signed = at.isdigit() and signatures.sign(KEY, body, int(at)).items() <= headers.items()
         digest = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
@@ -67,11 +67,11 @@ def test_only_what_was_signed_is_believed(data: st.DataObject) -> None:
 
 @SHORT
 @given(fuzz.CONVERSATIONS)
-def test_whatever_comes_over_a_socket_its_records_are_whole_and_in_order(messages: list[bytes]) -> None:
+def test_the_records_of_any_conversation_are_complete_and_in_order(messages: list[bytes]) -> None:
     fuzz.check_conversation(messages)
 
 
-def test_the_input_is_neither_all_good_nor_all_bad() -> None:
+def test_the_fuzzers_input_is_neither_all_good_nor_all_bad() -> None:
     once = settings(max_examples=2000, database=None)
     assert find(fuzz.WEBHOOKS, fuzz.check_webhook, settings=once)
     find(fuzz.WEBHOOKS, lambda body: not fuzz.check_webhook(body), settings=once)
@@ -94,14 +94,14 @@ def test_nothing_of_bad_input_is_kept() -> None:
 
 
 async def attacked(gateway: Gateway) -> list[str]:
-    """Attack a gateway with all there is. Returns what it counted wrong."""
+    """Attack a gateway with every kind of input. Returns its wrong counts."""
     attacker = fuzz.Attacker(gateway.http, gateway.address, STREAM_SECRET)
     loop = asyncio.get_running_loop()
     await asyncio.to_thread(fuzz.attack, loop, attacker, KEY, SECRET.encode(), OVER_LOOPBACK)
     return attacker.sent.differences(await attacker.settled())
 
 
-async def test_a_gateway_counts_every_bad_input_and_serves_on(embedded: KafkaConnection) -> None:
+async def test_a_gateway_counts_every_bad_input_and_keeps_serving(embedded: KafkaConnection) -> None:
     unhandled: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
     with capture_logs() as lines:
@@ -113,7 +113,7 @@ async def test_a_gateway_counts_every_bad_input_and_serves_on(embedded: KafkaCon
     assert not [line for line in lines if line["event"] == "request_failed"]
 
 
-async def test_what_is_no_http_is_counted_and_no_word_of_it_is_logged(
+async def test_input_other_than_http_is_counted_and_its_content_is_not_logged(
     embedded: KafkaConnection, caplog: pytest.LogCaptureFixture
 ) -> None:
     with capture_logs() as lines:

@@ -1,4 +1,4 @@
-"""What is on `audio-frames` of each media stream, good or bad, and that a bad one harms no other."""
+"""What `audio-frames` holds of each media stream, good or bad. A bad stream harms no other."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def embedded(brokers: Brokers) -> KafkaConnection:
-    """The embedded broker with the topics, for what does not depend on the broker."""
+    """The embedded broker with the topics, for tests that do not depend on the broker."""
     connection = brokers.connection("embedded")
     brokers.topics(connection)
     return connection
@@ -76,31 +76,31 @@ async def closed(ws: aiohttp.ClientWebSocketResponse) -> int | None:
 
 
 def hold_up_the_loop(seconds: float) -> None:
-    """Keep the gateway from reading, as overload does: its event loop is the test's."""
+    """Keep the gateway from reading, as overload does: it shares the test's event loop."""
     time.sleep(seconds)
 
 
 async def until(gateway: Gateway, true: Callable[[GatewayMetrics], bool]) -> None:
-    """Wait until that is true of what the gateway counts, which has no event to wait for: it serves meanwhile."""
+    """Wait until `true` holds for the gateway's counts. There is no event to wait for, so it is polled."""
     while not true(gateway.metrics):
         async with gateway.http.get("/health/live") as response:
             await response.read()
 
 
 async def acknowledged(gateway: Gateway) -> None:
-    """Wait until Kafka has acknowledged all that was sent: that comes after the records are on the topic."""
+    """Wait until Kafka has acknowledged all records, which happens after they are on the topic."""
     await until(gateway, lambda metrics: not metrics.records_waiting)
 
 
 async def whole_call(gateway: Gateway, call_id: str, *messages: str) -> int | None:
-    """A stream of these messages from start to stop. Returns the code it was closed with."""
+    """Send a stream of these messages from start to stop. Returns the code with which it was closed."""
     async with gateway.media(call_id) as ws:
         await send(ws, CONNECTED, start(call_id), *messages, STOP)
         return await closed(ws)
 
 
 @pytest.mark.usefixtures("topics")
-async def test_each_frame_is_one_record_as_it_came_in_order_between_start_and_end(broker: KafkaConnection) -> None:
+async def test_each_frame_is_one_unchanged_record_in_order_between_start_and_end(broker: KafkaConnection) -> None:
     call_id = new_call()
     ticks = iter(range(1_000_000_000, 2_000_000_000))
     async with running_gateway(broker, clock=lambda: next(ticks)) as gateway:
@@ -124,7 +124,7 @@ async def test_each_frame_is_one_record_as_it_came_in_order_between_start_and_en
 
 @pytest.mark.usefixtures("topics")
 @pytest.mark.parametrize("jump_s", [2 * 3600, -2 * 3600], ids=["forward", "back"])
-async def test_over_a_jump_of_the_clock_all_frames_are_taken_and_webhooks_when_it_is_right_again(
+async def test_when_the_clock_jumps_all_frames_are_stored_and_webhooks_as_soon_as_it_is_right_again(
     broker: KafkaConnection, jump_s: int
 ) -> None:
     call_id, off_s = new_call(), 0
@@ -146,7 +146,7 @@ async def test_over_a_jump_of_the_clock_all_frames_are_taken_and_webhooks_when_i
     assert abs(after - before - jump_s * 1_000_000) < 60_000_000
 
 
-async def test_frames_of_calls_at_the_same_time_do_not_mix(gateway: Gateway, embedded: KafkaConnection) -> None:
+async def test_frames_of_simultaneous_calls_do_not_mix(gateway: Gateway, embedded: KafkaConnection) -> None:
     calls = [new_call() for _ in range(4)]
     await asyncio.gather(
         *(
@@ -194,7 +194,7 @@ async def test_both_tracks_keep_their_own_numbers(gateway: Gateway, embedded: Ka
 
 
 @pytest.mark.parametrize("encoding", ["PCMU", "PCMA", "L16", "pcmu"])
-async def test_supported_codecs_are_recorded_as_they_come(
+async def test_supported_codecs_are_recorded_unchanged(
     gateway: Gateway, embedded: KafkaConnection, encoding: str
 ) -> None:
     call_id = new_call()
@@ -237,7 +237,7 @@ async def test_a_format_that_cannot_be_decoded_is_refused_and_the_reason_recorde
 @pytest.mark.parametrize(
     ("payload", "encoding"), [(bytes(160), "PCMU"), (bytes(80), "PCMU"), (bytes(320), "L16"), (bytes(792), "L16")]
 )
-async def test_without_a_format_the_first_frames_length_decides_and_the_start_says_so(
+async def test_without_a_format_the_length_of_the_first_frame_decides_and_start_says_so(
     gateway: Gateway, embedded: KafkaConnection, payload: bytes, encoding: str
 ) -> None:
     call_id = new_call()
@@ -263,7 +263,7 @@ async def test_a_stream_without_format_and_frames_still_has_start_and_end(
 # ---- order ---------------------------------------------------------------------------------------------------------
 
 
-async def test_shuffled_repeated_and_lost_frames_come_out_in_order_and_are_counted(
+async def test_shuffled_repeated_and_lost_frames_are_put_in_order_and_counted(
     gateway: Gateway, embedded: KafkaConnection
 ) -> None:
     call_id = new_call()
@@ -284,14 +284,14 @@ async def test_frames_that_wait_for_a_lost_one_are_recorded_when_the_stream_ends
     assert outline(await frames_of(embedded, call_id)) == ["START", "1", "3", "4", "END:5:stop"]
 
 
-async def test_held_frames_go_out_in_a_bounded_time_though_nothing_follows(
+async def test_held_frames_are_recorded_within_a_bounded_time_even_if_nothing_follows(
     gateway: Gateway, embedded: KafkaConnection
 ) -> None:
     call_id = new_call()
     async with gateway.media(call_id) as ws:
         await send(ws, start(call_id), media(1), media(3), media(1, b"o", track="outbound"))
         await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 4)
-        # The stream is open still. What was given up is late now, and the rest goes on.
+        # The stream is still open. The frame that was given up is late now, and the next ones are recorded.
         await send(ws, media(2), media(4), STOP)
         await closed(ws)
     frames = await frames_of(embedded, call_id)
@@ -299,7 +299,7 @@ async def test_held_frames_go_out_in_a_bounded_time_though_nothing_follows(
     assert gateway.metrics.frames_late == 1
 
 
-async def test_a_gateway_that_is_behind_does_not_take_its_own_delay_for_silence(
+async def test_a_gateway_that_falls_behind_does_not_take_its_own_delay_for_silence(
     gateway: Gateway, embedded: KafkaConnection
 ) -> None:
     call_id = new_call()
@@ -314,7 +314,7 @@ async def test_a_gateway_that_is_behind_does_not_take_its_own_delay_for_silence(
     assert gateway.metrics.frames_late == 0
 
 
-async def test_a_held_frame_does_not_wait_for_a_track_that_has_gone_quiet_beside_another(
+async def test_a_held_frame_does_not_wait_for_ever_while_the_other_track_continues(
     gateway: Gateway, embedded: KafkaConnection
 ) -> None:
     call_id = new_call()
@@ -362,7 +362,7 @@ async def test_l16_is_recorded_in_the_byte_order_that_its_audio_has(
     async with running_gateway(embedded, l16_encoding=configured) as gateway, gateway.media(call_id) as ws:
         media_format = {"encoding": "L16", "sample_rate": 8000, "channels": 1}
         await send(ws, start(call_id, media_format=media_format), *(linear(chunk, order) for chunk in range(1, 11)))
-        # Known after 50 ms: nothing waits for the end.
+        # The byte order is known after 50 ms: nothing waits for the end.
         await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 11)
         await send(ws, STOP)
         await closed(ws)
@@ -376,7 +376,7 @@ async def test_l16_is_recorded_in_the_byte_order_that_its_audio_has(
 
 
 @pytest.mark.parametrize("configured", ["L16", "L16BE"])
-async def test_silence_tells_no_byte_order_and_is_kept_back_for_a_second_at_most(
+async def test_silence_shows_no_byte_order_and_is_held_back_for_at_most_a_second(
     embedded: KafkaConnection, configured: str
 ) -> None:
     call_id = new_call()
@@ -392,7 +392,7 @@ async def test_silence_tells_no_byte_order_and_is_kept_back_for_a_second_at_most
     assert frames[0].captured_at <= frames[1].captured_at
 
 
-async def test_l16_that_stops_before_its_byte_order_is_known_goes_out_all_the_same(
+async def test_l16_whose_sender_falls_silent_before_its_byte_order_is_known_is_recorded(
     gateway: Gateway, embedded: KafkaConnection
 ) -> None:
     call_id = new_call()
@@ -454,14 +454,16 @@ async def test_a_token_of_another_call_closes_the_socket_before_any_audio_is_tak
         await send(ws, CONNECTED, start(victim), media(1))
         assert await closed(ws) == 1008
     assert gateway.metrics.sockets_refused == {SocketRefusal.OTHER_CALL: 1}
-    # The call's own stream is the first that the topic has.
+    # The call's own stream is the first on the topic.
     await whole_call(gateway, victim, media(1, b"own"))
     frames = await frames_of(embedded, victim)
     assert outline(frames) == ["START", "1", "END:2:stop"]
     assert frames[1].payload == b"own"
 
 
-async def test_the_token_of_a_leg_does_not_open_another_session(gateway: Gateway, embedded: KafkaConnection) -> None:
+async def test_the_token_of_a_leg_does_not_open_a_stream_of_another_session(
+    gateway: Gateway, embedded: KafkaConnection
+) -> None:
     own, victim = new_call(), new_call()
     async with gateway.media(own) as ws:
         await send(ws, start(own, call_session_id=victim), media(1))
@@ -496,7 +498,7 @@ async def test_a_socket_that_never_starts_is_closed(embedded: KafkaConnection) -
             await send(ws, CONNECTED)
             assert await closed(ws) == 1008
         assert gateway.metrics.sockets_refused == {SocketRefusal.NO_START: 1}
-        # A stream that did start may last longer than that.
+        # A stream that has started may last longer.
         async with gateway.media(call_id) as ws:
             await send(ws, start(call_id), media(1))
             await asyncio.sleep(1.1)
@@ -551,7 +553,7 @@ async def test_binary_messages_are_dropped(gateway: Gateway, embedded: KafkaConn
 async def test_too_many_bad_messages_in_a_row_close_the_socket(gateway: Gateway, embedded: KafkaConnection) -> None:
     call_id = new_call()
     async with gateway.media(call_id) as ws:
-        # Four bad ones in a row are borne, as often as they come.
+        # Four bad ones in a row are tolerated, any number of times.
         await send(ws, start(call_id), *["{"] * 4, media(1), *["{"] * 4, media(2), *["{"] * 5)
         assert await closed(ws) == 1008
     assert outline(await frames_of(embedded, call_id)) == [
@@ -579,7 +581,7 @@ async def test_notices_and_errors_of_the_carrier_do_not_end_the_stream(
     assert gateway.metrics.carrier_errors == 1
 
 
-async def test_a_huge_message_ends_its_own_stream_only(gateway: Gateway, embedded: KafkaConnection) -> None:
+async def test_a_huge_message_ends_only_its_own_stream(gateway: Gateway, embedded: KafkaConnection) -> None:
     huge, healthy = new_call(), new_call()
     async with gateway.media(healthy) as other, gateway.media(huge) as ws:
         await send(other, start(healthy), media(1))
@@ -592,7 +594,7 @@ async def test_a_huge_message_ends_its_own_stream_only(gateway: Gateway, embedde
 
 
 @pytest.mark.parametrize("how", ["abort", "close"])
-async def test_a_stream_without_stop_is_ended_when_its_connection_is(
+async def test_a_stream_without_stop_ends_with_its_connection(
     gateway: Gateway, embedded: KafkaConnection, how: str
 ) -> None:
     call_id = new_call()
@@ -608,7 +610,7 @@ async def test_a_stream_without_stop_is_ended_when_its_connection_is(
     await ws.close()
 
 
-# ---- one stream a call ---------------------------------------------------------------------------------------------
+# ---- one stream per call -------------------------------------------------------------------------------------------
 
 
 async def test_a_second_socket_of_a_call_replaces_the_first(gateway: Gateway, embedded: KafkaConnection) -> None:
@@ -627,7 +629,7 @@ async def test_a_second_socket_of_a_call_replaces_the_first(gateway: Gateway, em
     assert gateway.metrics.sockets_open == 0
 
 
-async def test_a_second_socket_that_is_refused_leaves_the_first_alone(
+async def test_a_second_socket_that_is_refused_does_not_affect_the_first(
     gateway: Gateway, embedded: KafkaConnection
 ) -> None:
     call_id = new_call()
@@ -647,14 +649,14 @@ async def test_a_second_socket_that_is_refused_leaves_the_first_alone(
     ]
 
 
-async def test_a_carrier_that_reconnects_three_times_leaves_one_call_of_four_streams_and_nothing_twice(
+async def test_a_call_whose_carrier_reconnects_three_times_has_four_streams_and_no_frame_twice(
     gateway: Gateway, embedded: KafkaConnection
 ) -> None:
     call_id = new_call()
-    told = iter(range(1, 100))
+    numbers = iter(range(1, 100))
 
     def frames(count: int) -> list[str]:
-        return [media(chunk, f"frame {next(told)}".encode()) for chunk in range(1, count + 1)]
+        return [media(chunk, f"frame {next(numbers)}".encode()) for chunk in range(1, count + 1)]
 
     async with gateway.media(call_id) as ws:
         await send(ws, start(call_id, stream_id="one"), *frames(3), STOP)
@@ -662,7 +664,7 @@ async def test_a_carrier_that_reconnects_three_times_leaves_one_call_of_four_str
     lost = await gateway.media(call_id)
     await send(lost, start(call_id, stream_id="two"), *frames(2))
     await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 8)
-    # No stop and no close: the old connection is still open when the carrier comes back with the stream id it had.
+    # No stop and no close: the old connection is still open when the carrier reconnects with the same stream id.
     async with gateway.media(call_id) as ws:
         await send(ws, start(call_id, stream_id="two"), *frames(2))
         await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 12)
@@ -699,9 +701,7 @@ def test_nothing_is_recorded_of_a_stream_after_its_end() -> None:
     assert outline(records) == ["START", "1", "END:2:replaced"]
 
 
-async def test_a_stream_id_that_comes_again_is_recorded_as_another_stream(
-    gateway: Gateway, embedded: KafkaConnection
-) -> None:
+async def test_a_repeated_stream_id_is_recorded_as_another_stream(gateway: Gateway, embedded: KafkaConnection) -> None:
     call_id = new_call()
     await whole_call(gateway, call_id, media(1))
     await whole_call(gateway, call_id, media(1))
@@ -758,10 +758,10 @@ async def test_a_healthy_call_keeps_every_frame_while_bad_ones_come_and_go(
     assert gateway.metrics.frames_dropped == gateway.metrics.records_failed == 0
 
 
-# ---- Kafka away, gateway stopping ----------------------------------------------------------------------------------
+# ---- Kafka down, gateway stopping ----------------------------------------------------------------------------------
 
 
-async def test_what_does_not_fit_while_kafka_is_away_is_a_jump_and_the_rest_is_stored_in_order() -> None:
+async def test_frames_dropped_while_kafka_is_down_are_a_gap_and_the_others_are_stored_in_order() -> None:
     async with EmbeddedBroker() as own:
         connection = own.connection
         await apply(connection, Topics.load(), replication=1)
@@ -782,7 +782,7 @@ async def test_what_does_not_fit_while_kafka_is_away_is_a_jump_and_the_rest_is_s
             assert gateway.metrics.frames_dropped == 20
 
 
-async def test_a_stopping_gateway_ends_its_streams_and_stores_what_it_took(embedded: KafkaConnection) -> None:
+async def test_a_stopping_gateway_ends_its_streams_and_stores_their_frames(embedded: KafkaConnection) -> None:
     call_id = new_call()
     async with running_gateway(embedded) as gateway:
         ws = await gateway.media(call_id)
@@ -794,7 +794,7 @@ async def test_a_stopping_gateway_ends_its_streams_and_stores_what_it_took(embed
     assert outline(frames) == ["START", *map(str, range(1, 101)), "END:101:closed: the gateway stops"]
 
 
-async def test_the_key_is_the_tokens_call_where_the_carrier_names_no_session(
+async def test_the_token_gives_the_key_where_the_carrier_names_no_session(
     gateway: Gateway, embedded: KafkaConnection
 ) -> None:
     call_id = new_call()
@@ -804,7 +804,7 @@ async def test_the_key_is_the_tokens_call_where_the_carrier_names_no_session(
     assert outline(await frames_of(embedded, call_id)) == ["START", "1", "END:2:stop"]
 
 
-async def test_a_call_known_by_its_control_id_keeps_that_key_though_start_names_a_session(
+async def test_a_call_known_by_its_control_id_keeps_that_key_even_if_start_names_a_session(
     gateway: Gateway, embedded: KafkaConnection
 ) -> None:
     call_id = new_call()

@@ -27,7 +27,7 @@ def test_every_count_is_shown() -> None:
     assert names == {PREFIX + item.name for item in dataclasses.fields(GatewayMetrics)}
 
 
-def test_counts_are_shown_as_they_are_with_their_kinds() -> None:
+def test_counts_are_shown_by_kind() -> None:
     metrics = GatewayMetrics(frames=7, sockets_open=3)
     metrics.webhooks[WebhookOutcome.STORED] += 2
     samples = shown(GatewayCollector(metrics))

@@ -90,7 +90,7 @@ async def one_call(
 
 
 async def answered(platform: Platform, carrier: SimulatedCarrier, caller: CallerAudio) -> PlacedCall:
-    """A call that the platform answered and did nothing more with."""
+    """A call that the platform has answered, without any further command."""
     platform.commands_for = lambda commands: tuple(command for command in commands if isinstance(command, Answer))
     placed = carrier.place_call(caller, CALLER, CALLED)
     await platform.until(lambda: "call.answered" in platform.types())
@@ -115,7 +115,7 @@ async def test_a_call_has_telnyxs_events_in_their_order(platform: Platform, acco
 
 async def test_webhooks_are_signed_and_have_telnyxs_fields(platform: Platform, account: SimulatedAccount) -> None:
     report = await one_call(platform, account, audio(10))
-    # The platform verifies every signature before it takes an event; a wrong one would have ended in 500.
+    # The platform verifies every signature before it accepts an event; a wrong one would end in 500.
     for webhook in platform.webhooks:
         assert webhook.headers["user-agent"] == "telnyx-webhooks"
         assert webhook.headers["content-type"] == "application/json"
@@ -188,7 +188,7 @@ async def test_frames_are_sent_in_real_time_without_drift(platform: Platform, ac
     assert time.monotonic() - began >= 50 * 0.02 / 4
 
 
-async def test_many_calls_share_one_carrier_and_keep_apart(platform: Platform, account: SimulatedAccount) -> None:
+async def test_many_calls_share_one_carrier_and_stay_separate(platform: Platform, account: SimulatedAccount) -> None:
     threads = threading.active_count()
     async with carrier_for(platform, account, timing=Timing(speed=20.0)) as carrier:
         platform.commands_to(carrier.api_url)
@@ -224,7 +224,7 @@ async def test_the_platform_may_hang_up_first(platform: Platform, account: Simul
     assert platform.last("call.hangup").payload["hangup_source"] == "callee"
 
 
-async def test_speech_to_the_caller_is_cut_by_the_hangup(platform: Platform, account: SimulatedAccount) -> None:
+async def test_a_hangup_interrupts_speech_to_the_caller(platform: Platform, account: SimulatedAccount) -> None:
     async with carrier_for(platform, account, timing=Timing(speed=1.0)) as carrier:
         client = platform.commands_to(carrier.api_url)
         placed = await answered(platform, carrier, audio(1))
@@ -237,7 +237,7 @@ async def test_speech_to_the_caller_is_cut_by_the_hangup(platform: Platform, acc
     assert platform.types()[-1] == "call.hangup"
 
 
-async def test_a_call_refused_before_it_is_answered(platform: Platform, account: SimulatedAccount) -> None:
+async def test_a_call_may_be_refused_before_it_is_answered(platform: Platform, account: SimulatedAccount) -> None:
     platform.commands_for = lambda commands: tuple(Hangup(c.call_control_id, "no") for c in commands)
     report = await one_call(platform, account, audio(10))
     assert report.hangup_cause is HangupCause.CALL_REJECTED
@@ -254,10 +254,10 @@ async def test_closing_the_carrier_hangs_up_its_calls(platform: Platform, accoun
     assert platform.types()[-1] == "call.hangup"
 
 
-# What does not happen
+# Failures
 
 
-async def test_no_answer_says_what_is_missing(platform: Platform, account: SimulatedAccount) -> None:
+async def test_a_call_without_an_answer_says_what_is_missing(platform: Platform, account: SimulatedAccount) -> None:
     platform.commands_for = lambda commands: ()
     report = await one_call(platform, account, audio(10), timing=Timing(answer_s=0.05))
     assert report.failure == (
@@ -267,7 +267,7 @@ async def test_no_answer_says_what_is_missing(platform: Platform, account: Simul
     assert platform.last("call.hangup").payload["sip_hangup_cause"] == "487"
 
 
-async def test_no_stream_says_what_is_missing(platform: Platform, account: SimulatedAccount) -> None:
+async def test_a_call_without_a_stream_says_what_is_missing(platform: Platform, account: SimulatedAccount) -> None:
     platform.commands_for = lambda commands: tuple(command for command in commands if isinstance(command, Answer))
     report = await one_call(platform, account, audio(10), timing=Timing(stream_s=0.05))
     assert report.failure == "the call was answered but no `streaming_start` command came within 0.05 s"
@@ -289,7 +289,7 @@ async def test_a_refused_signature_is_explained_and_not_retried(platform: Platfo
     assert [webhook.type for webhook in platform.webhooks] == ["call.initiated", "call.hangup"]
 
 
-async def test_no_gateway_is_explained(account: SimulatedAccount) -> None:
+async def test_a_missing_gateway_is_explained(account: SimulatedAccount) -> None:
     async with Platform(account.public_key) as gone:
         url = gone.url
     async with SimulatedCarrier(account, 0, url, timing=FAST, webhooks=QUICK) as carrier:
@@ -299,7 +299,7 @@ async def test_no_gateway_is_explained(account: SimulatedAccount) -> None:
     assert report.undelivered == ("call.initiated", "call.hangup")
 
 
-# Webhooks again
+# Retries of webhooks
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503, SILENCE])
@@ -420,7 +420,7 @@ async def test_bad_parameters_get_telnyxs_errors(
         assert reply["errors"][0].keys() == {"code", "title", "detail"}
 
 
-async def test_a_wrong_key_commands_nothing(platform: Platform, account: SimulatedAccount) -> None:
+async def test_a_wrong_key_is_refused(platform: Platform, account: SimulatedAccount) -> None:
     platform.commands_for = lambda commands: ()
     async with carrier_for(platform, account) as carrier:
         placed = carrier.place_call(audio(1), CALLER, CALLED)
@@ -467,7 +467,7 @@ async def test_a_stream_may_be_stopped_and_started_again(platform: Platform, acc
     assert [socket.kinds[-1] for socket in (first, second)] == ["stop", "stop"]
 
 
-async def test_when_the_platform_drops_the_socket_the_caller_speaks_on(
+async def test_the_caller_speaks_on_when_the_platform_closes_the_socket(
     platform: Platform, account: SimulatedAccount
 ) -> None:
     platform.close_after = 30
@@ -482,7 +482,7 @@ async def test_when_the_platform_drops_the_socket_the_caller_speaks_on(
 # Faults
 
 
-async def test_faults_of_the_line_are_the_same_for_a_seed(platform: Platform, account: SimulatedAccount) -> None:
+async def test_a_seed_gives_the_same_faults_each_time(platform: Platform, account: SimulatedAccount) -> None:
     faults = Faults(seed=7, frame_duplicates=0.05, frame_swaps=0.05, frame_losses=0.05)
     caller = audio(300)
     await one_call(platform, account, caller, faults=faults)
@@ -495,12 +495,12 @@ async def test_faults_of_the_line_are_the_same_for_a_seed(platform: Platform, ac
     assert all(int(m["sequence_number"]) == int(m["media"]["chunk"]) + 1 for m in platform.sockets[0].media)
 
 
-async def test_a_missing_stop(platform: Platform, account: SimulatedAccount) -> None:
+async def test_a_stream_may_end_without_stop(platform: Platform, account: SimulatedAccount) -> None:
     await one_call(platform, account, audio(10), faults=Faults(missing_stop=True))
     assert platform.sockets[0].kinds == ["connected", "start"] + ["media"] * 10
 
 
-async def test_a_cut_socket(platform: Platform, account: SimulatedAccount) -> None:
+async def test_a_socket_may_be_cut(platform: Platform, account: SimulatedAccount) -> None:
     report = await one_call(platform, account, audio(60), faults=Faults(cut_after_frames=25))
     assert report.streams[0].messages == 25
     assert platform.sockets[0].kinds == ["connected", "start"] + ["media"] * 25
@@ -524,11 +524,11 @@ def test_without_loss_every_frame_is_sent_at_most_one_moment_late(
     assert all(moment - frame in (0, 1) for moment, frames in enumerate(plan) for frame in frames)
 
 
-def test_a_line_without_faults_sends_each_frame_at_its_moment() -> None:
+def test_without_faults_each_frame_is_sent_at_its_moment() -> None:
     assert list(frame_schedule(5, NO_FAULTS, NO_FAULTS.rng(0, "frames"))) == [(0,), (1,), (2,), (3,), (4,)]
 
 
-def test_a_rate_that_is_no_chance_is_refused() -> None:
+def test_a_rate_that_is_no_probability_is_refused() -> None:
     with pytest.raises(ValueError, match="frame_losses"):
         Faults(frame_losses=1.5)
 
@@ -543,7 +543,7 @@ async def test_a_taken_port_is_explained(platform: Platform, account: SimulatedA
                 pass
 
 
-def test_the_account_is_made_once_and_kept_secret(tmp_path: Path) -> None:
+def test_the_account_is_created_once_and_kept_secret(tmp_path: Path) -> None:
     state = tmp_path / "state"
     first, second = SimulatedAccount.load_or_create(state), SimulatedAccount.load_or_create(state)
     assert first.public_key == second.public_key
@@ -555,7 +555,7 @@ def test_the_account_is_made_once_and_kept_secret(tmp_path: Path) -> None:
     assert [path.name for path in state.iterdir()] == ["carrier.key"]
 
 
-def test_programs_that_make_the_account_at_one_time_agree(tmp_path: Path) -> None:
+def test_programs_that_create_the_account_at_the_same_time_agree(tmp_path: Path) -> None:
     keys: list[str] = []
     threads = [
         threading.Thread(target=lambda: keys.append(SimulatedAccount.load_or_create(tmp_path).public_key))
@@ -608,7 +608,7 @@ def saved(path: Path, content: bytes) -> Path:
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 48000])
 @pytest.mark.parametrize("bits", [8, 16, 24, 32])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_a_recording_of_any_pcm_format_becomes_the_same_voice(
+def test_a_recording_in_any_pcm_format_becomes_the_same_audio(
     tmp_path: Path, rate: int, bits: int, channels: int
 ) -> None:
     samples = np.repeat(tone(rate), channels)
@@ -620,13 +620,13 @@ def test_a_recording_of_any_pcm_format_becomes_the_same_voice(
     assert np.sqrt(np.mean(error**2)) < 0.01
 
 
-def test_what_the_telephone_cannot_carry_is_filtered_and_not_folded_back(tmp_path: Path) -> None:
+def test_frequencies_above_the_telephones_are_filtered_without_aliasing(tmp_path: Path) -> None:
     caller = load(saved(tmp_path / "a.wav", wav(pcm(tone(44100, hz=6000), 16), rate=44100)))
     heard = MULAW[np.frombuffer(caller.pcmu, np.uint8)][200:3800] / 32768
     assert np.sqrt(np.mean(heard**2)) < 0.005
 
 
-def test_mulaw_is_passed_on_byte_by_byte_and_filled_up(tmp_path: Path) -> None:
+def test_mulaw_is_used_byte_by_byte_and_padded(tmp_path: Path) -> None:
     payload = bytes(range(256)) + b"\x7f"
     caller = load(saved(tmp_path / "a.wav", wav(payload, tag=7, bits=8)))
     assert caller.pcmu == payload + b"\xff" * (320 - 257)
@@ -675,7 +675,9 @@ def test_a_missing_file_is_explained(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=300), st.booleans())
-def test_no_bytes_break_the_reader(tmp_path_factory: pytest.TempPathFactory, noise: bytes, headed: bool) -> None:
+def test_no_bytes_make_the_reader_raise_another_error(
+    tmp_path_factory: pytest.TempPathFactory, noise: bytes, headed: bool
+) -> None:
     path = tmp_path_factory.getbasetemp() / "noise.wav"
     with suppress(AudioFileError):
         load(saved(path, b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0" + noise if headed else noise))

@@ -1,4 +1,4 @@
-"""A gateway on a free port of the loopback address, a carrier's side of it, and a reader of what it wrote to Kafka."""
+"""A gateway on a free port of loopback, the carrier's side of it, and a reader of its records in Kafka."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class Gateway:
 async def running_gateway(
     connection: KafkaConnection, *, until_ready: bool = True, **options: Any
 ) -> AsyncIterator[Gateway]:
-    """A gateway that believes KEY and SECRET; `options` are fields of its configuration."""
+    """A gateway that accepts signatures by KEY and SECRET; `options` are fields of its configuration."""
     known: dict[str, Any] = {
         "verifier": WebhookVerifier((KEY.public_key(),), SECRET.encode(), TOLERANCE_S),
         "stream_secret": STREAM_SECRET,
-        # The carrier's 2 s are no matter of a machine that runs tests.
+        # The carrier's limit of 2 s is too short for a busy machine that runs tests.
         "ack_timeout_s": 20.0,
     }
     producer = AIOKafkaProducer(**connection.producer_options(), linger_ms=5, max_batch_size=262_144)
@@ -72,7 +72,7 @@ async def running_gateway(
         address = ("127.0.0.1", runner.addresses[0][1])
         async with aiohttp.ClientSession(f"http://{address[0]}:{address[1]}") as http:
             try:
-                # Until it knows the topics it refuses everything, as is right; a test is about what comes then.
+                # Until the gateway knows the topics it refuses everything; the tests begin after that.
                 async with asyncio.timeout(30):
                     while until_ready and (await http.get("/health/ready")).status != 200:  # noqa: ASYNC110
                         await asyncio.sleep(0.05)
@@ -115,7 +115,7 @@ def event(call_id: str | None, **changes: Any) -> dict[str, Any]:
 
 
 def start(call_id: str, *, stream_id: str = "stream-1", media_format: Any = None, **changes: Any) -> str:
-    """The start message; `media_format` False leaves it out."""
+    """The start message; `media_format=False` omits the format."""
     fields: dict[str, Any] = {"call_session_id": call_id, "call_control_id": control_id(call_id)}
     if media_format is not False:
         fields["media_format"] = media_format or {"encoding": "PCMU", "sample_rate": 8000, "channels": 1}
@@ -123,7 +123,7 @@ def start(call_id: str, *, stream_id: str = "stream-1", media_format: Any = None
 
 
 def media(chunk: int, payload: bytes | None = None, *, track: str = "inbound") -> str:
-    """One frame, 160 bytes that tell its number unless `payload` is given."""
+    """One frame: 160 bytes that hold its number, unless `payload` is given."""
     audio = chunk.to_bytes(4, "big") * 40 if payload is None else payload
     return text(
         {
@@ -151,7 +151,7 @@ def text(message: Any) -> str:
 async def records_of(
     connection: KafkaConnection, topic: str, key: str, done: Callable[[Sequence[ConsumerRecord]], bool]
 ) -> list[ConsumerRecord]:
-    """The records with `key` on `topic`, as soon as `done` says that they are all there.
+    """The records with `key` on `topic`, as soon as `done` accepts them.
 
     The test's own time limit ends a wait for records that never come.
     """
@@ -171,7 +171,7 @@ async def records_of(
 
 
 async def frames_of(connection: KafkaConnection, call_id: str, *, ends: int = 1) -> list[AudioFrame]:
-    """What `audio-frames` holds of a call, up to the END of its last stream."""
+    """The records of a call on `audio-frames`, up to the END of its last stream."""
 
     def ended(records: Sequence[ConsumerRecord]) -> bool:
         return sum(decode_as(AudioFrame, record.value).kind == "END" for record in records) >= ends

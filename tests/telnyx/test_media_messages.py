@@ -76,12 +76,12 @@ def test_both_spellings_of_a_track_are_read(name: str, track: Track) -> None:
     assert read(media(1, b"a", track=name)) == Media(track, 1, b"a")
 
 
-def test_numbers_may_be_numbers() -> None:
+def test_a_number_may_be_a_json_number() -> None:
     message = '{"event":"media","media":{"track":"inbound","chunk":12,"payload":"YQ=="}}'
     assert read(message) == Media(Track.INBOUND, 12, b"a")
 
 
-def test_a_stream_without_session_stream_id_or_format_starts_all_the_same() -> None:
+def test_a_stream_may_start_without_session_stream_id_or_format() -> None:
     message = '{"event":"start","start":{"call_control_id":"v3:x"}}'
     assert read(message) == Start(None, None, "v3:x", None)
 
@@ -130,7 +130,7 @@ def test_an_unusable_message_says_why(message: str | bytes, kind: BadMessageKind
 
 
 @given(st.binary(min_size=1, max_size=2000), st.integers(1, 1 << 40))
-def test_audio_comes_out_as_it_went_in(audio: bytes, chunk: int) -> None:
+def test_audio_is_decoded_unchanged(audio: bytes, chunk: int) -> None:
     encoded = base64.b64encode(audio).decode()
     assert read(media_with(chunk=str(chunk), payload=encoded)) == Media(Track.INBOUND, chunk, audio)
 
@@ -151,7 +151,7 @@ EDITS = st.lists(
 
 @given(EDITS)
 @example([(len(USUAL) - 3, 0, b'","payload":"YQ==')])
-def test_the_carriers_own_spelling_is_read_as_any_json_is(edits: list[tuple[int, int, bytes]]) -> None:
+def test_the_carriers_own_spelling_is_read_like_any_other_json(edits: list[tuple[int, int, bytes]]) -> None:
     message = USUAL
     for at, length, new in edits:
         message = message[:at] + new + message[at + length :]
@@ -166,7 +166,7 @@ def test_the_carriers_own_spelling_is_read_as_any_json_is(edits: list[tuple[int,
 
 
 @given(st.binary(min_size=1, max_size=400), st.integers(0, 999_999_999_999), st.sampled_from(["inbound", "outbound"]))
-def test_audio_in_the_carriers_own_spelling_comes_out_as_it_went_in(audio: bytes, chunk: int, track: str) -> None:
+def test_audio_in_the_carriers_own_spelling_is_decoded_unchanged(audio: bytes, chunk: int, track: str) -> None:
     message = media(chunk, audio, track=track).encode()
     assert parse_media_message(message) == parse_media_json(message)
     assert read(message) == Media(Track(track.upper()), chunk, audio)

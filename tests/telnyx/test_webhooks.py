@@ -75,7 +75,7 @@ def test_without_a_control_id_the_session_is_enough() -> None:
     assert parse({"data": {"payload": {"call_session_id": "s"}}}).call_control_id == ""
 
 
-def test_an_event_without_an_id_has_the_same_one_on_redelivery_and_another_event_another() -> None:
+def test_an_event_without_an_id_gets_one_that_is_stable_over_redelivery_and_unique() -> None:
     message = event("c")
     del message["data"]["id"]
     again = message | {"meta": {"attempt": 2}}
@@ -86,7 +86,7 @@ def test_an_event_without_an_id_has_the_same_one_on_redelivery_and_another_event
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"\xff", b"null", b"[]", b'"text"', b"{}", b'{"data": 1}', b'{"data": {}}']
 )
-def test_what_names_no_call_is_unusable(body: bytes) -> None:
+def test_a_webhook_that_names_no_call_is_unusable(body: bytes) -> None:
     with pytest.raises(EnvelopeError):
         parse_webhook(body)
 
@@ -101,7 +101,7 @@ def test_an_unusable_event_is_kept_under_the_best_id_it_has() -> None:
 
 
 @pytest.mark.parametrize("bad", [None, 5, "", " ", "a b", "a\n", "x" * 257, "naïve", {"a": 1}, ["a"], True])
-def test_an_id_that_is_none_is_passed_over(bad: object) -> None:
+def test_an_invalid_id_is_ignored(bad: object) -> None:
     assert call_id_of(bad, "control") == "control"
     assert call_id_of("session", bad) == "session"
     assert call_id_of(bad, bad) is None
@@ -163,14 +163,14 @@ def test_optional_fields_of_a_wrong_type_count_as_absent(wrong: Any) -> None:
     assert parse_webhook(body).call_id == "c"
 
 
-def test_an_event_without_an_id_that_is_nested_too_deep_to_write_again_still_has_one_id() -> None:
+def test_an_event_without_an_id_gets_one_even_if_it_is_nested_too_deep_to_be_written() -> None:
     deep = b'{"a":' * 400 + b"1" + b"}" * 400
     body = b'{"data":{"payload":{"call_session_id":"c","x":' + deep + b"}}}"
     assert parse_webhook(body).event_id == parse_webhook(body).event_id
     assert parse_webhook(body).event_id != parse_webhook(body.replace(b":1}", b":2}")).event_id
 
 
-def test_nobody_outside_can_write_the_programs_own_events() -> None:
+def test_a_webhook_cannot_have_the_type_of_an_own_event() -> None:
     body = orjson.dumps({"data": {"event_type": "dispatchai.deadline", "payload": {"call_session_id": "call-1"}}})
     with pytest.raises(EnvelopeError, match="this program's own"):
         parse_webhook(body)
