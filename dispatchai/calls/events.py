@@ -126,7 +126,7 @@ def derived_id(text: str) -> str:
 
 
 def payload_of(event: CallEvent) -> EventPayload:
-    """What the event says beside its envelope. No content of it raises."""
+    """The payload of the event. No content of it raises."""
     if not event.type.startswith(OWN_EVENTS):
         return parse_payload(event.type, event.payload)
     try:

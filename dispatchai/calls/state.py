@@ -74,7 +74,7 @@ def fold(state: CallState | None, event: CallEvent) -> CallState:
 
 
 def apply(state: CallState | None, event: CallEvent, payload: EventPayload) -> CallState:
-    """`fold`, for a caller that has read the event's payload already."""
+    """`fold`, for code that has already read the event's payload."""
     if state is None:
         state = CallState(
             call_control_id="",

@@ -38,7 +38,7 @@ class GatewayConfig:
     """How long Kafka may take to acknowledge a webhook. The carrier waits 2 s for the answer."""
 
     l16_encoding: str = L16_LITTLE
-    """What L16 is recorded as where its audio does not show the byte order: L16_LITTLE or L16_BIG."""
+    """The recorded encoding of L16 whose audio does not show its byte order: L16_LITTLE or L16_BIG."""
     media_message_max_bytes: int = 65_536
     start_timeout_s: float = 10.0
     """How long a media socket may be open without a `start`."""

@@ -30,7 +30,7 @@ from dispatchai.gateway.websocket import (
 )
 
 PIECE_BYTES: Final = 8192
-"""What is processed at once: 24 messages of 20 ms, half a millisecond. One read may bring 256 kB."""
+"""Bytes that are processed at once: 24 messages of 20 ms, half a millisecond. One read may bring 256 kB."""
 
 UNREAD_MAX_BYTES: Final = 65_536
 """Bytes that may wait for processing before reading from the connection pauses: four seconds of audio. The rest waits

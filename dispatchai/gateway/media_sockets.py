@@ -78,7 +78,7 @@ class _Socket:
     """One open socket."""
 
     subject: stream_tokens.Subject | None
-    """What its token was issued for; None where no token is required."""
+    """The subject of its token; None where no token is required."""
     closing: asyncio.Future[Closing]
     """How to close it. Its handler waits for this."""
     connection: Connection | None = None

@@ -64,7 +64,7 @@ class Broken:
 
 
 Received = bytes | Binary | Ping | Pong | Close | Broken
-"""A text message as its bytes, or something else. Whoever parses the bytes checks that they are UTF-8."""
+"""A text message as its bytes, or something else. The parser of the bytes checks that they are UTF-8."""
 
 
 def accept_of(key: str) -> str | None:

@@ -32,7 +32,7 @@ class Codec(StrEnum):
 
 
 class TokenFault(StrEnum):
-    """What is wrong with the handshake of the media socket."""
+    """The fault in the handshake of the media socket."""
 
     RIGHT = "right"
     ABSENT = "absent"
@@ -42,7 +42,7 @@ class TokenFault(StrEnum):
 
 
 class SignatureFault(StrEnum):
-    """What is wrong with the signature of every webhook."""
+    """The fault in the signature of every webhook."""
 
     RIGHT = "right"
     ABSENT = "absent"

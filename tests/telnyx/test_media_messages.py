@@ -136,7 +136,7 @@ def test_audio_is_decoded_unchanged(audio: bytes, chunk: int) -> None:
 
 
 USUAL = media(7, b"some audio").encode()
-"""A message letter by letter as the carrier writes it."""
+"""A message exactly as the carrier writes it."""
 
 EDITS = st.lists(
     st.tuples(
