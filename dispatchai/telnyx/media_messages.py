@@ -126,8 +126,8 @@ _USUAL_MEDIA: Final = re.compile(
     rb'"media":\{"track":"(inbound|outbound)","chunk":"([0-9]{1,12})","timestamp":"[0-9]{1,18}","payload":"'
 )
 _USUAL_END: Final = b'"}}'
-"""A media message exactly as Telnyx writes it, up to its audio, and after it. Matching it costs half of parsing JSON.
-Any other spelling is parsed as JSON; a test holds the two ways to the same result."""
+"""A media message exactly as Telnyx writes it, up to its audio, and after it. Matching it costs 2.5 µs, parsing it as
+JSON 2.9 µs. Any other spelling is parsed as JSON; a test holds the two ways to the same result."""
 
 _USUAL_TRACKS: Final = {b"inbound": Track.INBOUND, b"outbound": Track.OUTBOUND}
 
