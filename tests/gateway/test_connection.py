@@ -30,15 +30,7 @@ from tests.support.gateway import (
 )
 
 if TYPE_CHECKING:
-    from tests.support.kafka.brokers import Brokers
-
-
-@pytest.fixture
-def embedded(brokers: Brokers) -> KafkaConnection:
-    """The embedded broker with the topics."""
-    connection = brokers.connection("embedded")
-    brokers.topics(connection)
-    return connection
+    pass
 
 
 def handshake(call_id: str, **changes: str) -> bytes:

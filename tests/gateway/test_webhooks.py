@@ -27,20 +27,12 @@ from dispatchai.telnyx.signatures import Refusal, WebhookVerifier
 from tests.support.gateway import KEY, SECRET, Gateway, control_id, event, new_call, records_of, running_gateway
 
 if TYPE_CHECKING:
-    from tests.support.kafka.brokers import Brokers
+    pass
 
 
 def received_now() -> int:
     """A time of receipt in microseconds: now, because signatures are valid for five minutes only."""
     return int(time.time()) * 1_000_000
-
-
-@pytest.fixture
-def embedded(brokers: Brokers) -> KafkaConnection:
-    """The embedded broker with the topics, for tests that do not depend on the broker."""
-    connection = brokers.connection("embedded")
-    brokers.topics(connection)
-    return connection
 
 
 @pytest.fixture
