@@ -15,7 +15,7 @@ from typing import Final
 
 import structlog
 
-from dispatchai.calls.config import CallFlowConfig
+from dispatchai.calls.config import CallControlConfig
 from dispatchai.calls.control import Refusal, act, is_settled, outcome_event, round_of, step, with_token
 from dispatchai.calls.events import OWN_EVENTS, EventType
 from dispatchai.calls.state import takes_commands
@@ -65,7 +65,7 @@ def make(
     app: App,
     partitions: int,
     *,
-    config: CallFlowConfig,
+    config: CallControlConfig,
     client: TelnyxClient,
     token_for: Callable[[str, str], str],
 ) -> KeyedStates[CallState]:

@@ -19,7 +19,7 @@ import aiohttp
 import orjson
 
 from bench import command
-from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx import stream_tokens
 from tests.support.gateway_process import STREAM_SECRET, Running, gateway
 from tests.support.kafka.measured import broker
 from tests.support.processes import rounds
@@ -97,7 +97,7 @@ async def connect(port: int, sockets: int) -> list[asyncio.Transport]:
 
 async def _connect(port: int, number: int) -> asyncio.Transport:
     call_id, leg = call_of(number)
-    token = tokens.issue(STREAM_SECRET.encode(), tokens.Subject(leg, call_id), int(time.time()) + 3600)
+    token = stream_tokens.issue(STREAM_SECRET.encode(), stream_tokens.Subject(leg, call_id), int(time.time()) + 3600)
     transport, carrier = await asyncio.get_running_loop().create_connection(_Carrier, "127.0.0.1", port)
     handshake = (
         "GET /ws HTTP/1.1",
@@ -106,7 +106,7 @@ async def _connect(port: int, number: int) -> asyncio.Transport:
         "Connection: Upgrade",
         "Sec-WebSocket-Version: 13",
         f"Sec-WebSocket-Key: {base64.b64encode(number.to_bytes(16)).decode()}",
-        f"{tokens.HEADER}: {token}",
+        f"{stream_tokens.HEADER}: {token}",
         "",
         "",
     )

@@ -1,8 +1,8 @@
 """What it costs the gateway to write a frame to Kafka, by aiokafka and by confluent-kafka: `python -m bench.outbox`.
 
 The same records under the same policy: acknowledged by all, gathered for 10 ms, batches of the same size; aiokafka by
-its batches, as the gateway's outbox uses it, and by `send`. Records come in portions at the pace of live calls; counted
-is this process's time, threads included, from the first record to the last acknowledgement.
+its batches, as the gateway's Kafka writer uses it, and by `send`. Records come in portions at the pace of live calls;
+counted is this process's time, threads included, from the first record to the last acknowledgement.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ async def by_confluent(kafka: Broker, frames: Portions) -> None:
 
 
 WAYS: Final[dict[str, Callable[[Broker, Portions], Awaitable[None]]]] = {
-    "aiokafka, batches as the gateway's outbox builds them": by_batches,
+    "aiokafka, batches as the gateway's Kafka writer builds them": by_batches,
     "aiokafka, `send`": by_send,
     "confluent-kafka, `produce`": by_confluent,
 }

@@ -6,7 +6,7 @@ Decides which parts run together. What the parts do is theirs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,20 +16,21 @@ from aiohttp import web
 
 from agents import calls, ranking, signals, speech, triage
 from agents import orphans as leftovers
-from dispatchai.calls.config import CallFlowConfig
+from dispatchai.calls.config import CallControlConfig
 from dispatchai.console import actions
 from dispatchai.console import metrics as console_metrics
 from dispatchai.console.topic_feed import Feed
 from dispatchai.console.web import mount
 from dispatchai.engine.app import App, create_app
 from dispatchai.engine.keyed_state import KeyedStates
-from dispatchai.gateway.metrics import CommandsExposed
 from dispatchai.kafka.topics import Topic, Topics
+from dispatchai.process import health
 from dispatchai.records import to_json
 from dispatchai.settings import Settings
 from dispatchai.speech import metrics as speech_metrics
-from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx import stream_tokens
 from dispatchai.telnyx.client import TelnyxClient
+from dispatchai.telnyx.metrics import CommandCollector
 from dispatchai.triage.scoring import Rules
 
 WORKER: Final = "dispatchai-worker"
@@ -54,19 +55,19 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
         stall_limit_s=settings.stuck_after_s,
     )
     client = TelnyxClient.from_settings(settings)
-    secret = tokens.stream_secret(
+    secret = stream_tokens.stream_secret(
         settings.stream_token_secret.get_secret_value(), settings.telnyx_api_key.get_secret_value()
     )
 
     def token_for(call_id: str, call_control_id: str) -> str:
         if secret is None:
             return ""
-        subject = tokens.Subject(call_control_id, call_id)
-        return tokens.issue(secret, subject, int(time.time()) + STREAM_TOKEN_VALID_S)
+        subject = stream_tokens.Subject(call_control_id, call_id)
+        return stream_tokens.issue(secret, subject, int(time.time()) + STREAM_TOKEN_VALID_S)
 
     tables: dict[str, KeyedStates[Any] | signals.SignalStates] = {
         calls.NAME: calls.make(
-            app, partitions, config=CallFlowConfig.from_settings(settings), client=client, token_for=token_for
+            app, partitions, config=CallControlConfig.from_settings(settings), client=client, token_for=token_for
         ),
         signals.NAME: signals.make(app, partitions),
         triage.NAME: (triaged := triage.make(app, partitions, Rules.load())),
@@ -81,7 +82,7 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
     mount(app.web.web_app, feed, checks=app.checks)
     app.metrics.checks({"views": lambda: feed.ready, **app.checks})
     app.metrics.registry.register(console_metrics.Exposed(feed))
-    app.metrics.registry.register(CommandsExposed(client.counts))
+    app.metrics.registry.register(CommandCollector(client.counts))
     _metrics(app)
     writer = actions.ActionWriter(connection)
     app.on_close.append(writer.close)
@@ -107,7 +108,7 @@ def speech_app(settings: Settings) -> App:
     )
     made = speech.make(app, partitions, settings)
     checks = {**app.checks, "recognizer": made.is_listening}
-    _health(app.web.web_app, checks)
+    app.web.web_app.add_routes(health.routes(checks))
     app.metrics.checks(checks)
     app.metrics.registry.register(speech_metrics.Exposed(made.recognizer))
     _metrics(app)
@@ -120,20 +121,6 @@ def _data_dir(settings: Settings, name: str) -> Path:
     folder = settings.state_dir / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
-
-
-def _health(application: web.Application, checks: Mapping[str, Callable[[], bool]]) -> None:
-    async def live(_: web.Request) -> web.Response:
-        return web.json_response({"status": "live"})
-
-    async def ready(_: web.Request) -> web.Response:
-        results = {name: check() for name, check in checks.items()}
-        good = all(results.values())
-        return web.json_response(
-            {"status": "ready" if good else "starting", "checks": results}, status=200 if good else 503
-        )
-
-    application.add_routes([web.get("/health/live", live), web.get("/health/ready", ready)])
 
 
 def _metrics(app: App) -> None:

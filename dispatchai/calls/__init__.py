@@ -1,8 +1,8 @@
-"""A call's life: what is known of it, what it calls for, and when. Pure.
+"""A call's state and its control: what is known of a call, which commands it needs, and when. Pure.
 
-* `events`: the facts, as they are in `call-events`, and how this program writes its own.
-* `fold`: what the events say of a call. Triage folds by it as well.
-* `timers`: when something of a call is due, though nobody says anything.
-* `step`: which commands an event, or a dispatcher's action, calls for.
-* `config`: what can be set.
+* `events`: the events as `call-events` has them, and the form of this program's own.
+* `state`: folds a call's events to its state. Triage uses it as well.
+* `control`: which commands an event, or a dispatcher's action, calls for.
+* `timers`: when something is due in a call although no event arrives.
+* `config`: the settings of call control.
 """

@@ -1,4 +1,4 @@
-"""What the call flow can be told, as one value. Leaves the names in the environment to `dispatchai.settings`."""
+"""The settings of call control, as one value. `dispatchai.settings` decides their names in the environment."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallFlowConfig:
-    """What the call flow can be told. Durations in seconds."""
+class CallControlConfig:
+    """The settings of call control. Durations are in seconds."""
 
     stream_url: str
     greeting: str
@@ -21,16 +21,16 @@ class CallFlowConfig:
     call_expiry_s: float
     call_longest_s: float
     help_prompt: str = ""
-    """What a dispatcher's SPEAK without words says, in the greeting's voice and language."""
+    """The text of a dispatcher's SPEAK without words, in the greeting's voice and language."""
     human_line: str = ""
-    """Where a dispatcher's TRANSFER goes; empty for nowhere."""
+    """The number or SIP address of a dispatcher's TRANSFER; empty if there is none."""
     record_format: str = ""
     """wav or mp3; empty for no recording."""
     stream_restarts_max: int = 5
 
     @classmethod
-    def from_settings(cls, settings: Settings, *, gateway_port: int | None = None) -> CallFlowConfig:
-        """The configuration that `settings` asks for; `gateway_port` where the gateway was given a free port."""
+    def from_settings(cls, settings: Settings, *, gateway_port: int | None = None) -> CallControlConfig:
+        """From the settings; `gateway_port` overrides theirs where the gateway listens on a free port."""
         return cls(
             stream_url=settings.ws_public_url or _local_stream_url(settings, gateway_port),
             greeting=settings.greeting,
@@ -47,7 +47,7 @@ class CallFlowConfig:
 
 
 def _local_stream_url(settings: Settings, gateway_port: int | None) -> str:
-    # An address that means "all interfaces" is one to listen on, not one to connect to.
+    # An address that means "all interfaces" is for listening, not for connecting.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(settings.gateway_host, settings.gateway_host)  # noqa: S104
     port = settings.gateway_port if gateway_port is None else gateway_port
     return f"ws://[{host}]:{port}/ws" if ":" in host else f"ws://{host}:{port}/ws"

@@ -1,9 +1,9 @@
-"""Which commands to the carrier a call calls for: by its events, by a dispatcher's actions, and again where one failed.
+"""Which commands to the carrier a call needs: for its events, for a dispatcher's actions, and again after a failure.
 
-Decides the order of a call's life and nothing of I/O: events arrive as records, time as an argument, commands leave as
-values. What has to be done later is a timer (`timers`): dispatchai.retry gives a command again that the carrier could
-not be told, with growing waits for as long as the call lasts; dispatchai.stream_lost says that a stream stopped and
-the call went on, dispatchai.stream_due that one which fails again and again may be started once more.
+Decides the sequence of a call's commands. Does no I/O: events are records, time is an argument, commands are values.
+Anything to be done later is a timer (`timers`): dispatchai.retry sends a command again that the carrier could not be
+given, with growing waits for as long as the call lasts; dispatchai.stream_lost reports that a stream stopped while the
+call went on; dispatchai.stream_due starts a stream again that failed repeatedly.
 """
 
 from __future__ import annotations
@@ -13,9 +13,20 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Final
 
-from dispatchai.calls.config import CallFlowConfig
-from dispatchai.calls.events import EventType, derived_id, micros, own_event, payload_of, text_in
-from dispatchai.calls.state import INT_MAX, find_command, fold, is_wanted, takes_commands
+from dispatchai.calls.config import CallControlConfig
+from dispatchai.calls.events import (
+    ROUND_MAX,
+    CommandEnded,
+    EventType,
+    RetryDue,
+    StreamDue,
+    StreamLost,
+    derived_id,
+    micros,
+    own_event,
+    payload_of,
+)
+from dispatchai.calls.state import apply, find_command, is_of_transfer_leg, is_wanted, takes_commands
 from dispatchai.calls.timers import backoff_s, restart_wait_s
 from dispatchai.records.values import (
     Action,
@@ -28,7 +39,6 @@ from dispatchai.records.values import (
     Micros,
 )
 from dispatchai.telnyx.commands import (
-    TRANSFER_LEG_STATE,
     AlreadyEnded,
     AlreadyStreaming,
     Answer,
@@ -46,12 +56,13 @@ from dispatchai.telnyx.commands import (
     command_from,
     request_of,
 )
+from dispatchai.telnyx.webhooks import CallAnswered, CallInitiated, StreamingFailed
 
 SEEN_ACTIONS_MAX: Final = 64
-"""A dispatcher's actions that are remembered: more than a call of hours brings."""
+"""Number of a dispatcher's actions that are remembered: more than a call of several hours has."""
 
-RETRY_ASKED_MAX_S: Final = 86_400.0
-"""A carrier that asks for a longer wait than this is not believed; no call lasts so long anyway."""
+RETRY_AFTER_MAX_S: Final = 86_400.0
+"""The longest wait that the carrier may ask for. No call lasts that long."""
 
 
 class Refusal(StrEnum):
@@ -60,76 +71,75 @@ class Refusal(StrEnum):
     REPEATED = "repeated"
     UNKNOWN_CALL = "unknown call"
     CALL_OVER = "the call is over"
-    NO_CONTROL_ID = "the carrier gave no handle of the call"
+    NO_CONTROL_ID = "the carrier gave no call control id"
     NO_HUMAN_LINE = "no HUMAN_LINE is set"
-    NOTHING_TO_SAY = "no words were given and HELP_PROMPT is empty"
+    NOTHING_TO_SAY = "no text was given and HELP_PROMPT is empty"
 
 
 def step(
-    state: CallState | None, call_id: str, event: CallEvent, config: CallFlowConfig
+    state: CallState | None, call_id: str, event: CallEvent, config: CallControlConfig
 ) -> tuple[CallState, tuple[Command, ...]]:
-    """`fold`, and the commands that `event` calls for.
+    """`fold`, and the commands that `event` calls for. `call_id` is the key of the record.
 
-    Answer on call.initiated; on call.answered stream, record if asked for, greet, and give again what came too early.
-    A stream that fails or is lost is started again up to `stream_restarts_max` times, each time under a new command_id:
-    at once, or on dispatchai.stream_due where it failed a short while before already.
-    On dispatchai.retry the command it names is given again under its own.
+    On call.initiated: answer. On call.answered: stream, record if configured, greet, and send again the commands that
+    came too early. A stream that fails or is lost is started again up to `stream_restarts_max` times, each time under a
+    new command_id: at once, or on dispatchai.stream_due if it had failed shortly before. On dispatchai.retry the
+    command that it names is sent again under its own command_id.
 
-    A repeated event calls for nothing, nor does any event of a call that is over, by what the carrier said of it in an
-    event or in answer to a command, or whose control id is unknown. The command_id follows from event and action, so
-    that a command made twice (after a crash) is one command to the carrier. A StreamingStart leaves without its
-    token: see `with_token`. `call_id` is the key of the record.
+    A repeated event calls for no command. Neither does an event of a call whose control id is unknown, or of a call
+    that is over according to an event or to the carrier's reply to a command. The command_id follows from event and
+    action, so that a command made twice (after a crash) is one command to the carrier. A StreamingStart is returned
+    without its token: see `with_token`.
     """
     repeated = state is not None and event.event_id in state.seen_event_ids
-    after = fold(state, event)
-    body = payload_of(event)
+    payload = payload_of(event)
+    after = apply(state, event, payload)
     control_id = event.call_control_id or after.call_control_id
-    other_leg = body.get("client_state") == TRANSFER_LEG_STATE
-    if repeated or other_leg or not takes_commands(after) or not control_id:
+    if repeated or is_of_transfer_leg(payload) or not takes_commands(after) or not control_id:
         return after, ()
 
     def stream() -> StreamingStart:
         return StreamingStart(control_id, command_id(event, StreamingStart.action), config.stream_url)
 
-    match event.type:
-        case EventType.INITIATED | EventType.ANSWERED if text_in(body, "direction") not in (None, "incoming"):
-            return after, ()  # a leg that we placed; where no direction is stated it came to us
-        case EventType.INITIATED if after.status is CallStatus.RINGING:
+    match payload:
+        case CallInitiated(incoming=False) | CallAnswered(incoming=False):
+            return after, ()
+        case CallInitiated() if after.status is CallStatus.RINGING:
             return after, (Answer(control_id, command_id(event, Answer.action)),)
-        case EventType.ANSWERED if state is None or state.status is CallStatus.RINGING:
+        case CallAnswered() if state is None or state.status is CallStatus.RINGING:
             commands: list[Command] = [stream()]
             if config.record_format:
                 commands.append(RecordStart(control_id, command_id(event, RecordStart.action), config.record_format))
             if config.greeting:
                 commands.append(_speak(control_id, command_id(event, Speak.action), config.greeting, config))
             early = (
-                _again(after, command)
+                _rebuilt(after, command)
                 for command in after.commands
                 if command.outcome is CommandOutcome.NOT_ANSWERED and command.action != StreamingStart.action
             )
             return after, (*commands, *(command for command in early if command is not None))
-        case EventType.STREAMING_FAILED | EventType.STREAM_LOST:
+        case StreamingFailed() | StreamLost():
             return after, ((stream(),) if restart_wait_s(after, config) == 0 else ())
-        case EventType.STREAM_DUE:
-            due = body.get("failed_at") == after.stream_at and restart_wait_s(after, config) is not None
+        case StreamDue(failed_at):
+            due = failed_at == after.stream_at and restart_wait_s(after, config) is not None
             return after, ((stream(),) if due else ())
-        case EventType.RETRY:
-            owed = find_command(after, text_in(body, "command_id") or "")
-            if owed is None or owed.round != body.get("round") or not is_wanted(after, owed):
+        case RetryDue(command_id=retried, round=number):
+            failed = find_command(after, retried or "")
+            if failed is None or failed.round != number or not is_wanted(after, failed):
                 return after, ()
-            again = _again(after, owed)
-            return after, (() if again is None else (again,))
+            repeated_command = _rebuilt(after, failed)
+            return after, (() if repeated_command is None else (repeated_command,))
         case _:
             return after, ()
 
 
 def act(
-    state: CallState, action: Action, config: CallFlowConfig
+    state: CallState, action: Action, config: CallControlConfig
 ) -> tuple[CallState, tuple[Command, ...], Refusal | None]:
-    """What a dispatcher's `action` calls for: SPEAK, TRANSFER or HANGUP; other kinds are no call control.
+    """The commands for a dispatcher's `action`: SPEAK, TRANSFER or HANGUP; other kinds are not call control.
 
-    Returns the state, in which the action is seen, the commands, and why there are none where it was refused. The
-    command_id follows from action and command, so that an action sent twice is one.
+    Returns the state with the action recorded as seen, the commands, and the reason where the action was refused. The
+    command_id follows from action and command, so that an action sent twice has effect once.
     """
 
     def refused(why: Refusal) -> tuple[CallState, tuple[Command, ...], Refusal | None]:
@@ -161,47 +171,47 @@ def act(
 
 
 CALL_CONTROL: Final = frozenset({ActionKind.SPEAK, ActionKind.TRANSFER, ActionKind.HANGUP})
-"""The kinds of actions that `act` makes commands of."""
+"""The kinds of actions that become commands."""
 
 
 def round_of(state: CallState, command: Command) -> int:
-    """Which round of `command` comes next, from 1."""
+    """The number of the next round of `command`, from 1."""
     known = find_command(state, command.command_id)
-    return 1 if known is None else min(known.round + 1, INT_MAX)
+    return 1 if known is None else min(known.round + 1, ROUND_MAX)
 
 
 def is_settled(state: CallState, command: Command) -> bool:
-    """Whether `command` needs not be given (again): the carrier took or refused it, or what it wants is so."""
+    """Whether `command` need not be sent (again): the carrier accepted or refused it, or its aim is reached."""
     known = find_command(state, command.command_id)
     return known is not None and (known.request is None or not is_wanted(state, known))
 
 
 def outcome_event(command: Command, number: int, outcome: Outcome, now: Micros) -> CallEvent:
-    """How round `number` of `command`, without its token, ended at `now`: as an event to be written to `call-events`.
+    """The event for `call-events` that round `number` of `command`, without its token, ended at `now`.
 
-    What the carrier could not be told is to be given again; it carries its request and when.
+    If the command must be sent again, the event has its request and the time of the next round.
     """
-    kind, code, wait_s = _told(outcome, number)
+    kind, code, wait_s = _recorded(outcome, number)
     return own_event(
         EventType.COMMAND,
         derived_id(f"{command.command_id}:{number}:{kind}"),
         occurred_at=now,
         received_at=now,
         call_control_id=command.call_control_id,
-        payload={
-            "command_id": command.command_id,
-            "action": command.action,
-            "round": number,
-            "outcome": kind,
-            "code": code,
-            "retry_at": None if wait_s is None else now + micros(wait_s),
-            "request": None if wait_s is None else request_of(command),
-        },
+        payload=CommandEnded(
+            command_id=command.command_id,
+            action=command.action,
+            round=number,
+            outcome=kind,
+            code=code,
+            retry_at=None if wait_s is None else now + micros(wait_s),
+            request=None if wait_s is None else request_of(command),
+        ),
     )
 
 
-def _told(outcome: Outcome, number: int) -> tuple[CommandOutcome, str, float | None]:
-    """Kind and code of `outcome`, and seconds until the next round where there is one."""
+def _recorded(outcome: Outcome, number: int) -> tuple[CommandOutcome, str, float | None]:
+    """Kind and code of `outcome`, and the seconds until the next round if there is one."""
     match outcome:
         case Done():
             return CommandOutcome.DONE, "", None
@@ -214,17 +224,17 @@ def _told(outcome: Outcome, number: int) -> tuple[CommandOutcome, str, float | N
         case NotAnswered():
             return CommandOutcome.NOT_ANSWERED, "", backoff_s(number)
         case Unavailable():
-            asked_s = min(outcome.retry_after_s or 0.0, RETRY_ASKED_MAX_S)
-            return CommandOutcome.UNAVAILABLE, "", max(backoff_s(number), asked_s)
+            requested_s = min(outcome.retry_after_s or 0.0, RETRY_AFTER_MAX_S)
+            return CommandOutcome.UNAVAILABLE, "", max(backoff_s(number), requested_s)
 
 
 def command_id(cause: CallEvent | Action, action: str) -> str:
-    """The command_id of `action` as called for by `cause`: a UUID, the same whenever it is derived."""
+    """The command_id of `action` for `cause`: a UUID, the same whenever it is derived."""
     return derived_id(f"{cause.event_id if isinstance(cause, CallEvent) else cause.action_id}:{action}")
 
 
 def with_token(command: Command, token_for: Callable[[str], str]) -> Command:
-    """`command` ready to be sent: a StreamingStart is given the token that `token_for` makes for its control id."""
+    """`command` ready to be sent: a StreamingStart gets the token that `token_for` makes for its control id."""
     match command:
         case StreamingStart():
             return replace(command, stream_auth_token=token_for(command.call_control_id))
@@ -232,9 +242,9 @@ def with_token(command: Command, token_for: Callable[[str], str]) -> Command:
             return command
 
 
-def _speak(control_id: str, command_id: str, words: str, config: CallFlowConfig) -> Speak:
+def _speak(control_id: str, command_id: str, words: str, config: CallControlConfig) -> Speak:
     return Speak(control_id, command_id, payload=words, voice=config.greeting_voice, language=config.greeting_language)
 
 
-def _again(state: CallState, owed: CommandState) -> Command | None:
-    return command_from(owed.action, state.call_control_id, owed.request or "")
+def _rebuilt(state: CallState, failed: CommandState) -> Command | None:
+    return command_from(failed.action, state.call_control_id, failed.request or "")

@@ -1,16 +1,16 @@
-"""What a call's events say of it: its state, in whatever order they arrived and however often.
+"""Folds a call's events to its state, in whatever order and however often they arrive.
 
-`fold` is commutative and idempotent over the events of a call, so that whoever reads `call-events` concludes the same.
-How a command ended and which timers fired are events too: the state knows of them by their records alone. Leaves to
-`step` what a state calls for, to `timers` when.
+`fold` is commutative and idempotent over the events of a call, so that every reader of `call-events` reaches the same
+state. The end of a command and a timer that fired are events too: the state learns of them only by their records.
+`control` decides which commands a state needs, `timers` when.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
-from dispatchai.calls.events import OWN_EVENTS, EventType, micros, micros_in, payload_of, text_in
+from dispatchai.calls.events import CommandEnded, EventPayload, EventType, StreamLost, micros, payload_of
 from dispatchai.records.values import (
     CallEvent,
     CallState,
@@ -20,40 +20,38 @@ from dispatchai.records.values import (
     Micros,
     StreamStatus,
 )
-from dispatchai.telnyx.commands import (
-    TRANSFER_LEG_STATE,
-    Answer,
-    Hangup,
-    RecordStart,
-    Speak,
-    StreamingStart,
-    Transfer,
+from dispatchai.telnyx.commands import Answer, Hangup, RecordStart, Speak, StreamingStart, Transfer
+from dispatchai.telnyx.webhooks import (
+    CallAnswered,
+    CallHangup,
+    CallInitiated,
+    StreamingFailed,
+    StreamingStarted,
+    StreamingStopped,
+    WebhookPayload,
 )
 
 SEEN_EVENTS_MAX: Final = 256
-"""Event ids kept for deduplication. A call has about twenty events; more than this only with keypad or recording
-storms, and then only a redelivery of the oldest is counted again, whose command carries the same command_id."""
+"""Event ids kept for deduplication. A call has about twenty events, and more than this only in a storm of keypad or
+recording events. Then only a redelivery of the oldest is counted again, and its command has the same command_id."""
 
 COMMANDS_MAX: Final = 64
-"""Commands that are remembered: more than a call of hours brings."""
+"""Number of commands that are remembered: more than a call of several hours has."""
 
 FAILURES_MAX: Final = 64
-"""Failures of a stream that are remembered: far above any setting of how often it is started again."""
+"""Number of stream failures that are remembered: far above any setting of how often a stream is started again."""
 
 STRAY_AFTER_S: Final = 900.0
-"""A hangup that is received so long after it happened, of a call of which nothing else is known, ends no call: it is
-delivered once more to a program that has given the call up. Carriers retry for some minutes."""
+"""A hangup that is received this long after it happened, for a call of which nothing else is known, ends no call: it is
+a redelivery, and the call's state has already expired. Carriers retry for some minutes."""
 
 STOP_GRACE_S: Final = 1.0
-"""How long a stopped stream is taken for a call's end, whose hangup is reported some milliseconds after it."""
-
-INT_MAX: Final = 2**31 - 1
-"""What a round's number in a record can be."""
+"""How long a stopped stream counts as the call's end. The hangup is reported some milliseconds after the stop."""
 
 NO_AUDIO: Final = "the caller's audio does not come in: its stream failed"
-"""Degraded: nothing is heard of the caller until a stream starts again."""
+"""Why a call is degraded: the caller is not heard until a stream starts again."""
 
-_AIMS: Final = {
+_FAILURES_OF_ACTIONS: Final = {
     Answer.action: "the call could not be answered",
     StreamingStart.action: "the caller's audio could not be asked for",
     Transfer.action: "the call could not be transferred",
@@ -61,17 +59,22 @@ _AIMS: Final = {
     Speak.action: "nothing could be said to the caller",
     RecordStart.action: "the call could not be recorded",
 }
-"""What a dispatcher is told of a command that failed, the gravest first."""
+"""What a dispatcher reads about a failed command, the most serious first."""
 
 
 def fold(state: CallState | None, event: CallEvent) -> CallState:
-    """The state of a call after `event`; `state` is None before its first one.
+    """The state of a call after `event`; `state` is None before its first event.
 
-    The result does not depend on the order or repetition of events, apart from the order of `seen_event_ids`:
-    times are the earliest recorded, the status only rises, of a stream and of a command the latest by their own
-    clocks count, and what differs between events of one leg (it should not) is settled by value and not by arrival.
-    Events of the leg to the human line are seen and change nothing else. Never raises on an event's content.
+    The result does not depend on the order or repetition of events, except for the order of `seen_event_ids`. Times are
+    the earliest recorded. The status only rises. Of a stream and of a command the latest record counts, by the time in
+    it. If events of one leg differ in a value, which they should not, the value itself decides and not its arrival.
+    Events of the leg to the human line are recorded as seen and change nothing else. No content of an event raises.
     """
+    return apply(state, event, payload_of(event))
+
+
+def apply(state: CallState | None, event: CallEvent, payload: EventPayload) -> CallState:
+    """`fold`, for code that has already read the event's payload."""
     if state is None:
         state = CallState(
             call_control_id="",
@@ -96,29 +99,28 @@ def fold(state: CallState | None, event: CallEvent) -> CallState:
             seen_event_ids=(),
             seen_action_ids=(),
         )
-    # A redelivery is the same event received again: only its earlier receipt counts.
+    # A redelivery is the same event received again: the earlier receipt counts.
     state = replace(state, first_seen_at=min(state.first_seen_at, event.received_at))
     if event.type == EventType.DEADLINE:
         seen_at = _earliest(state.deadline_seen_at, event.received_at)
         state = replace(state, deadline_passed=True, deadline_seen_at=seen_at)
-    state = _applied(state, event)
+    state = _applied(state, event, payload)
     return replace(state, stray=_is_stray(state))
 
 
-def _applied(state: CallState, event: CallEvent) -> CallState:
+def _applied(state: CallState, event: CallEvent, payload: EventPayload) -> CallState:
     repeated = event.event_id in state.seen_event_ids
-    if repeated and event.type not in _STREAM_EVENTS:
+    if repeated and not isinstance(payload, _STREAM_PAYLOADS):
         return state
-    body = payload_of(event)
-    if body.get("client_state") == TRANSFER_LEG_STATE and not event.type.startswith(OWN_EVENTS):
+    if is_of_transfer_leg(payload):
         return state if repeated else _seen(state, event)
-    if (stream := _stream_of(event, body)) is not None:
+    if (stream := _stream_of(event, payload)) is not None:
         status, at = stream
         state = _with_stream(state, status, at, seen_at=event.received_at, again=repeated)
         if status in _FAILURES and not repeated:
             state = replace(state, stream_failed_at=tuple(sorted((*state.stream_failed_at, at))[-FAILURES_MAX:]))
     if not repeated:
-        state = _folded(_seen(state, event), event, body)
+        state = _with_payload(_seen(state, event), event, payload)
     return replace(state, degraded=_degraded(state))
 
 
@@ -126,43 +128,47 @@ def _seen(state: CallState, event: CallEvent) -> CallState:
     return replace(state, seen_event_ids=(*state.seen_event_ids, event.event_id)[-SEEN_EVENTS_MAX:])
 
 
-def _folded(state: CallState, event: CallEvent, body: dict[str, Any]) -> CallState:
+def is_of_transfer_leg(payload: EventPayload) -> bool:
+    """Whether an event is of the leg to the human line, and not of the caller's leg, whose life is the call's."""
+    return isinstance(payload, WebhookPayload) and payload.is_transfer_leg
+
+
+def _with_payload(state: CallState, event: CallEvent, payload: EventPayload) -> CallState:
     state = replace(
         state,
         call_control_id=_settled(state.call_control_id, event.call_control_id) or "",
         from_number=_settled(state.from_number, event.from_number),
         to_number=_settled(state.to_number, event.to_number),
     )
-    match event.type:
-        case EventType.INITIATED:
+    match payload:
+        case CallInitiated():
             return replace(state, started_at=_earliest(state.started_at, event.occurred_at))
-        case EventType.ANSWERED:
+        case CallAnswered():
             return replace(
                 state,
                 status=CallStatus.ENDED if state.status is CallStatus.ENDED else CallStatus.ACTIVE,
                 answered_at=_earliest(state.answered_at, event.occurred_at),
             )
-        case EventType.STREAMING_STARTED:
+        case StreamingStarted():
             return replace(state, streams_started=state.streams_started + 1)
-        case EventType.COMMAND:
-            outcome = _command_state(event, body)
-            return state if outcome is None else _with_command(state, outcome)
-        case EventType.HANGUP:
-            ended_at, cause = _first_hangup(state, event, text_in(body, "hangup_cause"))
+        case CommandEnded():
+            return _with_command(state, _command_state(event, payload))
+        case CallHangup(hangup_cause=hangup_cause):
+            ended_at, cause = _first_hangup(state, event, hangup_cause)
             return replace(state, status=CallStatus.ENDED, ended_at=ended_at, hangup_cause=cause)
         case _:
             return state
 
 
 def _is_stray(state: CallState) -> bool:
-    """Whether nothing says that there is, or lately was, a call: what came is of one that was given up."""
+    """Whether nothing shows that there is, or lately was, a call: the events belong to one that has expired."""
     if state.started_at is not None or state.answered_at is not None or state.streams_started:
         return False
     return state.ended_at is None or state.first_seen_at - state.ended_at > micros(STRAY_AFTER_S)
 
 
 def takes_commands(state: CallState) -> bool:
-    """Whether the call can still be told something: not over, neither by its events nor by an answer of the carrier."""
+    """Whether commands still make sense: neither an event nor a reply of the carrier says that the call is over."""
     return (
         state.status is not CallStatus.ENDED
         and not state.deadline_passed
@@ -171,10 +177,10 @@ def takes_commands(state: CallState) -> bool:
 
 
 def audio_comes_in(state: CallState) -> bool | None:
-    """Whether the caller's audio is streamed, as far as the carrier said; None where it said nothing yet.
+    """Whether the caller's audio is streamed, according to the carrier; None if it has not said so yet.
 
-    A stream that stopped counts as streamed until it is known that the call went on without it; it did not if the
-    hangup, which may be told late, was when the stream stopped.
+    A stream that stopped counts as streamed until it is known that the call went on without it. It did not go on if the
+    hangup, which may be reported late, was at the moment of the stop.
     """
     if state.stream is None:
         return None
@@ -192,7 +198,7 @@ def audio_comes_in(state: CallState) -> bool | None:
 
 
 def _stopped_with_the_call(state: CallState) -> bool:
-    """Whether the hangup is of the moment in which the stream stopped, by the carrier's clock."""
+    """Whether the hangup was at the moment when the stream stopped, by the carrier's clock."""
     if state.ended_at is None or state.stream_at is None:
         return False
     return state.ended_at - state.stream_at <= micros(STOP_GRACE_S)
@@ -200,33 +206,31 @@ def _stopped_with_the_call(state: CallState) -> bool:
 
 # ---- the stream --------------------------------------------------------------------------------------------------
 
-_STREAM_EVENTS: Final = {
-    EventType.STREAMING_STARTED: StreamStatus.STARTED,
-    EventType.STREAMING_STOPPED: StreamStatus.STOPPED,
-    EventType.STREAM_LOST: StreamStatus.LOST,
-    EventType.STREAMING_FAILED: StreamStatus.FAILED,
-}
+_STREAM_PAYLOADS: Final = (StreamingStarted, StreamingStopped, StreamingFailed, StreamLost)
 _FAILURES: Final = frozenset({StreamStatus.LOST, StreamStatus.FAILED})
 _STREAM_RANK: Final = {status: rank for rank, status in enumerate(StreamStatus)}
 
 
-def _stream_of(event: CallEvent, body: dict[str, Any]) -> tuple[StreamStatus, Micros] | None:
-    """What `event` says of the stream, and of which moment; None where it says nothing of it."""
-    match event.type:
-        case EventType.STREAM_LOST:
-            # Of the moment of the stop: a stream that started since then is not lost.
-            stopped_at = micros_in(body, "stopped_at")
+def _stream_of(event: CallEvent, payload: EventPayload) -> tuple[StreamStatus, Micros] | None:
+    """The status of the stream that `event` reports, and its time; None if it reports none."""
+    match payload:
+        case StreamLost(stopped_at):
+            # With the time of the stop: a stream that started after it is not lost.
             return None if stopped_at is None else (StreamStatus.LOST, stopped_at)
-        case EventType.STREAMING_STARTED | EventType.STREAMING_STOPPED | EventType.STREAMING_FAILED:
-            return _STREAM_EVENTS[EventType(event.type)], event.occurred_at
+        case StreamingStarted():
+            return StreamStatus.STARTED, event.occurred_at
+        case StreamingStopped():
+            return StreamStatus.STOPPED, event.occurred_at
+        case StreamingFailed():
+            return StreamStatus.FAILED, event.occurred_at
         case _:
             return None
 
 
 def _with_stream(state: CallState, status: StreamStatus, at: Micros, *, seen_at: Micros, again: bool) -> CallState:
-    """The state with what was recorded of the stream: the latest by the carrier's clock, first received at `seen_at`.
+    """The state with a record of the stream in it: the latest by the carrier's clock, first received at `seen_at`.
 
-    A redelivery (`again`) only tells an earlier receipt of what is known.
+    A redelivery (`again`) can only show that the known status was received earlier.
     """
     if state.stream is None or state.stream_at is None or state.stream_seen_at is None:
         return state if again else replace(state, stream=status, stream_at=at, stream_seen_at=seen_at)
@@ -243,29 +247,21 @@ def _with_stream(state: CallState, status: StreamStatus, at: Micros, *, seen_at:
 _OUTCOME_RANK: Final = {outcome: rank for rank, outcome in enumerate(CommandOutcome)}
 
 
-def _command_state(event: CallEvent, body: dict[str, Any]) -> CommandState | None:
-    """What a dispatchai.command says; None where it is none."""
-    match body:
-        case {
-            "command_id": str() as command_id,
-            "action": str() as action,
-            "round": int() as number,
-            "outcome": str() as outcome,
-            "code": str() as code,
-            "request": (str() | None) as request,
-        } if type(number) is int and 1 <= number <= INT_MAX and outcome in _OUTCOMES:
-            retry_at = micros_in(body, "retry_at")
-            kind = CommandOutcome(outcome)
-            return CommandState(command_id, action, number, kind, code, event.occurred_at, retry_at, request)
-        case _:
-            return None
-
-
-_OUTCOMES: Final = frozenset(outcome.value for outcome in CommandOutcome)
+def _command_state(event: CallEvent, ended: CommandEnded) -> CommandState:
+    return CommandState(
+        command_id=ended.command_id,
+        action=ended.action,
+        round=ended.round,
+        outcome=ended.outcome,
+        code=ended.code,
+        at=event.occurred_at,
+        retry_at=ended.retry_at,
+        request=ended.request,
+    )
 
 
 def _with_command(state: CallState, new: CommandState) -> CallState:
-    """The state with `new` in it, unless a later round of the command is known, or a better outcome of the same."""
+    """The state with `new` in it, unless a later round of the command is known, or a better outcome of this one."""
     by_id = {command.command_id: command for command in state.commands}
     known = by_id.get(new.command_id)
     if known is not None and _precedence(known) >= _precedence(new):
@@ -276,7 +272,7 @@ def _with_command(state: CallState, new: CommandState) -> CallState:
 
 
 def _precedence(command: CommandState) -> tuple[int, int, Micros, Micros, str, str, str]:
-    # Beyond round and outcome nothing differs, unless a record was written by hand: then its value decides.
+    # Records differ in round and outcome only, unless one was written by hand: then its values decide.
     return (
         command.round,
         _OUTCOME_RANK[command.outcome],
@@ -289,12 +285,12 @@ def _precedence(command: CommandState) -> tuple[int, int, Micros, Micros, str, s
 
 
 def find_command(state: CallState, command_id: str) -> CommandState | None:
-    """How the command ended so far; None where that is not known."""
+    """How the latest known round of the command ended; None if none is known."""
     return next((command for command in state.commands if command.command_id == command_id), None)
 
 
 def latest_command(state: CallState, action: str) -> CommandState | None:
-    """How the newest command of this kind ended."""
+    """How the newest command of this action ended; None if there is none."""
     return max(
         (command for command in state.commands if command.action == action),
         key=lambda command: (command.at, command.command_id),
@@ -303,9 +299,9 @@ def latest_command(state: CallState, action: str) -> CommandState | None:
 
 
 def is_wanted(state: CallState, command: CommandState) -> bool:
-    """Whether what `command` was to bring about is not so by another way."""
+    """Whether the aim of `command` has not been reached in another way."""
     if command.outcome is CommandOutcome.NOT_ANSWERED and state.answered_at is None:
-        return False  # its time comes with call.answered
+        return False  # it is sent again on call.answered
     match command.action:
         case Answer.action:
             return state.answered_at is None
@@ -318,18 +314,18 @@ def is_wanted(state: CallState, command: CommandState) -> bool:
 
 
 def _degraded(state: CallState) -> str | None:
-    """Why the call is worse off than it should be, the gravest reason; None when nothing is wrong."""
+    """The most serious reason why the call is degraded; None if it is not."""
     if audio_comes_in(state) is False:
         return NO_AUDIO
-    for action, aim in _AIMS.items():
+    for action, failure in _FAILURES_OF_ACTIONS.items():
         latest = latest_command(state, action)
         if latest is None or not is_wanted(state, latest):
             continue
         match latest.outcome:
             case CommandOutcome.UNAVAILABLE:
-                return f"{aim}: the carrier cannot be reached"
-            case CommandOutcome.REJECTED if action != Hangup.action:  # refused of a call that is gone already
-                return f"{aim}: the carrier refused ({latest.code})"
+                return f"{failure}: the carrier cannot be reached"
+            case CommandOutcome.REJECTED if action != Hangup.action:  # a hangup is refused if the call is over already
+                return f"{failure}: the carrier refused ({latest.code})"
             case _:
                 continue
     return None
@@ -343,12 +339,12 @@ def _earliest(known: Micros | None, new: Micros) -> Micros:
 
 
 def _settled(known: str | None, new: str | None) -> str | None:
-    """The smaller of two values that are there: a choice that does not depend on which came first."""
+    """The smaller of two values that are present: a choice that does not depend on their order of arrival."""
     return min(filter(None, (known, new)), default=None)
 
 
 def _first_hangup(state: CallState, event: CallEvent, cause: str | None) -> tuple[Micros, str | None]:
-    """Time and cause of the earliest hangup. At one same time a stated cause goes before none, then by the alphabet."""
+    """Time and cause of the earliest hangup. At equal times a stated cause precedes none, then the alphabet decides."""
     if state.ended_at is None:
         return event.occurred_at, cause
     hangups = ((state.ended_at, state.hangup_cause), (event.occurred_at, cause))

@@ -18,6 +18,7 @@ from aiohttp import web
 from dispatchai.console import json_view
 from dispatchai.console.queue_view import Change, Entry
 from dispatchai.console.topic_feed import SLICE, Feed, FeedState, Subscription, TooManySubscribersError, Update
+from dispatchai.process import health
 from dispatchai.resources import data_path
 
 DEFAULT_LIMIT: Final = 200
@@ -66,7 +67,7 @@ def mount(app: web.Application, feed: Feed, *, checks: Checks | None = None) -> 
 
 def routes(feed: Feed, *, checks: Checks | None = None) -> list[web.AbstractRouteDef]:
     """The routes alone, without headers and shutdown. An application uses `mount`."""
-    views = _Views(feed, checks or {})
+    views = _Views(feed)
     page = data_path("dispatchai/console/page")
 
     async def index(_: web.Request) -> web.FileResponse:
@@ -83,8 +84,7 @@ def routes(feed: Feed, *, checks: Checks | None = None) -> list[web.AbstractRout
         web.get("/api/v1/calls", views.calls),
         web.get("/api/v1/calls/{call_id}", views.call),
         web.get("/api/v1/events", views.events),
-        web.get("/health/live", views.alive),
-        web.get("/health/ready", views.ready),
+        *health.routes({"views": lambda: feed.ready, **(checks or {})}, ready_details=views.readiness_details),
     ]
 
 
@@ -123,9 +123,8 @@ async def _rendered(entries: Iterable[T], render: Callable[[T], json_view.Json])
 class _Views:
     """The request handlers of one feed."""
 
-    def __init__(self, feed: Feed, checks: Checks) -> None:
+    def __init__(self, feed: Feed) -> None:
         self._feed = feed
-        self._checks = checks
 
     async def live_calls(self, request: web.Request) -> web.Response:
         """The calls in progress, an object by call_id, as in the telephony guide."""
@@ -158,27 +157,18 @@ class _Views:
             return _error(404, "unknown_call", "no such call in the queue or in progress")
         return _json(json_view.call(entry))
 
-    async def alive(self, _: web.Request) -> web.Response:
-        """200 as long as the loop answers."""
-        return _json({"status": "ok"})
-
-    async def ready(self, _: web.Request) -> web.Response:
-        """200 if the view is complete and current and all further checks hold, else 503. The body names each check."""
-        results = {"views": self._feed.ready, **{name: check() for name, check in self._checks.items()}}
-        good = all(results.values())
+    def readiness_details(self) -> Mapping[str, object]:
+        """The state and the counts of the feed, for `/health/ready`."""
         counts = self._feed.counts
-        body = {
-            "status": "ok" if good else "unavailable",
-            "checks": results,
+        return {
             "views": {
                 "state": self._feed.state,
                 "records": counts.records,
                 "skipped": counts.skipped,
                 "sessions": counts.sessions,
                 "dropped_subscribers": counts.dropped_subscribers,
-            },
+            }
         }
-        return _json(body, status=200 if good else 503)
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """Server-sent events: `snapshot` first, then `call`, `packet`, `remove` and `state` as they come.

@@ -1,1 +1,1 @@
-"""The telephone side: the gateway that the carrier calls, and the commands that are sent to it."""
+"""The gateway process: takes the carrier's webhooks and media sockets and writes them to Kafka."""

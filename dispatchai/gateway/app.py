@@ -1,15 +1,15 @@
 """The gateway process: one HTTP server for webhooks, media sockets and health, one producer to Kafka.
 
-Decides how its parts are put together, started and stopped. Leaves webhooks to `webhooks`, media to `media`, what is
-on its way to Kafka to `outbox`.
+Decides how its parts are put together, started and stopped. `webhooks` and `media_sockets` handle the requests,
+`kafka_writer` writes to Kafka.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Final
 
 import structlog
 from aiohttp import web
@@ -17,13 +17,13 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
 from dispatchai.gateway.config import GatewayConfig
-from dispatchai.gateway.errors import UnreadableRequests, errors_as_json
-from dispatchai.gateway.kafka_writer import Outbox
+from dispatchai.gateway.error_responses import UnreadableRequests, errors_as_json
+from dispatchai.gateway.kafka_writer import KafkaWriter
 from dispatchai.gateway.media_sockets import MediaSockets
-from dispatchai.gateway.metrics import Exposed, GatewayMetrics
+from dispatchai.gateway.metrics import GatewayCollector, GatewayMetrics
 from dispatchai.gateway.webhooks import Webhooks
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.process import memory
+from dispatchai.process import health, memory
 from dispatchai.process.metrics import PATH as METRICS_PATH
 from dispatchai.process.metrics import ProcessMetrics
 from dispatchai.process.watchdog import Watchdog
@@ -38,34 +38,34 @@ METRICS: Final = web.AppKey("metrics", GatewayMetrics)
 """The counts of an application made by `create_app`."""
 
 _PROCESS: Final = web.AppKey("process", ProcessMetrics)
-_OUTBOX: Final = web.AppKey("outbox", Outbox)
+_KAFKA_WRITER: Final = web.AppKey("kafka_writer", KafkaWriter)
 
 _BATCH_BYTES: Final = 900_000
-"""3000 frames, so that what waited out an outage, or a busy moment of this process, goes in one request a partition:
-Kafka takes 1 MiB in a batch."""
+"""3000 frames, so that the records that waited out an outage, or a busy moment of this process, go in one request for
+each partition. Kafka accepts batches of up to 1 MiB."""
 
 _RETRY_S: Final = 1.0
-"""Pause between two attempts to reach Kafka at the start."""
+"""Pause between two attempts to reach Kafka at startup."""
 
 _HANDLER_GRACE_S: Final = 3.0
-"""How long requests and closing sockets may take at the stop: above the close timeout of a media socket."""
+"""How long requests and closing sockets may take at shutdown: longer than the close timeout of a media socket."""
 
 _PRODUCER_GRACE_S: Final = 2.0
-"""How long the producer may take to deliver what it holds at the stop, after the media records were drained."""
+"""How long the producer may take to deliver its records at shutdown, after the media records were drained."""
 
 _BACKLOG: Final = 1024
-"""Connections that may wait to be accepted: all calls of a gateway that come back at once."""
+"""Connections that may wait to be accepted: all calls of a gateway may reconnect at once."""
 
 
 def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Application:
-    """The gateway's application. `producer` is started, and stopped after the application, by the caller."""
+    """The gateway's application. The caller starts `producer`, and stops it after the application."""
     metrics = GatewayMetrics()
     process = ProcessMetrics()
-    process.registry.register(Exposed(metrics))
+    process.registry.register(GatewayCollector(metrics))
     answered = process.stage("webhook_answer")
-    outbox = Outbox(producer, metrics, max_waiting=config.records_waiting_max, ack_timeout_s=config.ack_timeout_s)
-    webhooks = Webhooks(config, outbox, metrics)
-    media = MediaSockets(config, outbox, metrics)
+    writer = KafkaWriter(producer, metrics, max_waiting=config.records_waiting_max, ack_timeout_s=config.ack_timeout_s)
+    webhooks = Webhooks(config, writer, metrics)
+    media = MediaSockets(config, writer, metrics)
 
     async def webhook(request: web.Request) -> web.StreamResponse:
         begun = time.perf_counter()
@@ -74,61 +74,57 @@ def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Applica
         finally:
             answered.observe(time.perf_counter() - begun)
 
-    async def shown(request: web.Request) -> web.StreamResponse:
-        process.kafka_reachable.set((await outbox.readiness()).reachable)
+    async def show_metrics(request: web.Request) -> web.StreamResponse:
+        process.kafka_reachable.set((await writer.readiness()).reachable)
         return await process.show(request)
 
-    async def live(_: web.Request) -> web.Response:
-        return web.json_response({"status": "live", "metrics": metrics.as_json()})
+    async def kafka_is_ready() -> bool:
+        return (await writer.readiness()).ready
 
-    async def ready(_: web.Request) -> web.Response:
-        readiness = await outbox.readiness()
-        answer = {
-            "status": "ready" if readiness.ready else "unready",
-            "kafka": {
-                "reachable": readiness.reachable,
-                "missing_topics": list(readiness.missing_topics),
-                "problem": readiness.problem,
-            },
-            "metrics": metrics.as_json(),
-        }
-        return web.json_response(answer, status=200 if readiness.ready else 503)
+    def counts() -> Mapping[str, Any]:
+        return {"metrics": metrics.as_json()}
+
+    def kafka_and_counts() -> Mapping[str, Any]:
+        return {"kafka": writer.last_readiness.as_json(), **counts()}
 
     async def sending(_: web.Application) -> AsyncIterator[None]:
-        await outbox.readiness()  # so that the first webhook need not ask
-        sender = asyncio.create_task(outbox.run(), name="outbox")
-        sender.add_done_callback(outbox.stopped)
+        await writer.readiness()  # so that the first webhook need not wait for it
+        sender = asyncio.create_task(writer.run(), name="kafka-writer")
+        sender.add_done_callback(writer.run_ended)
         try:
             yield
-            await outbox.drain(config.drain_timeout_s)
+            await writer.drain(config.drain_timeout_s)
         finally:
             sender.cancel()
             await asyncio.wait([sender])
 
-    async def dismiss(_: web.Application) -> None:
-        media.dismiss_all()
+    async def close_sockets(_: web.Application) -> None:
+        media.close_all()
 
     app = web.Application(middlewares=[errors_as_json(metrics)])
     app[METRICS] = metrics
     app[_PROCESS] = process
-    app[_OUTBOX] = outbox
+    app[_KAFKA_WRITER] = writer
     app.router.add_post(WEBHOOK_PATH, webhook)
     app.router.add_post(f"{WEBHOOK_PATH}/", webhook)
     app.router.add_get(MEDIA_PATH, media.handle, allow_head=False)
-    app.router.add_get("/health/live", live)
-    app.router.add_get("/health/ready", ready)
-    app.router.add_get(METRICS_PATH, shown)
+    app.add_routes(health.routes({"kafka": kafka_is_ready}, live_details=counts, ready_details=kafka_and_counts))
+    app.router.add_get(METRICS_PATH, show_metrics)
     app.cleanup_ctx.append(sending)
-    app.on_shutdown.append(dismiss)
+    app.on_shutdown.append(close_sockets)
     if not config.verify_webhooks:
-        log.warning("WEBHOOK_VERIFICATION=off: anyone who reaches this port can invent calls")
+        log.warning(
+            "webhooks_not_verified",
+            setting="WEBHOOK_VERIFICATION=off",
+            risk="anyone who reaches this port can invent calls",
+        )
     elif not config.verifier.configured:
-        log.warning("no TELNYX_PUBLIC_KEY and no TELNYX_WEBHOOK_SECRET: every webhook is refused")
+        log.warning("all_webhooks_refused", reason="neither TELNYX_PUBLIC_KEY nor TELNYX_WEBHOOK_SECRET is set")
     return app
 
 
 def app_runner(app: web.Application) -> web.AppRunner:
-    """What serves an application made by `create_app`."""
+    """The runner of an application made by `create_app`."""
     return web.AppRunner(
         app, access_log=None, logger=UnreadableRequests.logger(app[METRICS]), shutdown_timeout=_HANDLER_GRACE_S
     )
@@ -137,11 +133,11 @@ def app_runner(app: web.Application) -> web.AppRunner:
 async def serve(
     settings: Settings, kafka: KafkaConnection, *, listening: Callable[[str, int], None] | None = None
 ) -> None:
-    """Run the gateway until cancelled; then take nothing more, store what was taken, and stop.
+    """Run the gateway until cancelled; then refuse new requests, store what was accepted, and stop.
 
-    `listening` is called with address and port once connections are accepted. Waits for Kafka at the start for as
-    long as it takes. Raises OSError if the port is taken, ValueError for settings that make no sense, and
-    ProducerBrokenError when only a new process can go on.
+    `listening` is called with address and port once connections are accepted. At startup the gateway waits for Kafka
+    as long as it takes. Raises OSError if the port is taken, ValueError for invalid settings, and ProducerBrokenError
+    when only a new process can go on.
     """
     config = GatewayConfig.from_settings(settings)
     producer = await _start_producer(kafka)
@@ -156,10 +152,10 @@ async def serve(
             site = web.TCPSite(runner, settings.gateway_host, settings.gateway_port, backlog=_BACKLOG)
             await site.start()
             host, port = runner.addresses[0][:2]
-            log.info("gateway listening", host=host, port=port)
+            log.info("gateway_listening", host=host, port=port)
             if listening is not None:
                 listening(host, port)
-            await app[_OUTBOX].broken()
+            await app[_KAFKA_WRITER].wait_until_broken()
         finally:
             watchdog.stop()
             await runner.cleanup()
@@ -170,8 +166,8 @@ async def serve(
 async def _start_producer(kafka: KafkaConnection) -> AIOKafkaProducer:
     while True:
         producer = AIOKafkaProducer(
-            # Idempotent, but on the embedded broker: there a retried request can store a record twice, which consumers
-            # skip by event id and sequence.
+            # Idempotent, except on the embedded broker: there a retried request can store a record twice, and consumers
+            # skip the duplicate by event id and sequence.
             **kafka.producer_options(),
             client_id="dispatchai-gateway",
             linger_ms=5,
@@ -181,7 +177,7 @@ async def _start_producer(kafka: KafkaConnection) -> AIOKafkaProducer:
             await producer.start()
         except KafkaConnectionError:
             await producer.stop()
-            log.warning("Kafka cannot be reached", servers=kafka.bootstrap_servers, retry_s=_RETRY_S)
+            log.warning("kafka_unreachable", servers=kafka.bootstrap_servers, retry_s=_RETRY_S)
             await asyncio.sleep(_RETRY_S)
         except BaseException:
             await producer.stop()
@@ -195,5 +191,5 @@ async def _stop_producer(producer: AIOKafkaProducer) -> None:
         async with asyncio.timeout(_PRODUCER_GRACE_S):
             await producer.stop()
     except TimeoutError:
-        log.error("Kafka did not take everything before the stop")
+        log.error("producer_not_drained", timeout_s=_PRODUCER_GRACE_S)
         await producer.client.close()

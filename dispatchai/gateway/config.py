@@ -1,6 +1,6 @@
 """Every option of the gateway, as one checked value.
 
-Decides which combinations make sense. Leaves the names in the environment to `dispatchai.settings`.
+Decides which combinations make sense. `dispatchai.settings` decides the names in the environment.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from dispatchai.audio.g711 import L16_BIG, L16_LITTLE
 from dispatchai.process.clock import now_micros
 from dispatchai.records import Micros
 from dispatchai.settings import ByteOrder, Settings, Verification
-from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx import stream_tokens
 from dispatchai.telnyx.signatures import WebhookVerifier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayConfig:
-    """What the gateway believes and how much it takes.
+    """What the gateway accepts, and how much of it.
 
-    `verifier` says which webhooks are believed, and is not asked when `verify_webhooks` is False. `stream_secret`
-    verifies the media sockets' tokens; without it every socket is refused, or, when webhooks are not verified
-    either, every one is let in. `clock` gives the time of receipt. The rest are bounds, with their units.
+    `verifier` verifies webhooks; it is not used when `verify_webhooks` is False. `stream_secret` verifies the media
+    sockets' tokens; without it every socket is refused, or accepted where webhooks are not verified either. `clock`
+    gives the time of receipt. The rest are bounds, with their units.
     """
 
     verifier: WebhookVerifier
@@ -33,27 +33,27 @@ class GatewayConfig:
 
     webhook_max_bytes: int = 262_144
     body_timeout_s: float = 5.0
-    """A body that takes longer is given up; the carrier gave up before."""
+    """A body that takes longer is given up; by then the carrier has given up too."""
     ack_timeout_s: float = 1.5
-    """How long Kafka may take to acknowledge a webhook: the carrier waits 2 s for the answer."""
+    """How long Kafka may take to acknowledge a webhook. The carrier waits 2 s for the answer."""
 
     l16_encoding: str = L16_LITTLE
-    """What L16 is recorded as where its audio does not tell the byte order: L16_LITTLE or L16_BIG."""
+    """The recorded encoding of L16 whose audio does not show its byte order: L16_LITTLE or L16_BIG."""
     media_message_max_bytes: int = 65_536
     start_timeout_s: float = 10.0
-    """How long a media socket may be open without its `start`."""
+    """How long a media socket may be open without a `start`."""
     bad_messages_max: int = 50
-    """So many unusable messages in a row close a socket: one second of a stream, nothing of it usable."""
+    """This many unusable messages in a row close a socket: one second of a stream without anything usable."""
     heartbeat_s: float = 30.0
-    """A media socket that is silent for so long is pinged, and closed when no answer comes in half of it."""
+    """A media socket that is silent for this long is pinged, and closed if no answer comes within half of it."""
     records_waiting_max: int = 100_000
-    """Media records that may wait for Kafka: five seconds of 400 calls, time to find another leader; 40 MB."""
+    """Media records that may wait for Kafka: five seconds of 400 calls, enough to elect another leader; 40 MB."""
     drain_timeout_s: float = 5.0
-    """How long the records that wait may take to be stored when the gateway stops."""
+    """How long the waiting records may take to be stored when the gateway stops."""
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """From the settings. Raises ValueError, naming the setting, for a key or a secret that is none."""
+        """From the settings. Raises ValueError, naming the setting, for a key or a secret that is invalid."""
         try:
             verifier = WebhookVerifier.of(
                 (settings.telnyx_public_key, settings.telnyx_public_key_next),
@@ -65,7 +65,7 @@ class GatewayConfig:
         return cls(
             verifier=verifier,
             verify_webhooks=settings.webhook_verification is Verification.ON,
-            stream_secret=tokens.stream_secret(
+            stream_secret=stream_tokens.stream_secret(
                 settings.stream_token_secret.get_secret_value(), settings.telnyx_api_key.get_secret_value()
             ),
             webhook_max_bytes=settings.webhook_max_bytes,

@@ -1,7 +1,7 @@
-"""One open WebSocket of the carrier: what the connection reads becomes messages, as turns allow.
+"""One open WebSocket of the carrier: turns the bytes of its TCP connection into messages, as the fair queue allows.
 
-Decides how much of a connection is held in memory, when its peer counts as gone, and how the socket is closed. Leaves
-to `websocket` what a message is, to `turns` when it is taken, to `sockets` what is done with it.
+Decides how much of a connection is held in memory, when its peer counts as gone, and how the socket is closed.
+`websocket` decides what a message is, `fair_queue` when it is processed, `media_sockets` what is done with it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from dispatchai.gateway.fair_queue import Turns
+from dispatchai.gateway.errors import GatewayError
+from dispatchai.gateway.fair_queue import FairQueue
 from dispatchai.gateway.websocket import (
     NO_STATUS,
     VERSION,
@@ -29,31 +30,31 @@ from dispatchai.gateway.websocket import (
 )
 
 PIECE_BYTES: Final = 8192
-"""What is taken at once: 24 messages of 20 ms, half a millisecond. One read may bring 256 kB."""
+"""Bytes that are processed at once: 24 messages of 20 ms, half a millisecond. One read may bring 256 kB."""
 
 UNREAD_MAX_BYTES: Final = 65_536
-"""Bytes that wait for their turn before no more are read from the connection: four seconds of audio. The rest waits in
-the kernel, and then with the carrier."""
+"""Bytes that may wait for processing before reading from the connection pauses: four seconds of audio. The rest waits
+in the kernel, and then with the carrier."""
 
 CLOSE_TIMEOUT_S: Final = 2.0
-"""How long the carrier may take to answer a close."""
+"""How long the carrier may take to answer a close frame."""
 
 
-class HandshakeError(Exception):
+class HandshakeError(GatewayError):
     """The request opens no WebSocket. The message says why."""
 
 
-class Link:
+class Connection:
     """An open socket, made by `upgrade`.
 
-    `receive` is called with each message, `lost` once, when the peer closed (its code), broke the protocol (the code to
-    close with) or is gone (ABNORMAL_CLOSURE). Neither is called after `deafen`. Neither may fail.
+    `receive` is called with each message. `lost` is called once: when the peer closed (its code), broke the protocol
+    (the code to close with) or is gone (ABNORMAL_CLOSURE). Neither is called after `stop_receiving`. Neither may fail.
     """
 
     def __init__(
         self,
         transport: asyncio.Transport,
-        turns: Turns,
+        fair_queue: FairQueue,
         receive: Callable[[bytes | Binary], None],
         lost: Callable[[int], None],
         *,
@@ -62,50 +63,50 @@ class Link:
     ) -> None:
         loop = asyncio.get_running_loop()
         self._transport = transport
-        self._turns = turns
+        self._fair_queue = fair_queue
         self._receive = receive
         self._lost = lost
         self._reader = MessageReader(message_max_bytes)
         self._unread: deque[bytes] = deque()
         self._unread_bytes = 0
-        self._in_turn = False
+        self._queued = False
         self._paused = False
-        self._deaf = False
-        self._cut = False
-        self._gone: asyncio.Future[None] = loop.create_future()
+        self._receiving = True
+        self._at_eof = False
+        self._peer_gone: asyncio.Future[None] = loop.create_future()
         """Done when the peer has closed its half, or its connection is lost."""
         self._heartbeat_s = heartbeat_s
         self._time = loop.time
         self._heard_at = loop.time()
-        self._pulse = loop.call_later(heartbeat_s, self._listen)
+        self._heartbeat = loop.call_later(heartbeat_s, self._check_heartbeat)
 
     @property
-    def is_read(self) -> bool:
-        """Whether nothing waits here of what was read from the connection."""
+    def is_drained(self) -> bool:
+        """Whether everything that was read from the connection is processed."""
         return not self._unread
 
-    def deafen(self) -> None:
-        """Take no more messages."""
-        self._deaf = True
+    def stop_receiving(self) -> None:
+        """Drop all messages from now on."""
+        self._receiving = False
 
     async def close(self, code: int, reason: str) -> None:
-        """The closing handshake. Gives up after CLOSE_TIMEOUT_S."""
-        self._deaf = True
+        """Perform the closing handshake. Gives up after CLOSE_TIMEOUT_S."""
+        self._receiving = False
         try:
-            if not self._gone.done():
+            if not self._peer_gone.done():
                 self._write(close_frame(code, reason))
                 # What the peer still sends is read meanwhile: a connection that is closed on unread bytes is reset,
                 # and the close frame may be lost with it.
-                await asyncio.wait([self._gone], timeout=CLOSE_TIMEOUT_S)
+                await asyncio.wait([self._peer_gone], timeout=CLOSE_TIMEOUT_S)
         finally:
-            self._pulse.cancel()
-            if not self._gone.done():
+            self._heartbeat.cancel()
+            if not self._peer_gone.done():
                 self._transport.abort()
 
-    # ---- what the connection calls -----------------------------------------------------------------------------------
+    # ---- called by the TCP connection --------------------------------------------------------------------------------
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """Bytes were read. The answer is aiohttp's: not at an end, nothing left over."""
+        """Take bytes that were read. The result is in aiohttp's form: not at the end, no bytes left over."""
         self._heard_at = self._time()
         if len(data) <= PIECE_BYTES:
             self._unread.append(data)
@@ -115,73 +116,73 @@ class Link:
         if self._unread_bytes > UNREAD_MAX_BYTES and not self._paused and not self._transport.is_closing():
             self._paused = True
             self._transport.pause_reading()
-        self._ask_for_a_turn()
+        self._queue()
         return False, b""
 
     def feed_eof(self) -> None:
         """The connection is lost."""
-        self._cut = True
-        self._ask_for_a_turn()
+        self._at_eof = True
+        self._queue()
 
-    # ---- what is done in a turn --------------------------------------------------------------------------------------
+    # ---- called by the fair queue ------------------------------------------------------------------------------------
 
-    def take(self) -> bool:
-        """Take the messages of one piece. Returns whether more wait."""
-        whole = False
+    def process_piece(self) -> bool:
+        """Process the messages of one piece. Returns whether more wait."""
+        succeeded = False
         try:
             if self._unread:
-                self._take(self._unread.popleft())
-            if self._cut and not self._unread:
+                self._process(self._unread.popleft())
+            if self._at_eof and not self._unread:
                 self._end(WSCloseCode.ABNORMAL_CLOSURE)
-            whole = True
+            succeeded = True
         finally:
-            if not whole:  # an error of the gateway's own: it ends this socket, and the event loop reports it
+            if not succeeded:  # an error of the gateway's own: it ends this socket, and the event loop reports it
                 self._transport.abort()
                 self._end(WSCloseCode.ABNORMAL_CLOSURE)
-        self._in_turn = bool(self._unread)
-        return self._in_turn
+        self._queued = bool(self._unread)
+        return self._queued
 
-    def _take(self, piece: bytes) -> None:
+    def _process(self, piece: bytes) -> None:
         self._unread_bytes -= len(piece)
         for message in self._reader.feed(piece):
             if type(message) is not bytes:
                 self._control(message)
-            elif not self._deaf:
+            elif self._receiving:
                 self._receive(message)
         if self._paused and self._unread_bytes <= UNREAD_MAX_BYTES // 2 and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
 
-    def _ask_for_a_turn(self) -> None:
-        if not self._in_turn:
-            self._in_turn = True
-            self._turns.add(self)
+    def _queue(self) -> None:
+        if not self._queued:
+            self._queued = True
+            self._fair_queue.add(self)
 
     def _control(self, message: object) -> None:
         match message:
-            case Binary() if not self._deaf:
+            case Binary() if self._receiving:
                 self._receive(message)
-            case Ping(payload) if not self._deaf:
+            case Ping(payload) if self._receiving:
                 self._write(frame(WSMsgType.PONG, payload))
             case Close(code):
-                if not self._deaf:  # else it answers ours
+                if self._receiving:  # else it answers the gateway's close frame
                     self._write(frame(WSMsgType.CLOSE, b"" if code == NO_STATUS else code.to_bytes(2, "big")))
                 self._end(code)
             case Broken(code):
-                self._tell(code)
+                self._report_lost(code)
             case Binary() | Ping() | Pong():
                 pass
 
     def _end(self, code: int) -> None:
-        """The peer has closed, or is gone: nothing need be said to it any more."""
-        self._pulse.cancel()
-        if not self._gone.done():
-            self._gone.set_result(None)
-        self._tell(code)
+        """The peer has closed or is gone: nothing more is sent to it."""
+        self._heartbeat.cancel()
+        if not self._peer_gone.done():
+            self._peer_gone.set_result(None)
+        self._report_lost(code)
 
-    def _tell(self, code: int) -> None:
-        if not self._deaf:
-            self._deaf = True
+    def _report_lost(self, code: int) -> None:
+        if self._receiving:
+            self._receiving = False
             self._lost(code)
 
     def _write(self, data: bytes) -> None:
@@ -190,45 +191,46 @@ class Link:
 
     # ---- is the peer alive? ------------------------------------------------------------------------------------------
 
-    def _listen(self) -> None:
+    def _check_heartbeat(self) -> None:
         """Ping a peer that has been silent for a heartbeat."""
         silent_s = self._time() - self._heard_at
         if self._unread or silent_s < self._heartbeat_s:
-            self._pulse = asyncio.get_running_loop().call_later(self._heartbeat_s - silent_s, self._listen)
+            delay_s = self._heartbeat_s - silent_s
+            self._heartbeat = asyncio.get_running_loop().call_later(delay_s, self._check_heartbeat)
             return
         self._write(frame(WSMsgType.PING, b""))
-        self._pulse = asyncio.get_running_loop().call_later(self._heartbeat_s / 2, self._give_up, self._heard_at)
+        self._heartbeat = asyncio.get_running_loop().call_later(self._heartbeat_s / 2, self._check_pong, self._heard_at)
 
-    def _give_up(self, heard_at: float) -> None:
-        """Take a peer for gone that has not answered the ping."""
+    def _check_pong(self, heard_at: float) -> None:
+        """Give up a peer that has sent nothing since the ping; `heard_at` is when it was heard last before it."""
         if self._heard_at == heard_at:
             self._transport.abort()
             self._end(WSCloseCode.ABNORMAL_CLOSURE)
         else:
-            self._listen()
+            self._check_heartbeat()
 
 
 async def upgrade(
     request: web.Request,
-    turns: Turns,
+    fair_queue: FairQueue,
     receive: Callable[[bytes | Binary], None],
     lost: Callable[[int], None],
     *,
     message_max_bytes: int,
     heartbeat_s: float,
-) -> tuple[web.StreamResponse, Link]:
-    """Answer the handshake of `request`. Returns what its handler must return in the end, and the open socket.
+) -> tuple[web.StreamResponse, Connection]:
+    """Answer the handshake of `request`. Returns the response that its handler must return, and the open socket.
 
     Raises HandshakeError for a request that is no handshake, and ConnectionError if the peer is gone already. A peer
-    that is silent for `heartbeat_s` is pinged, and taken for gone when it does not answer in half of that.
+    that is silent for `heartbeat_s` is pinged, and counts as gone if it does not answer within half of that.
     """
     accept = accept_of(request.headers.get("Sec-WebSocket-Key", ""))
     if "upgrade" not in request.headers.get("Connection", "").lower():
-        raise HandshakeError("there is no Connection: Upgrade")
+        raise HandshakeError("the header Connection: Upgrade is missing")
     if request.headers.get("Sec-WebSocket-Version") != VERSION:
-        raise HandshakeError(f"the version is not {VERSION}")
+        raise HandshakeError(f"Sec-WebSocket-Version is not {VERSION}")
     if accept is None:
-        raise HandshakeError("there is no Sec-WebSocket-Key")
+        raise HandshakeError("Sec-WebSocket-Key is missing or invalid")
     headers = {"Upgrade": "websocket", "Connection": "upgrade", "Sec-WebSocket-Accept": accept}
     response = web.StreamResponse(status=101, headers=headers)
     response.force_close()
@@ -236,8 +238,10 @@ async def upgrade(
     transport = request.transport
     if transport is None:
         raise ConnectionResetError("the connection is lost")
-    link = Link(transport, turns, receive, lost, message_max_bytes=message_max_bytes, heartbeat_s=heartbeat_s)
-    # aiohttp hands an upgraded connection's bytes to whatever has feed_data and feed_eof; its own reader is one.
-    parser: Any = link
+    connection = Connection(
+        transport, fair_queue, receive, lost, message_max_bytes=message_max_bytes, heartbeat_s=heartbeat_s
+    )
+    # aiohttp hands an upgraded connection's bytes to any object with feed_data and feed_eof; its own reader is one.
+    parser: Any = connection
     request.protocol.set_parser(parser)
-    return response, link
+    return response, connection

@@ -1,11 +1,12 @@
-"""One media stream becomes records of `audio-frames`: a START, one for each frame as it arrived, an END.
+"""One media stream becomes records of `audio-frames`: a START, one record for each frame as it arrived, an END.
 
-Decides which codecs are taken and what is recorded of a stream. Decodes no audio; of L16 it measures which byte order
-it has. Leaves who may open a stream to `sockets`, the form of messages to `wire`, the road to Kafka to `outbox`.
+Decides which codecs are accepted and what is recorded of a stream. Decodes no audio, but detects the byte order of L16.
+`media_sockets` decides who may open a stream, `telnyx.media_messages` reads the messages, `kafka_writer` sends the
+records.
 
-A codec that has memory (G722, AMR-WB, Opus) is refused: decoding it means to carry a decoder's state through every
-gap, snapshot and replay, and the call asks the carrier for PCMU. The refusal is recorded as the END of a stream with
-its reason, the socket is closed with 1003, and the call goes on without that stream.
+A codec with memory (G722, AMR-WB, Opus) is refused: to decode it, a decoder's state would have to be carried through
+every gap, snapshot and replay, and the call asks the carrier for PCMU anyway. The refusal and its reason are recorded
+as the END of a stream, the socket is closed with 1003, and the call goes on without that stream.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dispatchai.gateway.metrics import GatewayMetrics
 from dispatchai.gateway.reorder_buffer import Arrival, ReorderBuffer
 from dispatchai.records import AudioFrame, FrameKind, Micros, Track, encode
 from dispatchai.records.frame_encoder import FrameEncoder
-from dispatchai.telnyx.wire import DEFAULT_SAMPLE_RATE, Media, MediaFormat
+from dispatchai.telnyx.media_messages import DEFAULT_SAMPLE_RATE, Media, MediaFormat
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -30,27 +31,28 @@ SUPPORTED_ENCODINGS: Final = frozenset({"PCMU", "PCMA", "L16"})
 """Codecs that the program can decode, as the carrier names them. They are recorded as they come."""
 
 SAMPLE_RATES: Final = frozenset({8000, 16_000})
-"""Samples per second that the carrier's telephony has, and that all recognisers take."""
+"""Samples per second of the carrier's telephony, which all recognisers accept."""
 
 G711_FRAME_BYTES: Final = frozenset({80, 160})
-"""Length of 10 and 20 ms of G.711. Only where the carrier named no codec does a length decide: 160 bytes could also
-be 10 ms of L16. Source: DispatchAI telephony guide, "WebSocket Audio Handler"."""
+"""Length of 10 and 20 ms of G.711. A length decides only where the carrier named no codec: 160 bytes could also be
+10 ms of L16. Source: DispatchAI telephony guide, "WebSocket Audio Handler"."""
 
 QUIET_S: Final = 0.5
-"""How long a socket is silent until what its stream holds goes out: two retransmissions of TCP, as the carrier's next
-message may be on its way. A live stream does not come to this: four later frames settle what one waits for."""
+"""How long a socket must be silent before its stream's held frames go out. It covers two retransmissions of TCP, as
+the carrier's next message may be on its way. A live stream never gets there: after four later frames, the gap that a
+frame waits for is given up."""
 
-HELD_BESIDE: Final = 12
-"""Messages of the other track that a held frame waits for at most: a quarter of a second, as a track that goes on alone
+OTHER_TRACK_MAX: Final = 12
+"""Messages of the other track that a held frame waits for at most: a quarter of a second. A track that continues alone
 keeps the socket from ever being silent."""
 
 BYTE_ORDER_S: Final = 1.0
-"""Audio of an L16 stream that is kept back at most, to find out its byte order; 50 ms of a voice are enough. A stream
-without any audio yet keeps its START back, too."""
+"""The most audio of an L16 stream that is held back to detect its byte order; 50 ms of a voice are enough. The START of
+a stream without any audio is held back, too."""
 
 
 def refusal_of(media_format: MediaFormat) -> str | None:
-    """Why audio of this format is not taken, or None if it is."""
+    """Why audio of this format is refused, or None if it is accepted."""
     if media_format.encoding not in SUPPORTED_ENCODINGS:
         return f"codec {media_format.encoding} is not supported; ask for PCMU"
     if media_format.channels != 1:
@@ -61,25 +63,25 @@ def refusal_of(media_format: MediaFormat) -> str | None:
 
 
 Emit = Callable[[bytes, Micros, bool], None]
-"""Takes an encoded record, the time of its capture, and whether it must not be left out. It must not fail."""
+"""Takes an encoded record, the time of its capture, and whether it must never be dropped. It must not fail."""
 
 _Released = Sequence[tuple[int, tuple[Micros, bytes]]]
 """Frames of one track in order: number, time of receipt, payload."""
 
 
 @dataclass(slots=True, eq=False)
-class _Numbered:
+class _TrackState:
     """One track: its reorder buffer, and what is added to the carrier's numbers so that they count from 1."""
 
     buffer: ReorderBuffer[tuple[Micros, bytes]] = field(default_factory=ReorderBuffer)
     shift: int = 0
     empty: bool = True
-    beside: int = 0
+    waited: int = 0
     """Messages of the other track since this one began to hold frames."""
 
 
 @dataclass(slots=True, eq=False)
-class _Undecided:
+class _UndecidedL16:
     """An L16 stream whose byte order is not known yet, and its frames so far."""
 
     check: ByteOrderCheck = field(default_factory=ByteOrderCheck)
@@ -87,11 +89,12 @@ class _Undecided:
 
 
 class Stream:
-    """The records of one stream: START, frames in order per track, END, each to `emit`.
+    """The records of one stream, each passed to `emit`: START, the frames of each track in order, END.
 
-    START waits for the first frame if the carrier named no codec, and for enough audio to tell the byte order of L16;
-    `l16_encoding` is what such a stream is recorded as when the audio does not tell. While `holds`, something waits
-    that must go out though nothing follows: the owner calls `release` when the socket has been silent for QUIET_S.
+    START waits for the first frame if the carrier named no codec, and for enough audio to detect the byte order of L16;
+    `l16_encoding` is what such a stream is recorded as when its audio does not show the byte order. While `holds` is
+    True, something waits that must go out even if nothing follows: the owner calls `release` when the socket has been
+    silent for QUIET_S.
     """
 
     def __init__(
@@ -110,12 +113,12 @@ class Stream:
         self._metrics = metrics
         self._l16_encoding = l16_encoding
 
-        def missed(frames: int) -> None:  # no method: a stream that its buffers refer to waits for the collector
+        def count_missing(frames: int) -> None:  # no method: a cycle would wait for the collector
             metrics.frames_missing += frames
 
-        self._tracks = {track: _Numbered(ReorderBuffer(on_gap=missed)) for track in Track}
+        self._tracks = {track: _TrackState(ReorderBuffer(on_gap=count_missing)) for track in Track}
         self._encoder: FrameEncoder | None = None
-        self._undecided: _Undecided | None = None
+        self._undecided: _UndecidedL16 | None = None
         self._assumption: str | None = None
         self._began_at = now
         self._ended = False
@@ -123,26 +126,26 @@ class Stream:
         if media_format is not None:
             self._open(media_format)
 
-    def media(self, message: Media, now: Micros) -> None:
-        """One frame, received at `now`. Dropped after the end: a replaced socket may still have read it."""
+    def receive(self, message: Media, now: Micros) -> None:
+        """Take one frame, received at `now`. It is dropped after the end: a replaced socket may still have read it."""
         if self._ended:
             return
         if self._format is None:
             guess = "PCMU" if len(message.payload) in G711_FRAME_BYTES else "L16"
             self._assume(guess, f"its first frame has {len(message.payload)} bytes", now)
-        numbered = self._tracks[message.track]
-        if numbered.empty:
-            numbered.empty = False
-            numbered.shift = 1 if message.chunk == 0 else 0
-        buffer = numbered.buffer
-        arrival, released = buffer.push(message.chunk + numbered.shift, (now, message.payload))
+        state = self._tracks[message.track]
+        if state.empty:
+            state.empty = False
+            state.shift = 1 if message.chunk == 0 else 0
+        buffer = state.buffer
+        arrival, released = buffer.push(message.chunk + state.shift, (now, message.payload))
         if released:
-            self._frames(message.track, released)
+            self._record(message.track, released)
         if self.holds:
-            self._pass_by(message.track)
+            self._limit_wait(message.track)
         if arrival is Arrival.IN_ORDER:
             return
-        self._note_holds()
+        self._update_holds()
         match arrival:
             case Arrival.REORDERED:
                 self._metrics.frames_reordered += 1
@@ -151,39 +154,39 @@ class Stream:
             case Arrival.LATE:
                 self._metrics.frames_late += 1
 
-    def _pass_by(self, track: Track) -> None:
-        """A message of `track` came: what the other one holds waits for no more than HELD_BESIDE of them."""
-        for other, numbered in self._tracks.items():
-            if other is track or not numbered.buffer.holds:
-                numbered.beside = 0
+    def _limit_wait(self, track: Track) -> None:
+        """A message of `track` came: frames held in the other track wait for no more than OTHER_TRACK_MAX of them."""
+        for other, state in self._tracks.items():
+            if other is track or not state.buffer.holds:
+                state.waited = 0
                 continue
-            numbered.beside += 1
-            if numbered.beside > HELD_BESIDE:
-                self._frames(other, numbered.buffer.flush())
-                self._note_holds()
+            state.waited += 1
+            if state.waited > OTHER_TRACK_MAX:
+                self._record(other, state.buffer.flush())
+                self._update_holds()
 
     def release(self) -> None:
-        """Let out all that waits, giving up what is missing before it."""
+        """Record all held frames, and give up the missing ones before them."""
         if self._ended:
             return
-        for track, numbered in self._tracks.items():
-            self._frames(track, numbered.buffer.flush())
+        for track, state in self._tracks.items():
+            self._record(track, state.buffer.flush())
         if self._undecided is not None and self._undecided.frames:
-            self._settle()
-        self._note_holds()
+            self._decide_byte_order()
+        self._update_holds()
 
     def end(self, detail: str, now: Micros) -> None:
-        """The stream is over, and why. A second call does nothing."""
+        """Record the end of the stream, with its reason `detail`. A second call does nothing."""
         if self._ended:
             return
         if self._format is None:
             self._assume("PCMU", "it has no frame", now)
-        for track, numbered in self._tracks.items():
-            self._frames(track, numbered.buffer.flush())
-        self._settle()
+        for track, state in self._tracks.items():
+            self._record(track, state.buffer.flush())
+        self._decide_byte_order()
         self._ended = True
         self.holds = False
-        self._edge(FrameKind.END, self._tracks[Track.INBOUND].buffer.next, detail, now)
+        self._record_edge(FrameKind.END, self._tracks[Track.INBOUND].buffer.next, detail, now)
 
     def _assume(self, encoding: str, because: str, now: Micros) -> None:
         self._began_at = now
@@ -191,21 +194,21 @@ class Stream:
         self._open(MediaFormat(encoding, DEFAULT_SAMPLE_RATE, channels=1))
 
     def _open(self, media_format: MediaFormat) -> None:
-        """The codec is known; unless it is L16, so is how it is recorded."""
+        """The codec is known; so is its recorded name, except for L16."""
         self._format = media_format
         if media_format.encoding == "L16" and refusal_of(media_format) is None:
-            self._undecided = _Undecided()
+            self._undecided = _UndecidedL16()
         else:
             self._begin(media_format)
 
     def _begin(self, media_format: MediaFormat) -> None:
         self._format = media_format
         self._encoder = FrameEncoder(self._stream_id, media_format.encoding, media_format.sample_rate)
-        self._edge(FrameKind.START, 0, self._assumption, self._began_at)
+        self._record_edge(FrameKind.START, 0, self._assumption, self._began_at)
 
-    def _edge(self, kind: FrameKind, sequence: int, detail: str | None, now: Micros) -> None:
+    def _record_edge(self, kind: FrameKind, sequence: int, detail: str | None, now: Micros) -> None:
         if self._format is None:
-            raise RuntimeError("a stream has no edge before its codec is known")
+            raise RuntimeError("a stream has no START or END before its codec is known")
         record = AudioFrame(
             stream_id=self._stream_id,
             kind=kind,
@@ -219,30 +222,30 @@ class Stream:
         )
         self._emit(encode(record), now, True)
 
-    def _frames(self, track: Track, frames: _Released) -> None:
+    def _record(self, track: Track, frames: _Released) -> None:
         self._metrics.frames += len(frames)
         if self._undecided is None:
             self._write(track, frames)
         else:
-            self._keep_back(self._undecided, track, frames)
+            self._hold_back(self._undecided, track, frames)
 
     def _write(self, track: Track, frames: _Released) -> None:
         if self._encoder is not None:
             for sequence, (captured_at, payload) in frames:
                 self._emit(self._encoder.encode(track, sequence, captured_at, payload), captured_at, False)
 
-    def _keep_back(self, undecided: _Undecided, track: Track, frames: _Released) -> None:
+    def _hold_back(self, undecided: _UndecidedL16, track: Track, frames: _Released) -> None:
         for sequence, (captured_at, payload) in frames:
             undecided.frames.append((track, sequence, captured_at, payload))
             undecided.check.add(payload)
         rate = self._format.sample_rate if self._format else DEFAULT_SAMPLE_RATE
         if undecided.check.verdict is not None or undecided.check.samples >= BYTE_ORDER_S * rate:
-            self._settle()
+            self._decide_byte_order()
         else:
-            self._note_holds()
+            self._update_holds()
 
-    def _settle(self) -> None:
-        """Decide the byte order of an L16 stream by what is there, and record what was kept back."""
+    def _decide_byte_order(self) -> None:
+        """Decide the byte order of an L16 stream by the audio so far, and record the frames that were held back."""
         undecided, self._undecided = self._undecided, None
         if undecided is None or self._format is None:
             return
@@ -251,12 +254,12 @@ class Stream:
             self._metrics.streams_swapped += 1
             swapped = f"byte order: {encoding} by its smoothness, against L16_BYTE_ORDER"
             self._assumption = f"{self._assumption}; {swapped}" if self._assumption else swapped
-            log.warning("the audio has the other byte order: set L16_BYTE_ORDER", stream_id=self._stream_id)
+            log.warning("byte_order_swapped", stream_id=self._stream_id, encoding=encoding, setting="L16_BYTE_ORDER")
         self._begin(MediaFormat(encoding, self._format.sample_rate, self._format.channels))
         for track, sequence, captured_at, payload in undecided.frames:
             self._write(track, [(sequence, (captured_at, payload))])
-        self._note_holds()
+        self._update_holds()
 
-    def _note_holds(self) -> None:
-        kept_back = self._undecided is not None and bool(self._undecided.frames)
-        self.holds = kept_back or any(numbered.buffer.holds for numbered in self._tracks.values())
+    def _update_holds(self) -> None:
+        held_back = self._undecided is not None and bool(self._undecided.frames)
+        self.holds = held_back or any(state.buffer.holds for state in self._tracks.values())

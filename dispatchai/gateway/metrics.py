@@ -1,4 +1,4 @@
-"""What the gateway and its commands to the carrier count. Decides names and texts of what Prometheus is shown."""
+"""The counts of the gateway. Decides their names and help texts in Prometheus."""
 
 from __future__ import annotations
 
@@ -11,28 +11,27 @@ from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from dispatchai.telnyx.client import CommandCounts
+from dispatchai.telnyx.media_messages import BadMessageKind
 from dispatchai.telnyx.signatures import Refusal
-from dispatchai.telnyx.wire import BadMessageKind
 
 
 class WebhookOutcome(StrEnum):
-    """What became of a webhook."""
+    """How a webhook ended."""
 
     STORED = "stored"
     DEAD_LETTERED = "dead_lettered"
     REFUSED = "refused"
-    """Its signature: `refusals` says why."""
+    """For its signature; `refusals` says why."""
     TOO_LARGE = "too_large"
     TOO_SLOW = "too_slow"
     CUT_OFF = "cut_off"
-    """The connection ended, or its framing broke, before the body was whole."""
+    """The connection ended, or its framing broke, before the body was complete."""
     UNAVAILABLE = "unavailable"
     """Kafka did not acknowledge in time; the carrier retries."""
 
 
 class SocketRefusal(StrEnum):
-    """Why a media socket was turned away or closed by the gateway."""
+    """Why the gateway refused or closed a media socket."""
 
     TOKEN = "token"  # noqa: S105 - a reason, not a token
     UNAVAILABLE = "unavailable"
@@ -45,7 +44,7 @@ class SocketRefusal(StrEnum):
 PREFIX: Final = "dispatchai_gateway_"
 
 
-def _count(text: str) -> Any:
+def _counter(text: str) -> Any:
     """A number that only grows."""
     return field(default=0, metadata={"text": text, "family": CounterMetricFamily})
 
@@ -56,52 +55,52 @@ def _gauge(text: str) -> Any:
 
 
 def _by(label: str, kinds: type[StrEnum], text: str) -> dict[str, Any]:
-    """What is said of numbers that only grow, one for each of `kinds`, which are the values of `label`."""
+    """Metadata of numbers that only grow: one for each of `kinds`, which are the values of `label`."""
     return {"text": text, "label": label, "kinds": kinds}
 
 
 @dataclass(slots=True)
 class GatewayMetrics:
-    """Counts since the process started, and two gauges. Plain numbers: a media message adds to several of them."""
+    """Counts since the process started, and two gauges. Plain numbers, because each media message adds to several."""
 
     webhooks: Counter[WebhookOutcome] = field(
-        default_factory=Counter, metadata=_by("outcome", WebhookOutcome, "Webhooks by what became of them.")
+        default_factory=Counter, metadata=_by("outcome", WebhookOutcome, "Webhooks by how they ended.")
     )
     refusals: Counter[Refusal] = field(
         default_factory=Counter, metadata=_by("reason", Refusal, "Webhooks refused for their signature.")
     )
-    requests_not_served: int = _count(
-        "Requests for a path or method that is not there, or for the media socket without a websocket."
+    requests_not_served: int = _counter(
+        "Requests for a path or method that is not served, or for the media socket without a websocket handshake."
     )
-    requests_unreadable: int = _count("Connections that sent what is no HTTP.")
-    internal_errors: int = _count("Requests answered 500: an error of the gateway's own.")
-    sockets_opened: int = _count("Media sockets accepted.")
-    sockets_open: int = _gauge("Media sockets that are open.")
-    sockets_replaced: int = _count("Media sockets closed because their call opened another.")
+    requests_unreadable: int = _counter("Connections that sent something other than HTTP.")
+    internal_errors: int = _counter("Requests answered 500 for an error of the gateway.")
+    sockets_opened: int = _counter("Media sockets accepted.")
+    sockets_open: int = _gauge("Open media sockets.")
+    sockets_replaced: int = _counter("Media sockets closed because their call opened another.")
     sockets_refused: Counter[SocketRefusal] = field(
         default_factory=Counter,
-        metadata=_by("reason", SocketRefusal, "Media sockets turned away or closed by the gateway."),
+        metadata=_by("reason", SocketRefusal, "Media sockets refused or closed by the gateway."),
     )
     bad_messages: Counter[BadMessageKind] = field(
         default_factory=Counter,
-        metadata=_by("kind", BadMessageKind, "Media messages dropped because they are unusable."),
+        metadata=_by("kind", BadMessageKind, "Media messages dropped as unusable."),
     )
-    carrier_errors: int = _count("Errors of a stream that the carrier reported.")
-    frames: int = _count("Frames put in order, those among them that were dropped too.")
-    frames_missing: int = _count("Frames that the carrier numbered and that never came, or came too late.")
-    frames_duplicate: int = _count("Frames that came before.")
-    frames_late: int = _count("Frames that came after their gap was given up.")
-    frames_reordered: int = _count("Frames that came after a later one, in time to be put in their place.")
-    streams_swapped: int = _count("L16 streams whose byte order was not what L16_BYTE_ORDER says.")
-    frames_dropped: int = _count(
-        "Frames left out because too many wait for Kafka. Their sequence numbers are missing on the topic."
+    carrier_errors: int = _counter("Stream errors reported by the carrier.")
+    frames: int = _counter("Frames put in order, including those that were dropped afterwards.")
+    frames_missing: int = _counter("Frames that the carrier numbered and that never arrived, or arrived too late.")
+    frames_duplicate: int = _counter("Frames that had arrived before.")
+    frames_late: int = _counter("Frames that arrived after their gap was given up.")
+    frames_reordered: int = _counter("Frames that arrived after a later one, in time to be put in their place.")
+    streams_swapped: int = _counter("L16 streams whose byte order differs from L16_BYTE_ORDER.")
+    frames_dropped: int = _counter(
+        "Frames dropped because too many wait for Kafka. Their sequence numbers are missing on the topic."
     )
     records_waiting: int = _gauge("Media records that Kafka has not acknowledged.")
-    records_stored: int = _count("Media records that Kafka acknowledged.")
-    records_resent: int = _count(
-        "Records of a batch that Kafka did not acknowledge, sent once more: they may be on the topic twice."
+    records_stored: int = _counter("Media records that Kafka acknowledged.")
+    records_resent: int = _counter(
+        "Records of batches that Kafka did not acknowledge, sent again: they may be on the topic twice."
     )
-    records_failed: int = _count("Records that Kafka refused for good.")
+    records_failed: int = _counter("Records that Kafka refused permanently.")
 
     def as_json(self) -> dict[str, int | dict[str, int]]:
         """The counts by name; those by kind as an object."""
@@ -114,7 +113,7 @@ class GatewayMetrics:
         return result
 
 
-class Exposed:
+class GatewayCollector:
     """Shows the counts to Prometheus, as they are at a scrape."""
 
     def __init__(self, metrics: GatewayMetrics) -> None:
@@ -129,29 +128,7 @@ class Exposed:
                 yield item.metadata["family"](name, text, value)
                 continue
             family = CounterMetricFamily(name, text, labels=[label])
-            # All kinds, also those that never came: a rate needs the 0 before the first.
+            # All kinds, including those that never occurred: a rate needs the 0 before the first.
             for kind in item.metadata["kinds"]:
                 family.add_metric([kind.value], value[kind])
             yield family
-
-
-class CommandsExposed:
-    """Shows what became of the commands to the carrier, as it is at a scrape."""
-
-    def __init__(self, counts: CommandCounts) -> None:
-        self._counts = counts
-
-    def collect(self) -> Iterable[Metric]:
-        """Called at a scrape."""
-        outcomes = CounterMetricFamily(
-            "dispatchai_commands", "Commands to the carrier by how they ended.", labels=["action", "outcome"]
-        )
-        for (action, outcome), count in self._counts.outcomes.items():
-            outcomes.add_metric([action, outcome], count)
-        yield outcomes
-        retries = CounterMetricFamily(
-            "dispatchai_command_retries", "Tries beyond the first of a command.", labels=["action"]
-        )
-        for action, count in self._counts.retries.items():
-            retries.add_metric([action], count)
-        yield retries

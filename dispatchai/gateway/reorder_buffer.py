@@ -1,7 +1,7 @@
 """Puts the frames of one track back in order, as far as a small buffer can.
 
-Decides which frame goes out when, and which never does. Pure: no clock, no I/O. Leaves it to others to count and log,
-and to say when frames were held long enough though no more came.
+Decides which frame goes out when, and which never does. Pure: no clock, no I/O, no log. The owner decides how long
+frames may be held while no more arrive.
 Source: Telnyx media streaming ("order of events is not guaranteed and the chunk number can be used to reorder").
 """
 
@@ -16,29 +16,29 @@ from typing import Final, Generic, TypeVar
 T = TypeVar("T")
 
 DEPTH: Final = 4
-"""Frames held while an earlier one is missing: 80 ms of 20 ms frames. More would delay every gap by as much."""
+"""Frames held while an earlier one is missing: 80 ms of 20 ms frames. A larger buffer would delay every gap by more."""
 
 _REMEMBERED_GAPS: Final = 64
-"""Sequence numbers given up that are remembered, to tell a frame that is late from one that came twice."""
+"""Sequence numbers given up that are remembered, to distinguish a late frame from a duplicate."""
 
 
 class Arrival(Enum):
-    """What a frame was when it arrived."""
+    """How a frame arrived."""
 
     IN_ORDER = auto()
     EARLY = auto()
-    """An earlier one is missing: it is held, or the gap is given up."""
+    """An earlier one is missing: the frame is held, or the gap is given up."""
     REORDERED = auto()
     """It fills a gap that later frames waited for."""
     DUPLICATE = auto()
-    """It came before: it is dropped."""
+    """It arrived before: it is dropped."""
     LATE = auto()
     """Its gap was given up: it is dropped."""
 
 
 @dataclass(slots=True)
 class ReorderBuffer(Generic[T]):
-    """One track. What comes out has strictly rising sequence numbers; a jump between two is a gap.
+    """One track. Its output has strictly rising sequence numbers; a jump between two is a gap.
 
     `next` is the lowest sequence number that has neither gone out nor been given up.
     """
@@ -46,12 +46,12 @@ class ReorderBuffer(Generic[T]):
     depth: int = DEPTH
     next: int = 1
     on_gap: Callable[[int], None] | None = None
-    """Told how many sequence numbers were given up, each time."""
+    """Called with the number of sequence numbers given up, each time."""
     _held: dict[int, T] = field(default_factory=dict)
     _gaps: deque[int] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_GAPS))
 
     def push(self, sequence: int, item: T) -> tuple[Arrival, list[tuple[int, T]]]:
-        """Take one frame. Returns what it was, and the frames that go out now with their sequence numbers."""
+        """Take one frame. Returns how it arrived, and the frames that go out now with their sequence numbers."""
         if sequence == self.next and not self._held:
             self.next = sequence + 1
             return Arrival.IN_ORDER, [(sequence, item)]
@@ -76,7 +76,7 @@ class ReorderBuffer(Generic[T]):
         return bool(self._held)
 
     def flush(self) -> list[tuple[int, T]]:
-        """Give up all that is missing. Returns everything held, in order."""
+        """Give up everything that is missing. Returns all held frames, in order."""
         released: list[tuple[int, T]] = []
         while self._held:
             self._give_up_until(min(self._held))

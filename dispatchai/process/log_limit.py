@@ -1,4 +1,4 @@
-"""Keeps the log readable when the same failure happens a thousand times a second."""
+"""Limits how often the same log event is written when it happens a thousand times a second."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Final
 
 LOG_INTERVAL_S: Final = 1.0
-"""The same failure is logged once in this time, with its number since the last line."""
+"""The least time between two lines about the same event. The second line has the number of events since the first."""
 
 
 @dataclass(slots=True)
-class Throttle:
-    """Lets one log line through in each interval, and counts the events that it held back."""
+class LogLimit:
+    """Lets one log line through in each interval and counts the events in between."""
 
     interval_s: float = LOG_INTERVAL_S
     _next: float = 0.0

@@ -1,11 +1,13 @@
-"""A simulated carrier: acts as Telnyx over real HTTP and WebSockets on this machine, from a caller's WAV file.
+"""A simulated carrier: acts as Telnyx over real HTTP and WebSockets on this machine, with a WAV file as the caller.
 
-For trying the whole road of a call without an account, and for tests. See `server.SimulatedCarrier`.
+For tests, and for trying a whole call without an account. See `server.SimulatedCarrier`. It writes Telnyx's JSON by
+itself (`messages`) and shares no code with `dispatchai.telnyx`, which reads it: each checks the other.
 """
 
 from dispatchai.simulator.account import AccountError, SimulatedAccount
 from dispatchai.simulator.call import CallReport, Progress, Stage, Timing
 from dispatchai.simulator.command_handler import CommandReport
+from dispatchai.simulator.errors import SimulatorError
 from dispatchai.simulator.faults import NO_FAULTS, Codec, FaultError, Faults, SignatureFault, TokenFault, catalogue
 from dispatchai.simulator.media import StreamEnd, StreamReport
 from dispatchai.simulator.messages import HangupCause, HangupSource, Leg
@@ -32,6 +34,7 @@ __all__ = [
     "SignatureFault",
     "SimulatedAccount",
     "SimulatedCarrier",
+    "SimulatorError",
     "Stage",
     "StreamEnd",
     "StreamReport",

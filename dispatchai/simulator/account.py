@@ -1,6 +1,6 @@
-"""The account at the simulated carrier: the key that signs its webhooks and the API key that commands carry.
+"""The account at the simulated carrier: the key that signs its webhooks, and the API key of commands.
 
-Kept in the state folder, so that `dispatchai up` and `dispatchai call`, which are two programs, agree on it.
+The key is stored in the state folder, so that the two programs `dispatchai up` and `dispatchai call` share it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from dispatchai.simulator.errors import SimulatorError
 from dispatchai.telnyx.client import SIMULATED_API_KEY
 
 KEY_FILE: Final = "carrier.key"
 
 
-class AccountError(Exception):
-    """The account's key cannot be read or made. The message names the file and says what to do."""
+class AccountError(SimulatorError):
+    """The account's key cannot be read or created. The message names the file and says what to do."""
 
 
 class SimulatedAccount:
@@ -40,9 +41,9 @@ class SimulatedAccount:
 
     @classmethod
     def load_or_create(cls, state_dir: Path) -> Self:
-        """The account whose key is in `state_dir`/carrier.key (PKCS 8, PEM, mode 0600), made if there is none.
+        """The account whose key is in `state_dir`/carrier.key (PKCS 8, PEM, mode 0600), created if it is missing.
 
-        Of several programs that make it at one time one wins and the others load its key. Raises AccountError.
+        If several programs create it at the same time, one wins and the others load its key. Raises AccountError.
         """
         path = state_dir / KEY_FILE
         try:
@@ -60,17 +61,17 @@ class SimulatedAccount:
 
     @classmethod
     def stranger(cls) -> Self:
-        """An account that nobody knows: what it signs is forged."""
+        """An account whose public key nobody has: its signatures count as forged."""
         return cls(Ed25519PrivateKey.generate())
 
     @property
     def public_key(self) -> str:
-        """Base64 of the 32 bytes that webhooks are verified with: the value of TELNYX_PUBLIC_KEY."""
+        """Base64 of the 32-byte key that verifies webhooks: the value of TELNYX_PUBLIC_KEY."""
         return b64encode(self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode("ascii")
 
     @property
     def stream_token_secret(self) -> str:
-        """A secret that follows from the key: STREAM_TOKEN_SECRET of a simulated run, where nobody set one."""
+        """A secret derived from the key: STREAM_TOKEN_SECRET of a simulated run in which none is set."""
         raw = self._key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
         return HKDF(SHA256(), length=32, salt=None, info=b"dispatchai simulated stream tokens").derive(raw).hex()
 
@@ -82,8 +83,8 @@ class SimulatedAccount:
 def _create(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    # Written whole under another name (mkstemp makes it 0600), then linked: no reader ever sees half a key,
-    # and a link, unlike a rename, does not replace the key of a program that was quicker.
+    # Written under another name (with mkstemp's mode 0600), then hard-linked: no reader ever sees half a key, and a
+    # link, unlike a rename, does not replace the key of a program that was faster.
     handle, name = tempfile.mkstemp(prefix=KEY_FILE, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

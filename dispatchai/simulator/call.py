@@ -1,7 +1,7 @@
-"""One simulated call: a leg that rings, is answered, streams what its caller says and ends, obeying commands meanwhile.
+"""One simulated call: a leg that rings, is answered, streams its caller's audio and ends, and obeys commands meanwhile.
 
-Decides the leg's states, the order of its events and the moment of each frame. The caller speaks by a clock that
-starts with the first stream: what nobody listens to is not said again, as with a person.
+Decides the leg's states, the order of its events and the time of each frame. The caller speaks by a clock that starts
+with the first stream: as with a real caller, words that nobody heard are not repeated.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
-from dispatchai.simulator import commands, faults
-from dispatchai.simulator.command_handler import CommandDesk, CommandReport
+from dispatchai.simulator import commands
+from dispatchai.simulator.command_handler import CommandHandler, CommandReport
 from dispatchai.simulator.commands import (
     AnswerRequest,
     ApiError,
@@ -30,7 +30,7 @@ from dispatchai.simulator.commands import (
     StreamStopRequest,
     TransferRequest,
 )
-from dispatchai.simulator.faults import Faults
+from dispatchai.simulator.faults import Faults, WebhookFate, frame_schedule, sample
 from dispatchai.simulator.media import MediaStream, StreamEnd, StreamRefusedError, StreamReport
 from dispatchai.simulator.messages import EventWriter, HangupCause, HangupSource, Leg, WebhookEvent
 from dispatchai.simulator.pacer import Pacer
@@ -39,20 +39,20 @@ from dispatchai.simulator.recording import CallerAudio
 from dispatchai.simulator.webhooks import Delivery, WebhookSender
 
 SPOKEN_S_PER_CHARACTER: Final = 0.06
-"""How long a text takes to be spoken: about 165 words a minute."""
+"""How long it takes to speak a text: about 165 words a minute."""
 
 TRANSFER_S: Final = 2.0
-"""How long the number that a caller is transferred to rings."""
+"""How long the number rings that a caller is transferred to."""
 
 FRAMES_WITHOUT_PAUSE: Final = 64
-"""When frames are behind their time they are sent at once; after so many the event loop sees to the others."""
+"""Frames behind their time are sent at once; after this many the event loop serves the other calls."""
 
 STALL_S: Final = 10.0
-"""A socket that takes no frame for this long is given up."""
+"""A socket that accepts no frame for this long is given up."""
 
 
 class LegState(StrEnum):
-    """Where the leg is in its life. It only moves forward."""
+    """The state of the leg. It only moves forward."""
 
     PARKED = "parked"
     ANSWERED = "answered"
@@ -60,7 +60,7 @@ class LegState(StrEnum):
 
 
 class Stage(StrEnum):
-    """What a watcher of the call sees."""
+    """The stages that an observer of the call sees."""
 
     RINGING = "ringing"
     ANSWERED = "answered"
@@ -70,7 +70,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a call is. Seconds of the caller's audio, spoken and in all."""
+    """How far a call is, with the seconds of the caller's audio that are spoken, and in total."""
 
     stage: Stage
     spoken_s: float
@@ -79,7 +79,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """How long the caller waits, in seconds, and how much faster than a person they speak."""
+    """How long the caller waits, in seconds, and how many times faster than real time they speak."""
 
     answer_s: float = 10.0
     """From the delivery of call.initiated to `answer`."""
@@ -95,27 +95,27 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class CallReport:
-    """How a call went. `failure` says what did not happen; None when the caller could say all or was hung up on."""
+    """How a call went. `failure` says what did not happen; None if the caller could finish or the platform hung up."""
 
     leg: Leg
     hangup_cause: HangupCause
     hangup_source: HangupSource
     hung_up_at: float
-    """Seconds since the epoch, by this machine's clock and not by the carrier's."""
+    """Seconds since the epoch, by this machine's clock, not the carrier's."""
     streams: tuple[StreamReport, ...]
-    """In the order in which they were opened."""
+    """In the order of their opening."""
     failed_streams: int
-    """How often the platform was told of streaming.failed, upon which it may ask for another stream."""
+    """Number of streaming.failed events. After each the platform may request another stream."""
     commands: tuple[CommandReport, ...]
     undelivered: tuple[str, ...]
-    """Types of the events that the gateway never took, in order."""
+    """Types of the events that the gateway never accepted, in order."""
     webhook_answers_s: tuple[float, ...]
-    """How long the gateway took for each of its answers, in seconds."""
+    """Seconds that the gateway took for each of its answers."""
     failure: str | None
 
     @property
     def frames_sent(self) -> int:
-        """Media messages of the caller's voice, repeated and broken ones included."""
+        """Media messages of the caller's voice, including repeated and broken ones."""
         return sum(stream.messages for stream in self.streams)
 
 
@@ -130,7 +130,7 @@ class _Recording:
 
 
 class SimulatedCall:
-    """A call. `run` is its whole life; `obey` and `hang_up` may be called meanwhile, from the same event loop."""
+    """A call. `run` runs it to its end; `obey` and `hang_up` may be called meanwhile, from the same event loop."""
 
     def __init__(
         self,
@@ -141,23 +141,23 @@ class SimulatedCall:
         pacer: Pacer,
         *,
         timing: Timing,
-        line: Faults,
+        faults: Faults,
         other_leg: Callable[[], Leg],
         observer: Observer,
     ) -> None:
-        """`number` counts the carrier's calls and seeds the faults of this one. `other_leg` names another call."""
+        """`number` counts the carrier's calls and seeds this one's faults. `other_leg` is a leg of another call."""
         self.leg = leg
-        self.desk = CommandDesk(number, line, self.obey)
+        self.command_handler = CommandHandler(number, faults, self.obey)
         self._number = number
-        self._voice = voice_of(audio, line.codec, line.frame_ms)
+        self._voice = voice_of(audio, faults.codec, faults.frame_ms)
         self._sender = sender
         self._pacer = pacer
         self._timing = timing
         self._frame_s = self._voice.frame_ms / 1000 / timing.speed
-        self._line = line
+        self._faults = faults
         self._other_leg = other_leg
         self._observer = observer
-        self._events = EventWriter(leg, self._voice, line.clock_skew_s)
+        self._events = EventWriter(leg, self._voice, faults.clock_skew_s)
 
         self._state = LegState.PARKED
         self._hangup = (HangupCause.NORMAL_CLEARING, HangupSource.CALLER)
@@ -175,26 +175,26 @@ class SimulatedCall:
         self._began: float | None = None
         self._moment = 0
 
-        frames, dice = self._voice.frames, line.dice
-        self._plan = tuple(faults.slots(frames, line, dice(number, "frames")))
-        self._damaged = faults.chosen(frames, line.frame_damages, dice(number, "damages"))
-        self._garbage = faults.chosen(frames, line.garbage, dice(number, "garbage"))
-        self._breaks = line.breaks(frames)
-        self._cut_after = line.cut_after_frames
-        self._failures_left = line.stream_failures
+        frames, rng = self._voice.frames, faults.rng
+        self._plan = tuple(frame_schedule(frames, faults, rng(number, "frames")))
+        self._damaged = sample(frames, faults.frame_damages, rng(number, "damages"))
+        self._garbage = sample(frames, faults.garbage, rng(number, "garbage"))
+        self._breaks = faults.breaks(frames)
+        self._cut_after = faults.cut_after_frames
+        self._failures_left = faults.stream_failures
 
         self._transfers: asyncio.Queue[str | None] = asyncio.Queue()
         self._speeches: asyncio.Queue[SpeakRequest | None] = asyncio.Queue()
-        self._hush = asyncio.Event()
+        self._stop_speaking = asyncio.Event()
         self._recording: _Recording | None = None
-        self._outbox: asyncio.Queue[tuple[WebhookEvent, asyncio.Future[Delivery]] | None] = asyncio.Queue()
+        self._delivery_queue: asyncio.Queue[tuple[WebhookEvent, asyncio.Future[Delivery]] | None] = asyncio.Queue()
         self._event_types: dict[str, int] = {}
         self._undelivered: list[str] = []
 
     # Commands
 
     def obey(self, request: Request) -> ApiError | None:
-        """Does what `request` asks, or says why not. Each time that it is asked: `desk` knows repeats."""
+        """Do what `request` asks, or return the error. `command_handler` filters repeated requests."""
         refusal = self._refusal_of(request)
         if refusal is not None:
             return refusal
@@ -209,9 +209,9 @@ class SimulatedCall:
                 self._stop_wanted = True
             case SpeakRequest():
                 self._speeches.put_nowait(request)
-            case PlaybackStopRequest(all_of_it=all_of_it):
-                self._hush.set()
-                while all_of_it and not self._speeches.empty():
+            case PlaybackStopRequest(stop_all=stop_all):
+                self._stop_speaking.set()
+                while stop_all and not self._speeches.empty():
                     self._speeches.get_nowait()
             case RecordStartRequest(channels=channels, container=container):
                 self._save_recording()
@@ -229,7 +229,7 @@ class SimulatedCall:
         self._state = LegState.ANSWERED
         answered = self._events.answered()
         self._report(Stage.ANSWERED)
-        if self._line.hangup_before_answered:
+        if self._faults.hangup_before_answered:
             self._held_answer = answered
             self.hang_up(HangupSource.CALLER)
             return
@@ -243,7 +243,7 @@ class SimulatedCall:
             self._post(self._events.recording_saved(made.channels, made.container, made.since))
 
     def hang_up(self, source: HangupSource) -> None:
-        """Ends the call from either side. The first to do so is the one that counts."""
+        """End the call from either side. Only the first call has an effect."""
         match self._state, source:
             case LegState.ENDED, _:
                 return
@@ -286,7 +286,7 @@ class SimulatedCall:
     # The call's life
 
     async def run(self) -> CallReport:
-        """Rings, speaks and hangs up; returns when every event was delivered or given up."""
+        """Ring, speak and hang up. Returns when every event was delivered or given up."""
         async with asyncio.TaskGroup() as helpers:
             helpers.create_task(self._deliver())
             talking = [helpers.create_task(self._speak()), helpers.create_task(self._transfer())]
@@ -302,9 +302,9 @@ class SimulatedCall:
                 self._post(self._held_answer)
             self._save_recording()
             self._report(Stage.ENDED)
-            self._outbox.put_nowait(None)
+            self._delivery_queue.put_nowait(None)
         if failure is None and self._undelivered:
-            failure = f"the gateway never took {', '.join(self._undelivered)}"
+            failure = f"the gateway never accepted {', '.join(self._undelivered)}"
         return CallReport(
             leg=self.leg,
             hangup_cause=cause,
@@ -312,7 +312,7 @@ class SimulatedCall:
             hung_up_at=self._hung_up_at,
             streams=tuple(self._streams),
             failed_streams=self._failed_streams,
-            commands=self.desk.report(),
+            commands=self.command_handler.report(),
             undelivered=tuple(self._undelivered),
             webhook_answers_s=tuple(self._sender.answers_s),
             failure=failure,
@@ -322,7 +322,7 @@ class SimulatedCall:
         return sum(stream.messages for stream in self._streams)
 
     async def _live(self) -> str | None:
-        """From the first ring until somebody wants to hang up. Returns what did not happen, if something did not."""
+        """From the first ring until one side hangs up. Returns what did not happen; None if the call went well."""
         initiated = self._post(self._events.initiated())
         self._report(Stage.RINGING)
         await self._until(lambda: initiated.done() or self._state is not LegState.PARKED)
@@ -334,7 +334,7 @@ class SimulatedCall:
                 f"{self._timing.answer_s:g} s: is the worker running?"
             )
         give_up_at = _clock() + self._timing.stream_s
-        while not self._over.is_set() and not self._has_said_all():
+        while not self._over.is_set() and not self._caller_is_done():
             wait_until = give_up_at if self._began is None else self._due(self._voice.frames)
             if not await self._until(
                 lambda: self._wanted is not None or self._over.is_set(), max(0.0, wait_until - _clock())
@@ -355,7 +355,7 @@ class SimulatedCall:
         return f"the call was answered but no `streaming_start` command came within {self._timing.stream_s:g} s"
 
     async def _until(self, reached: Callable[[], bool], timeout_s: float | None = None) -> bool:
-        """Waits until `reached`, or says that it was not within `timeout_s`. Only the call's own task waits here."""
+        """Wait until `reached`. Returns False after `timeout_s`. Only the call's own task waits here."""
         try:
             async with asyncio.timeout(timeout_s):
                 while not reached():
@@ -368,7 +368,7 @@ class SimulatedCall:
     # Media
 
     async def _stream(self, wanted: Stream) -> None:
-        """One stream as the platform sees it: the carrier's own reconnects are part of it."""
+        """Run one stream as the platform sees it: the carrier's reconnects are part of it."""
         if self._failures_left:
             self._failures_left -= 1
             self._stream_failed("", wanted)
@@ -385,12 +385,12 @@ class SimulatedCall:
                 announced = True
                 self._post(self._events.streaming_started(wanted.url))
             try:
-                comes_back = await self._talk(stream)
+                reconnects = await self._send_frames(stream)
             finally:
                 await stream.cut()
-                report = stream.report(self._clock_time(self._due(stream.first_frame + 1)), self._frame_s)
+                report = stream.report(self._wall_time(self._due(stream.first_frame + 1)), self._frame_s)
                 self._streams.append(report)
-            if not comes_back or await self._until(self._over.is_set, self._scaled(self._line.reconnect_pause_s)):
+            if not reconnects or await self._until(self._over.is_set, self._scaled(self._faults.reconnect_pause_s)):
                 break
         if report.end is StreamEnd.CUT or (report.end is StreamEnd.LOST and not stream.was_closed_in_order):
             self._stream_failed(report.stream_id, wanted)
@@ -409,7 +409,7 @@ class SimulatedCall:
             self.leg,
             wanted,
             self._voice,
-            self._line,
+            self._faults,
             client_state=self._events.client_state,
             other_leg=self._other_leg(),
             first_frame=min(first, self._voice.frames),
@@ -420,11 +420,11 @@ class SimulatedCall:
             self._report(Stage.STREAMING)
         return stream
 
-    async def _talk(self, stream: MediaStream) -> bool:
-        """Sends the caller's frames from the stream's first on, each at its moment, and ends the stream.
+    async def _send_frames(self, stream: MediaStream) -> bool:
+        """Send the caller's frames from the stream's first on, each at its time, and end the stream.
 
-        Each moment follows from the start of the speech and not from the moment before, so that delays do not add
-        up. Returns whether the carrier is to open another stream after this one.
+        Each time follows from the start of the speech and not from the frame before, so that delays do not add up.
+        Returns whether the carrier must open another stream after this one.
         """
         self._moment = stream.first_frame
         each_second = max(1, 1000 // self._voice.frame_ms)
@@ -432,8 +432,8 @@ class SimulatedCall:
         held_until = 0.0
         while self._moment < self._voice.frames:
             moment = self._moment
-            if moment == middle and self._line.media_stall_s:
-                held_until = self._due(moment + 1) + self._scaled(self._line.media_stall_s)
+            if moment == middle and self._faults.media_stall_s:
+                held_until = self._due(moment + 1) + self._scaled(self._faults.media_stall_s)
             due = max(self._due(moment + 1), held_until)
             if due > _clock():
                 await self._pacer.until(due)
@@ -445,18 +445,18 @@ class SimulatedCall:
                 self._cut_after = None
                 await stream.cut()
                 return False
-            if (says_stop := self._breaks.pop(moment, None)) is not None:
-                await (stream.stop() if says_stop else stream.cut())
+            if (with_stop := self._breaks.pop(moment, None)) is not None:
+                await (stream.stop() if with_stop else stream.cut())
                 return True
             if not stream.is_ready and not await self._until_ready(stream):
                 return False
             self._moment += 1
             self._send(stream, moment)
-            if moment == middle and self._line.huge_message:
-                stream.send_huge(self._line.huge_message)
+            if moment == middle and self._faults.huge_message:
+                stream.send_huge(self._faults.huge_message)
             if self._moment % each_second == 0:
                 self._report(Stage.STREAMING)
-        await stream.stop(say_so=not self._line.missing_stop)
+        await stream.stop(send_stop=not self._faults.missing_stop)
         return False
 
     def _send(self, stream: MediaStream, moment: int) -> None:
@@ -468,7 +468,7 @@ class SimulatedCall:
         stream.send_platform(moment)
 
     async def _until_ready(self, stream: MediaStream) -> bool:
-        """Whether the platform takes frames again, within its time, after it did not."""
+        """Wait until the platform reads again. Returns False after STALL_S."""
         try:
             async with asyncio.timeout(STALL_S):
                 await stream.ready()
@@ -477,32 +477,32 @@ class SimulatedCall:
         return True
 
     def _scaled(self, seconds: float) -> float:
-        """Seconds on this machine of seconds of the caller's."""
+        """The caller's `seconds` in seconds of this machine."""
         return seconds / self._timing.speed
 
     def _due(self, moment: int) -> float:
-        """When the caller has said `moment` frames."""
+        """When the caller has spoken `moment` frames."""
         return (self._began or 0.0) + moment * self._frame_s
 
-    def _clock_time(self, moment: float) -> float:
-        """A moment of the event loop's clock in seconds since the epoch."""
+    def _wall_time(self, moment: float) -> float:
+        """A time of the event loop's clock, in seconds since the epoch."""
         return time.time() + moment - _clock()
 
-    def _has_said_all(self) -> bool:
+    def _caller_is_done(self) -> bool:
         return self._began is not None and (
             self._moment >= self._voice.frames or _clock() >= self._due(self._voice.frames)
         )
 
-    # What the platform says to the caller
+    # Speech to the caller
 
     async def _speak(self) -> None:
         while (request := await self._speeches.get()) is not None:
             if self._over.is_set():
                 continue
-            self._hush.clear()
+            self._stop_speaking.clear()
             self._post(self._events.speak_started())
             length_s = self._scaled(len(request.payload) * SPOKEN_S_PER_CHARACTER)
-            await _first_of(self._over, self._hush, timeout_s=length_s)
+            await _first_of(self._over, self._stop_speaking, timeout_s=length_s)
             self._post(self._events.speak_ended(completed=not self._over.is_set()))
 
     async def _transfer(self) -> None:
@@ -514,39 +514,35 @@ class SimulatedCall:
     # Webhooks
 
     def _post(self, event: WebhookEvent) -> asyncio.Future[Delivery]:
-        """Hands `event` to delivery; the future says how that ended."""
+        """Queue `event` for delivery. The future has the result."""
         delivery: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
-        self._outbox.put_nowait((event, delivery))
+        self._delivery_queue.put_nowait((event, delivery))
         return delivery
 
     async def _deliver(self) -> None:
-        """First attempts one after another, in the order of the events; further ones each for itself, as they come.
+        """Make the first attempts one after another, in the order of the events, and each further one in its own task.
 
-        What the line delays, doubles or loses goes its own way too.
+        Events that a fault delays, duplicates or loses have tasks of their own too.
         """
-        async with asyncio.TaskGroup() as errands:
-            while (item := await self._outbox.get()) is not None:
+        async with asyncio.TaskGroup() as deliveries:
+            while (item := await self._delivery_queue.get()) is not None:
                 event, result = item
                 nth = self._event_types[event.type] = self._event_types.get(event.type, 0) + 1
-                fate = self._line.webhook_fate(self._line.dice(self._number, f"webhook {event.type} {nth}"))
+                fate = self._faults.webhook_fate(self._faults.rng(self._number, f"webhook {event.type} {nth}"))
                 if fate.twice:
-                    errands.create_task(self._sender.attempt(event, 1))
+                    deliveries.create_task(self._sender.attempt(event, 1))
                 if fate.delay_s:
-                    errands.create_task(self._deliver_one(event, result, fate))
+                    deliveries.create_task(self._deliver_one(event, result, fate))
                 elif not await self._first_attempt(event, result, fate):
-                    errands.create_task(self._retry(event, result))
+                    deliveries.create_task(self._retry(event, result))
 
-    async def _deliver_one(
-        self, event: WebhookEvent, result: asyncio.Future[Delivery], fate: faults.WebhookFate
-    ) -> None:
+    async def _deliver_one(self, event: WebhookEvent, result: asyncio.Future[Delivery], fate: WebhookFate) -> None:
         await asyncio.sleep(fate.delay_s)
         if not await self._first_attempt(event, result, fate):
             await self._retry(event, result)
 
-    async def _first_attempt(
-        self, event: WebhookEvent, result: asyncio.Future[Delivery], fate: faults.WebhookFate
-    ) -> bool:
-        """Whether the event's delivery is settled by its first attempt."""
+    async def _first_attempt(self, event: WebhookEvent, result: asyncio.Future[Delivery], fate: WebhookFate) -> bool:
+        """Make the first attempt. Returns whether it is final."""
         delivery = None if fate.lost else await self._sender.attempt(event, 1)
         if delivery is None or fate.unanswered:
             return False
@@ -569,7 +565,7 @@ class SimulatedCall:
 
 
 async def _first_of(*events: asyncio.Event, timeout_s: float) -> None:
-    """Waits until one of `events` is set, at most `timeout_s`."""
+    """Wait until one of `events` is set, at most `timeout_s`."""
     waits = [asyncio.create_task(event.wait()) for event in events]
     try:
         await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
@@ -586,11 +582,11 @@ def _clock() -> float:
 def _refused(delivery: Delivery) -> str:
     match delivery.status:
         case None:
-            return f"the gateway could not be reached ({delivery.reason}) in {delivery.attempts} attempts"
+            return f"the gateway cannot be reached ({delivery.reason}, {delivery.attempts} attempts)"
         case 401 | 403:
             return (
                 f"the gateway refused the signature of call.initiated with {delivery.status}: "
-                "does it run with the key of this state folder?"
+                "does it run with the key in this state folder?"
             )
         case status:
-            return f"the gateway did not take call.initiated: {status} {delivery.reason}, attempt {delivery.attempts}"
+            return f"the gateway did not accept call.initiated: {status} {delivery.reason}, attempt {delivery.attempts}"

@@ -1,6 +1,6 @@
-"""What happens to the commands of one call between the network and the call: repeats, faults, and a count of effects.
+"""Handles the requests for commands of one call before they reach it: repeated ids, faults, and a count of effects.
 
-Decides whether a request reaches the call and what it is answered. Whether the call can obey it is the call's matter.
+Decides whether a request reaches the call and how it is answered. The call decides whether it can obey.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dispatchai.simulator.commands import ApiError, Request
 from dispatchai.simulator.faults import CommandFate, Faults
 
 COMMAND_MEMORY_S: Final = 60.0
-"""For this long a command_id is known again and its command ignored, as Telnyx documents."""
+"""How long a command_id is remembered and its command ignored, as Telnyx documents."""
 
 IGNORED_S: Final = 8.0
-"""How long a request is left without an answer: beyond the five seconds that a client waits for one."""
+"""How long an ignored request gets no answer: longer than the five seconds that a client waits for one."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommandReport:
-    """What was asked for under one command_id (None for requests without one), and how often it had an effect."""
+    """The requests under one command_id (None for requests without one), and how many of them had an effect."""
 
     command_id: str | None
     action: str
@@ -40,7 +40,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Obeyed:
-    """The request had its effect, now or when it came first."""
+    """The request has its effect, by this request or an earlier one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,32 +59,32 @@ class _Entry:
     obeyed_at: float = field(default=-COMMAND_MEMORY_S)
 
 
-class CommandDesk:
-    """Takes the requests of call `number`. `obey` does what a request asks, or says why not."""
+class CommandHandler:
+    """Handles the requests for call `number`. `obey` does what a request asks, or returns the error."""
 
-    def __init__(self, number: int, line: Faults, obey: Callable[[Request], ApiError | None]) -> None:
+    def __init__(self, number: int, faults: Faults, obey: Callable[[Request], ApiError | None]) -> None:
         self._number = number
-        self._line = line
+        self._faults = faults
         self._obey = obey
         self._entries: dict[tuple[str | None, str], _Entry] = {}
 
     def report(self) -> tuple[CommandReport, ...]:
-        """Every command so far, in the order in which they first came."""
+        """Every command so far, in the order of their first requests."""
         return tuple(
             CommandReport(command_id, action, entry.requests, entry.effects)
             for (command_id, action), entry in self._entries.items()
         )
 
-    async def take(self, action: str, request: Request) -> Reply:
-        """One request for `action`, and what it is answered."""
+    async def handle(self, action: str, request: Request) -> Reply:
+        """Handle one request for `action`. Returns its reply."""
         entry = self._entries.setdefault((request.command_id, action), _Entry(action))
         entry.requests += 1
-        if self._line.command_delay_s:
-            await asyncio.sleep(self._line.command_delay_s)
+        if self._faults.command_delay_s:
+            await asyncio.sleep(self._faults.command_delay_s)
         fate = CommandFate.SERVED
         if entry.requests == 1:
             order = sum(each.action == action for each in self._entries.values())
-            fate = self._line.command_fate(self._line.dice(self._number, f"command {action} {order}"))
+            fate = self._faults.command_fate(self._faults.rng(self._number, f"command {action} {order}"))
         match fate:
             case CommandFate.FAILED:
                 return Refused(commands.SERVER_ERROR)
@@ -94,14 +94,14 @@ class CommandDesk:
                 await asyncio.sleep(IGNORED_S)
                 return Unanswered()
             case CommandFate.UNANSWERED:
-                self._do(entry, request)
+                self._obey_once(entry, request)
                 return Unanswered()
             case CommandFate.SERVED:
-                refusal = self._do(entry, request)
+                refusal = self._obey_once(entry, request)
                 return Obeyed() if refusal is None else Refused(refusal)
 
-    def _do(self, entry: _Entry, request: Request) -> ApiError | None:
-        """Does what `request` asks, unless its command_id was obeyed within the last minute."""
+    def _obey_once(self, entry: _Entry, request: Request) -> ApiError | None:
+        """Do what `request` asks, unless its command_id was obeyed within COMMAND_MEMORY_S."""
         now = asyncio.get_running_loop().time()
         if request.command_id is not None and now - entry.obeyed_at < COMMAND_MEMORY_S:
             return None

@@ -1,7 +1,7 @@
-"""The carrier's side of call control: a request's body checked as Telnyx checks it, and Telnyx's errors. Pure.
+"""The carrier's side of call control: checks a request's body as Telnyx does, and has Telnyx's errors. Pure.
 
-Decides which parameters there are and which values they take; whether the call is in a state to obey is the call's
-matter. Sources: Telnyx Voice API v2, call-control commands and error codes.
+Decides which parameters exist and which values they accept. The call decides whether its state allows a command.
+Sources: Telnyx Voice API v2, call-control commands and error codes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ URL_MAX_CHARS: Final = 2000
 
 @dataclass(frozen=True, slots=True)
 class ApiError:
-    """An error reply: HTTP status, and one entry of its `errors`."""
+    """An error reply: its HTTP status, and the one entry of its `errors`."""
 
     status: int
     code: str
@@ -35,7 +35,7 @@ class ApiError:
 
 
 AUTHENTICATION_FAILED: Final = ApiError(
-    401, "10009", "Authentication failed", "The API key is missing or not the one of this account."
+    401, "10009", "Authentication failed", "The API key is missing or is not the key of this account."
 )
 NOT_FOUND: Final = ApiError(404, "10005", "Resource not found", "There is no such call.")
 CALL_ENDED: Final = ApiError(
@@ -44,9 +44,13 @@ CALL_ENDED: Final = ApiError(
 NOT_ANSWERED: Final = ApiError(
     422, "90034", "Call has not been answered yet", "This command can only be issued on an answered call."
 )
-STREAMING_IN_USE: Final = ApiError(422, "90045", "Streaming is already in use", "The call's audio is streamed already.")
+STREAMING_IN_USE: Final = ApiError(
+    422, "90045", "Streaming is already in use", "The call's audio is already being streamed."
+)
 STREAMING_NOT_IN_USE: Final = ApiError(422, "90048", "Streaming is not in use", "There is no stream to stop.")
-SERVER_ERROR: Final = ApiError(500, "10007", "Unexpected error", "The simulated carrier was asked to fail here.")
+SERVER_ERROR: Final = ApiError(
+    500, "10007", "Unexpected error", "A fault of the simulated carrier makes this command fail."
+)
 RATE_LIMIT_RESET_S: Final = 1
 RATE_LIMITED: Final = ApiError(
     429,
@@ -60,7 +64,7 @@ ALREADY_ANSWERED: Final = ApiError(422, "10015", "Bad Request", "The call has al
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A stream that was asked for."""
+    """A requested stream."""
 
     url: str
     track: str
@@ -99,8 +103,8 @@ class SpeakRequest:
 class PlaybackStopRequest:
     command_id: str | None
     client_state: str | None
-    all_of_it: bool
-    """Not only what is said now but also what waits to be said."""
+    stop_all: bool
+    """Drops the queued texts as well, not only the one being spoken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +290,7 @@ _PARAMETERS: Final[Mapping[str, Mapping[str, _Check]]] = {
     },
     "hangup": {**_COMMON, "custom_headers": _named_values, "reason": _text(200)},
 }
-"""The actions that are obeyed, each with its parameters and what they may be."""
+"""The supported actions, each with its parameters and the checks of their values."""
 
 _REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {
     "streaming_start": ("stream_url",),
@@ -301,11 +305,11 @@ _CODE_OF: Final[Mapping[str, str]] = {
     "language": "90013",
     "payload": "90010",
 }
-"""Parameters whose invalid values have their own error code; for the others it is 10015."""
+"""Parameters whose invalid values have an error code of their own; the others have 10015."""
 
 
 def parse(action: str, content: bytes) -> Request | ApiError:
-    """The request that `content` makes of `action`, or the carrier's error about it."""
+    """The request for `action` with the body `content`, or the carrier's error."""
     allowed = _PARAMETERS.get(action)
     if allowed is None:
         return ApiError(404, "10005", "Resource not found", f"The simulated carrier has no action {action[:40]!r}.")
@@ -339,7 +343,7 @@ def _request(action: str, body: dict[str, Any]) -> Request:
         case "speak":
             return SpeakRequest(command_id, client_state, body["payload"])
         case "playback_stop":
-            return PlaybackStopRequest(command_id, client_state, body.get("stop") == "all")
+            return PlaybackStopRequest(command_id, client_state, stop_all=body.get("stop") == "all")
         case "record_start":
             return RecordStartRequest(command_id, client_state, body["channels"], body["format"])
         case "record_stop":

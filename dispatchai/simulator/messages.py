@@ -1,7 +1,7 @@
-"""Everything the simulated carrier says: webhook envelopes and media messages, as Telnyx writes them. Pure.
+"""The JSON that the simulated carrier sends: webhooks and media messages, as Telnyx writes them. Pure.
 
-Decides names, types and spelling and nothing of when they are sent. Sources: Telnyx Voice API v2 webhooks and
-media streaming over WebSockets; payloads of real calls as published.
+Decides names, types and spelling; `call` and `media` decide when something is sent. Sources: Telnyx Voice API v2,
+webhooks and media streaming over WebSockets; published payloads of real calls.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ CONNECTION_ID: Final = "2963572552562678752"
 """The Call Control application that the called number belongs to."""
 
 USER_ID: Final = "3e6f995f-85f7-4705-9741-53b116d28237"
-"""The account, as media messages name it."""
+"""The account's id in media messages."""
 
 CONTROL_ID_BYTES: Final = 54
 """Real control ids are 72 characters of URL-safe base64 after their prefix."""
 
 
 class MediaTrack(StrEnum):
-    """Whose voice a frame is: the caller's or the platform's."""
+    """Whose voice a frame carries: the caller's or the platform's."""
 
     INBOUND = "inbound"
     OUTBOUND = "outbound"
@@ -43,7 +43,7 @@ class HangupSource(StrEnum):
 
 
 class HangupCause(StrEnum):
-    """Why the call ended, of those that the simulated carrier can bring about."""
+    """Why the call ended: the causes that the simulated carrier can produce."""
 
     NORMAL_CLEARING = "normal_clearing"
     ORIGINATOR_CANCEL = "originator_cancel"
@@ -59,7 +59,7 @@ SIP_CAUSE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """Who a call is: its ids and numbers, the same in all it says."""
+    """The ids and numbers of a leg, the same in all its messages."""
 
     call_control_id: str
     call_leg_id: str
@@ -80,7 +80,7 @@ class Leg:
 
 @dataclass(frozen=True, slots=True)
 class WebhookEvent:
-    """One event. Its id stays the same however often it is delivered."""
+    """One event. Every delivery of it has the same id."""
 
     id: str
     type: str
@@ -104,15 +104,15 @@ class WebhookEvent:
 
 
 def rfc3339(moment: datetime) -> str:
-    """`moment` as the carrier writes it: UTC, microseconds, Z."""
+    """`moment` as Telnyx writes it: UTC, with microseconds and Z."""
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class EventWriter:
-    """Makes the webhook events of one call. `client_state` is what the last command set, echoed in every event."""
+    """Makes the webhook events of one call. `client_state` is the last command's; every event repeats it."""
 
     def __init__(self, leg: Leg, voice: Voice, skew_s: float = 0.0) -> None:
-        """`skew_s` is how far the carrier's clock is ahead."""
+        """`skew_s` is how many seconds the carrier's clock is ahead."""
         self._leg = leg
         self._voice = voice
         self._skew = timedelta(seconds=skew_s)
@@ -185,15 +185,15 @@ class EventWriter:
         )
 
     def bridged(self, to_number: str) -> WebhookEvent:
-        """The caller was transferred and `to_number` took the call."""
+        """The caller was transferred, and `to_number` answered."""
         return self._event("call.bridged", **{"from": self._leg.from_number, "to": to_number})
 
     def recording_started(self) -> datetime:
-        """The moment at which a recording begins, by the carrier's clock."""
+        """The time at which a recording begins, by the carrier's clock."""
         return self._now()
 
     def recording_saved(self, channels: str, container: str, since: datetime) -> WebhookEvent:
-        """A recording is ready. Unlike the others this event does not name the call control id."""
+        """A recording is ready. Unlike the other events, this one has no call control id."""
         url = f"https://recordings.invalid/{self._leg.call_leg_id}.{container}"
         event = self._event(
             "call.recording.saved",
@@ -229,33 +229,33 @@ class EventWriter:
 
 
 class StreamWriter:
-    """Makes the messages of one media stream. Its numbers count per track from 1; sequence numbers count all of it."""
+    """Makes the messages of one media stream. Chunks count from 1 in each track, sequence numbers over all messages."""
 
     def __init__(self, leg: Leg, voice: Voice, *, tracks: int) -> None:
-        """`tracks` is 1, or 2 where each of the caller's frames is followed by one of the platform's."""
+        """`tracks` is 1, or 2 if a frame of the platform follows each of the caller's."""
         self.stream_id = str(uuid.uuid4()).upper()
         self._leg = leg
         self._voice = voice
         self._tracks = tracks
-        self._media = {track: self._media_form(track) for track in MediaTrack}
+        self._media_templates = {track: self._media_template(track) for track in MediaTrack}
 
     def connected(self, token: str) -> bytes:
-        """First message of a stream; repeats the token of the handshake, if there is one."""
+        """The first message of a stream. It repeats the token of the handshake, if there is one."""
         message: dict[str, Any] = {"event": "connected", "version": "1.0.0"}
         if token:
             message["connected"] = {"x-telnyx-streaming-auth-token": token}
         return orjson.dumps(message)
 
     def start(
-        self, client_state: str | None, custom_parameters: dict[str, str], *, says: Leg, with_format: bool
+        self, client_state: str | None, custom_parameters: dict[str, str], *, named_leg: Leg, with_format: bool
     ) -> bytes:
-        """Second message: number 1 of the stream. `says` is the leg that it names, its own unless it lies."""
+        """The second message, with sequence number 1. `named_leg` is the leg that it names."""
         start: dict[str, Any] = {
             "user_id": USER_ID,
-            "call_control_id": says.call_control_id,
-            "call_session_id": says.call_session_id,
-            "from": says.from_number,
-            "to": says.to_number,
+            "call_control_id": named_leg.call_control_id,
+            "call_session_id": named_leg.call_session_id,
+            "from": named_leg.from_number,
+            "to": named_leg.to_number,
             "tags": [],
             "client_state": client_state,
             "custom_parameters": custom_parameters,
@@ -269,12 +269,12 @@ class StreamWriter:
         return orjson.dumps({"event": "start", "sequence_number": "1", "stream_id": self.stream_id, "start": start})
 
     def media(self, track: MediaTrack, chunk: int, payload: bytes) -> bytes:
-        """Audio of one track, chunk 1 being its first. `payload` is base64. The carrier's numbers are strings."""
+        """One frame of one track, whose first chunk is 1. `payload` is base64. Telnyx writes numbers as strings."""
         number = 2 + (chunk - 1) * self._tracks + (self._tracks - 1 if track is MediaTrack.OUTBOUND else 0)
-        return self._media[track] % (number, chunk, (chunk - 1) * self._voice.frame_ms, payload)
+        return self._media_templates[track] % (number, chunk, (chunk - 1) * self._voice.frame_ms, payload)
 
     def stop(self, chunks: int) -> bytes:
-        """Last message of a stream that had `chunks` chunks of a track."""
+        """The last message of a stream with `chunks` chunks in a track."""
         return orjson.dumps(
             {
                 "event": "stop",
@@ -284,8 +284,8 @@ class StreamWriter:
             }
         )
 
-    def _media_form(self, track: MediaTrack) -> bytes:
-        """A message but for its numbers and its payload; they are the only thing that 50 a second differ in."""
+    def _media_template(self, track: MediaTrack) -> bytes:
+        """A message without its numbers and its payload, which are all that differs between 50 messages a second."""
         return (
             b'{"event":"media","sequence_number":"%%d","stream_id":"%b","media":'
             b'{"track":"%b","chunk":"%%d","timestamp":"%%d","payload":"%%b"}}'

@@ -1,6 +1,6 @@
-"""One clock for the frames of all calls: who waits for a moment is woken together with all others of that moment.
+"""One timer for the frames of all calls: all that are due at about the same time are woken together.
 
-Decides how fine moments are told apart. A timer a frame would cost the event loop more than sending the frame.
+Decides the resolution of that time. A timer for each frame would cost the event loop more than sending the frame.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from math import ceil
 from typing import Final
 
 GRAIN_S: Final = 0.001
-"""Moments within a millisecond are one: nobody hears it, and 300 calls then share at most 1000 wakings a second."""
+"""Resolution of the timer. A millisecond is inaudible, and 300 calls share at most 1000 wake-ups a second."""
 
 
 class Pacer:
-    """Use from one event loop."""
+    """Wakes waiters at their times. To be used from one event loop."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
@@ -24,9 +24,9 @@ class Pacer:
         self._wakes_at = 0.0
 
     async def until(self, moment: float) -> None:
-        """Waits until `moment` of the loop's clock: never less, at most about a grain more."""
+        """Wait until `moment` of the loop's clock: never less, and at most about GRAIN_S longer."""
         woken = asyncio.get_running_loop().create_future()
-        self._count += 1  # tells futures of one moment apart: they have no order
+        self._count += 1  # breaks ties between equal moments: futures have no order
         heapq.heappush(self._waiting, (moment, self._count, woken))
         if self._timer is None or ceil(moment / GRAIN_S) * GRAIN_S < self._wakes_at:
             self._set_timer()
@@ -42,7 +42,7 @@ class Pacer:
 
     def _wake(self) -> None:
         self._timer = None
-        # The loop may wake up to its clock's resolution early: what was meant is what counts.
+        # The loop may wake early, by up to its clock's resolution: the intended time counts.
         now = max(self._wakes_at, asyncio.get_running_loop().time())
         while self._waiting and self._waiting[0][0] <= now:
             _, _, woken = heapq.heappop(self._waiting)

@@ -1,7 +1,7 @@
-"""The caller's words as a leg carries them: cut into frames, in its codec, as base64.
+"""The caller's audio as a leg carries it: cut into frames, in the leg's codec, as base64.
 
-Decides the bytes of each payload; calls with the same recording share them. Which codec a leg has is the faults'
-matter. Of G.722, AMR-WB and Opus only the lengths are right: their octets are noise, as no encoder is at hand.
+Decides the bytes of each payload; calls with the same recording share them. `faults` decides the codec of a leg. Of
+G.722, AMR-WB and Opus only the lengths are right: the octets are noise, because no encoder is available.
 Source of the lengths: RFC 3551, section 4.5 (G722, L16); RFC 4867, table 1 (AMR-WB at 12.65 kbit/s).
 """
 
@@ -20,10 +20,10 @@ from dispatchai.simulator.faults import Codec
 from dispatchai.simulator.recording import MULAW_SILENCE, SAMPLE_RATE, CallerAudio
 
 VOICES_KEPT: Final = 64
-"""Recordings whose frames are kept at one time; half a minute of one takes 0.5 MB."""
+"""Number of recordings whose frames are cached; half a minute of audio takes 0.5 MB."""
 
 BYTES_PER_MS: Final = {Codec.G722: 8.0, Codec.AMR_WB: 33 / 20, Codec.OPUS: 3.0}
-"""Of the codecs that are noise here. G.722 has 64 kbit/s; a frame of AMR-WB is 33 octets each 20 ms."""
+"""Data rates of the codecs whose octets are noise. G.722 has 64 kbit/s; AMR-WB has 33 octets for each 20 ms."""
 
 _ENCODING: Final = {Codec.L16_BE: "L16"}
 _RATE: Final = {Codec.AMR_WB: 16_000, Codec.OPUS: 16_000}
@@ -31,10 +31,10 @@ _RATE: Final = {Codec.AMR_WB: 16_000, Codec.OPUS: 16_000}
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """What a stream is made of. `payloads[n]` is frame n, `silence` one frame without a sound; both base64."""
+    """The payloads of a stream. `payloads[n]` is frame n, `silence` is one silent frame; both are base64."""
 
     encoding: str
-    """As `media_format` names it."""
+    """The codec's name in `media_format`."""
     sample_rate: int
     frame_ms: int
     payloads: tuple[bytes, ...]
@@ -47,10 +47,10 @@ class Voice:
 
 @lru_cache(maxsize=VOICES_KEPT)
 def voice_of(audio: CallerAudio, codec: Codec, frame_ms: int) -> Voice:
-    """`audio` in `codec`, cut into frames of `frame_ms`; the last one is filled up with silence."""
+    """`audio` in `codec`, cut into frames of `frame_ms`; the last one is padded with silence."""
     size = SAMPLE_RATE * frame_ms // 1000
     pcmu = audio.pcmu + MULAW_SILENCE * (-len(audio.pcmu) % size)
-    noise = random.Random(codec)  # noqa: S311 - any octets will do, the same each time
+    noise = random.Random(codec)  # noqa: S311 - any octets will do, but the same each time
     frames = [pcmu[at : at + size] for at in range(0, len(pcmu), size)]
     return Voice(
         encoding=_ENCODING.get(codec, codec.value),

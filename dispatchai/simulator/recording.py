@@ -1,6 +1,6 @@
-"""What the simulated caller says: a WAV file as 20 ms frames of µ-law at 8 kHz.
+"""The simulated caller's audio: a WAV file as 20 ms frames of µ-law at 8 kHz.
 
-Decides which files are understood and how they are brought to the telephone's rate. Sources: Microsoft RIFF
+Decides which files can be read and how they are resampled to the telephone's rate. Sources: Microsoft RIFF
 specification (WAVE, WAVE_FORMAT_EXTENSIBLE); ITU-T G.711 for the codes; J. O. Smith, "Digital Audio Resampling"
 (windowed-sinc interpolation).
 """
@@ -18,14 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from dispatchai.audio.g711 import ALAW, MULAW, encode_mulaw
+from dispatchai.simulator.errors import SimulatorError
 
 SAMPLE_RATE: Final = 8000
 FRAME_MS: Final = 20
 FRAME_BYTES: Final = SAMPLE_RATE * FRAME_MS // 1000
-"""Bytes of a frame: 160, one a sample."""
+"""Bytes of a frame: 160, one for each sample."""
 
 FILE_MAX_BYTES: Final = 256 * 1024 * 1024
-"""Larger files are refused: 25 minutes of 44.1 kHz stereo 24-bit audio, far beyond any call."""
+"""Larger files are refused. It is 25 minutes of 44.1 kHz stereo 24-bit audio, far more than any call."""
 
 RATES: Final = range(4000, 192_001)
 
@@ -37,22 +38,22 @@ _MULAW: Final = 7
 _EXTENSIBLE: Final = 0xFFFE
 
 _SIZE_UNKNOWN: Final = frozenset({0, 0xFFFF_FFFF, 0x7FFF_FFFF})
-"""What a program that writes to a pipe leaves as the length of the data, which then reach to the end of the file."""
+"""Lengths of the data chunk that a program writes to a pipe, where the data reach to the end of the file."""
 
 _ZERO_CROSSINGS: Final = 24
 """Half the length of the interpolation filter, in zero crossings of its sinc; Hann window: -44 dB and falling."""
 
 _CUTOFF: Final = 0.94
-"""Pass band as a part of half the lower rate: 3.76 kHz on the telephone. The rest is the filter's slope."""
+"""Pass band as a fraction of half the lower rate: 3.76 kHz on the telephone. The rest is the filter's slope."""
 
 
-class AudioFileError(Exception):
-    """The file cannot be played to the line. The message names it and says why."""
+class AudioFileError(SimulatorError):
+    """The file cannot be played. The message names it and says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallerAudio:
-    """What a caller says. `pcmu` is a whole number of frames of 160 bytes of µ-law at 8 kHz."""
+    """A caller's audio. `pcmu` is a whole number of frames of 160 bytes of µ-law at 8 kHz."""
 
     name: str
     pcmu: bytes
@@ -79,9 +80,9 @@ class _Format:
 
 
 def load(path: Path) -> CallerAudio:
-    """The audio of a WAV file: PCM of 8, 16, 24 or 32 bits, A-law or µ-law, any rate from 4 to 192 kHz, any channels.
+    """The audio of a WAV file: PCM of 8, 16, 24 or 32 bits, A-law or µ-law, 4 to 192 kHz, any number of channels.
 
-    Channels are averaged. µ-law mono at 8 kHz is passed on byte by byte; the last frame is filled up with silence.
+    Channels are averaged. µ-law mono at 8 kHz is used byte by byte. The last frame is padded with silence.
     Raises AudioFileError.
     """
     try:
@@ -102,8 +103,8 @@ def _to_pcmu(content: bytes) -> bytes:
     if form == _Format(_MULAW, 1, SAMPLE_RATE, 8):
         return data
     samples = _samples(form, data).reshape(-1, form.channels).mean(axis=1)
-    line = _resample(samples, form.rate, SAMPLE_RATE)
-    return encode_mulaw(np.clip(np.rint(line * 32768), -32768, 32767).astype(np.int16))
+    resampled = _resample(samples, form.rate, SAMPLE_RATE)
+    return encode_mulaw(np.clip(np.rint(resampled * 32768), -32768, 32767).astype(np.int16))
 
 
 def _parse(content: bytes) -> tuple[_Format, bytes]:
@@ -149,12 +150,12 @@ def _format(chunk: bytes) -> _Format:
         case _:
             raise AudioFileError(f"is in a format that is not understood (tag {tag}, {bits} bits): save it as PCM WAV")
     if not channels or rate not in RATES:
-        raise AudioFileError(f"has {channels} channels at {rate} Hz: at least one, at 4 to 192 kHz, can be played")
+        raise AudioFileError(f"has {channels} channels at {rate} Hz: it needs at least one channel, at 4 to 192 kHz")
     return _Format(tag, channels, rate, bits)
 
 
 def _samples(form: _Format, data: bytes) -> npt.NDArray[np.float64]:
-    """Samples in -1..1, channels interleaved."""
+    """The samples in -1..1, with interleaved channels."""
     octets = np.frombuffer(data, dtype=np.uint8)
     match form.tag, form.bits:
         case (7, _):
@@ -172,23 +173,23 @@ def _samples(form: _Format, data: bytes) -> npt.NDArray[np.float64]:
 
 
 def _resample(samples: npt.NDArray[np.float64], source: int, target: int) -> npt.NDArray[np.float64]:
-    """`samples` at `target` samples a second: a windowed sinc at each output's place, one filter for each phase."""
+    """`samples` at `target` Hz: a windowed sinc at the place of each output sample, one filter for each phase."""
     if source == target:
         return samples
     divisor = gcd(source, target)
     up, down = target // divisor, source // divisor
-    # In source samples: half the filter's length, and its cutoff as a part of half the source's rate.
+    # In source samples: half the filter's length, and its cutoff as a fraction of half the source's rate.
     cutoff = _CUTOFF * min(1.0, target / source)
     half = ceil(_ZERO_CROSSINGS / cutoff)
     taps = np.arange(-half, half + 1)
     padded = np.concatenate([np.zeros(half), samples, np.zeros(half + 1)])
     windows = np.lib.stride_tricks.sliding_window_view(padded, len(taps))
     length = len(samples) * up // down
-    line = np.empty(length)
+    output = np.empty(length)
     for phase in range(min(up, length)):
         whole, part = divmod(phase * down, up)
         offset = taps - part / up
         kernel = cutoff * np.sinc(cutoff * offset) * np.cos(np.pi * offset / (2 * (half + 1))) ** 2
         count = len(range(phase, length, up))
-        line[phase::up] = windows[whole::down][:count] @ (kernel / kernel.sum())
-    return line
+        output[phase::up] = windows[whole::down][:count] @ (kernel / kernel.sum())
+    return output

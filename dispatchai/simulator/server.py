@@ -1,7 +1,7 @@
 """The simulated carrier: serves call control over HTTP on loopback and places calls to one gateway.
 
-Decides who may command and which call is meant; the call itself decides the rest. One asyncio task a call and a few
-short-lived helpers of it, no threads.
+Decides who may send commands and which call they are for; the call decides the rest. Each call has one asyncio task and
+a few short-lived helper tasks; there are no threads.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dispatchai.simulator.account import SimulatedAccount
 from dispatchai.simulator.call import CallReport, Progress, SimulatedCall, Timing
 from dispatchai.simulator.command_handler import Obeyed, Refused, Reply, Unanswered
 from dispatchai.simulator.commands import ApiError
+from dispatchai.simulator.errors import SimulatorError
 from dispatchai.simulator.faults import NO_FAULTS, Faults
 from dispatchai.simulator.messages import HangupSource, Leg
 from dispatchai.simulator.pacer import Pacer
@@ -30,27 +31,27 @@ from dispatchai.simulator.webhooks import WebhookPolicy, WebhookSender
 HOST: Final = "127.0.0.1"
 
 BODY_MAX_BYTES: Final = 65_536
-"""Of a command: the longest speak payload is 3,000 characters, the longest token 4,000."""
+"""The largest body of a command. The longest speak payload has 3,000 characters, the longest token 4,000."""
 
 ENDED_CALLS_KEPT: Final = 10_000
-"""Calls that are over and still get 90018 as answer; older ones are unknown."""
+"""Number of ended calls that still answer with 90018; older ones are unknown."""
 
 CLOSE_S: Final = 5.0
-"""How long the calls have for their last events when the carrier closes."""
+"""How long the calls have for their last events when the carrier stops."""
 
 SHUTDOWN_S: Final = 1.0
-"""How long commands under way may hold up the end: the calls that they were for are over by then."""
+"""How long commands in flight may delay the stop: their calls have ended by then."""
 
-UNHEARD_OF: Final = Leg.new("+15550100000", "+15550100000")
-"""The other call where there is none."""
+UNKNOWN_LEG: Final = Leg.new("+15550100000", "+15550100000")
+"""Stands for another call's leg if there is no other call."""
 
 
-class PortTakenError(Exception):
+class PortTakenError(SimulatorError):
     """The port is in use. The message says what to do."""
 
 
 class PlacedCall:
-    """A call that was placed. Waiting for it may be given up; the call goes on until the carrier closes."""
+    """A call that was placed. It goes on until the carrier stops, even if nobody waits for it."""
 
     def __init__(self, leg: Leg, task: asyncio.Task[CallReport], hang_up: Callable[[], None]) -> None:
         self.leg = leg
@@ -58,16 +59,16 @@ class PlacedCall:
         self._hang_up = hang_up
 
     async def finished(self) -> CallReport:
-        """The report, once the call is over and its events are delivered or given up."""
+        """The report, once the call has ended and its events are delivered or given up."""
         return await asyncio.shield(self._task)
 
     def hang_up(self) -> None:
-        """The caller hangs up. Without effect on a call that is over."""
+        """Hang up as the caller. Has no effect on a call that has ended."""
         self._hang_up()
 
 
 class SimulatedCarrier:
-    """Acts as Telnyx for one gateway. Use as `async with`: leaving it hangs up all calls and waits for their ends."""
+    """Acts as Telnyx for one gateway. Use it with `async with`: on exit it hangs up all calls and waits for them."""
 
     def __init__(
         self,
@@ -79,7 +80,7 @@ class SimulatedCarrier:
         webhooks: WebhookPolicy | None = None,
         faults: Faults = NO_FAULTS,
     ) -> None:
-        """`port` 0 takes a free one. `gateway_url` such as ``http://127.0.0.1:8000``."""
+        """`port` 0 selects a free one. `gateway_url` is such as ``http://127.0.0.1:8000``."""
         self._account = account
         self._port = port
         self._gateway_url = gateway_url
@@ -95,16 +96,16 @@ class SimulatedCarrier:
 
     @property
     def port(self) -> int:
-        """The port that commands are served on."""
+        """The port for commands."""
         return self._port
 
     @property
     def api_url(self) -> str:
-        """What TELNYX_API_URL would be for this carrier."""
+        """The TELNYX_API_URL of this carrier."""
         return f"http://{HOST}:{self._port}/v2"
 
     async def __aenter__(self) -> Self:
-        """Starts serving. Raises PortTakenError."""
+        """Start to serve. Raises PortTakenError."""
         application = web.Application(client_max_size=BODY_MAX_BYTES)
         application.router.add_post("/v2/calls/{call_control_id}/actions/{action}", self._command)
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_S)
@@ -121,7 +122,7 @@ class SimulatedCarrier:
             ) from None
         self._runner = runner
         self._port = runner.addresses[0][1]
-        # No limit of connections: a slow gateway must not make one call's events wait for another's.
+        # No limit of connections: one call's events must not wait for another's at a slow gateway.
         self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         return self
 
@@ -150,42 +151,42 @@ class SimulatedCarrier:
         *,
         faults: Faults | None = None,
     ) -> PlacedCall:
-        """Starts a call, whose caller says `audio`. `observer` is told of each change and each second of speech.
+        """Start a call in which the caller says `audio`. `observer` gets each change and each second of speech.
 
-        `faults` are this call's own instead of the carrier's.
+        `faults` replaces the carrier's faults for this call.
         """
         if self._http is None:
-            raise RuntimeError("the carrier is not serving: enter it first")
+            raise RuntimeError("the carrier does not serve yet: use `async with` first")
         leg = Leg.new(from_number, to_number)
-        line = self._faults if faults is None else faults
+        call_faults = self._faults if faults is None else faults
         call = SimulatedCall(
             self._placed,
             leg,
             audio,
-            WebhookSender(self._http, self._account, self._gateway_url, self._webhooks, line),
+            WebhookSender(self._http, self._account, self._gateway_url, self._webhooks, call_faults),
             self._pacer,
             timing=self._timing,
-            line=line,
-            other_leg=lambda: self._another_than(leg),
+            faults=call_faults,
+            other_leg=lambda: self._other_leg(leg),
             observer=observer,
         )
         self._placed += 1
-        self._forget_oldest()
+        self._discard_oldest()
         task = asyncio.create_task(call.run(), name=f"call-{leg.call_session_id}")
         self._calls[leg.call_control_id] = call
         self._tasks[leg.call_control_id] = task
         return PlacedCall(leg, task, lambda: call.hang_up(HangupSource.CALLER))
 
-    def _forget_oldest(self) -> None:
+    def _discard_oldest(self) -> None:
         excess = len(self._calls) - ENDED_CALLS_KEPT
         if excess > 0:
             for control_id in [known for known, task in self._tasks.items() if task.done()][:excess]:
                 del self._calls[control_id], self._tasks[control_id]
 
-    def _another_than(self, leg: Leg) -> Leg:
-        """The newest call besides `leg`'s that is not over."""
+    def _other_leg(self, leg: Leg) -> Leg:
+        """The leg of the newest other call in progress."""
         live = (known for known, task in reversed(self._tasks.items()) if not task.done())
-        return next((self._calls[known].leg for known in live if known != leg.call_control_id), UNHEARD_OF)
+        return next((self._calls[known].leg for known in live if known != leg.call_control_id), UNKNOWN_LEG)
 
     async def _command(self, request: web.Request) -> web.Response:
         reply = await self._obey(
@@ -216,4 +217,4 @@ class SimulatedCarrier:
         request = commands.parse(action, content)
         if isinstance(request, ApiError):
             return Refused(request)
-        return await call.desk.take(action, request)
+        return await call.command_handler.handle(action, request)

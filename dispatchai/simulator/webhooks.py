@@ -1,7 +1,7 @@
-"""Delivery of webhooks as Telnyx does it: signed, answered within two seconds or tried again.
+"""Delivers webhooks as Telnyx does: signed, and sent again if they are not answered within two seconds.
 
-Decides what counts as delivered, what is tried again and when, and what a signature's faults look like. Which events
-there are is the call's matter.
+Decides what counts as delivered, what is retried and when, and how a faulty signature looks. `call` decides which
+events exist.
 Source: Telnyx, "Receiving webhooks" (2xx within 2000 ms; 408, 429, 5xx and no answer are retried, other 4xx not).
 """
 
@@ -28,7 +28,7 @@ STALE_S: Final = 3600
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookPolicy:
-    """The carrier's patience. Its number of attempts is not published; these cover a restart of the gateway."""
+    """The carrier's timeout and retries. Telnyx publishes no number of attempts; six cover a restart of the gateway."""
 
     timeout_s: float = 2.0
     attempts: int = 6
@@ -38,7 +38,7 @@ class WebhookPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How the delivery of an event ended. `status` is that of the last reply, None where there was none."""
+    """How the delivery of an event ended. `status` is that of the last reply, None if there was none."""
 
     delivered: bool
     attempts: int
@@ -55,18 +55,18 @@ class WebhookSender:
         account: SimulatedAccount,
         gateway_url: str,
         policy: WebhookPolicy,
-        line: Faults = NO_FAULTS,
+        faults: Faults = NO_FAULTS,
     ) -> None:
         self.answers_s: list[float] = []
-        """How long each answer of the gateway took, in seconds, in order."""
+        """Seconds that each answer of the gateway took, in order."""
         self._http = http
         self._account = account
         self._url = gateway_url.rstrip("/") + WEBHOOK_PATH
         self._policy = policy
-        self._line = line
+        self._faults = faults
 
     async def attempt(self, event: WebhookEvent, number: int) -> Delivery | None:
-        """Delivery attempt `number` (from 1); None where another one is due, after `wait`."""
+        """Make delivery attempt `number`, from 1. Returns None if another attempt must follow."""
         status, reason = await self._post(event, number)
         if status is not None and 200 <= status < 300:
             return Delivery(True, number, status, reason)
@@ -76,7 +76,7 @@ class WebhookSender:
         return Delivery(False, number, status, reason)
 
     async def retry(self, event: WebhookEvent) -> Delivery:
-        """All attempts after the first, until one settles it."""
+        """Make all attempts after the first, until one is final."""
         number = 1
         while True:
             await asyncio.sleep(self._policy.first_delay_s * 2 ** (number - 1))
@@ -96,7 +96,7 @@ class WebhookSender:
         try:
             async with self._http.post(
                 self._url,
-                data=self._stalling(body) if self._line.webhook_stall_s else body,
+                data=self._stalling(body) if self._faults.webhook_stall_s else body,
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=self._policy.timeout_s),
                 allow_redirects=False,
@@ -109,8 +109,8 @@ class WebhookSender:
             return None, type(error).__name__
 
     def _signature(self, body: bytes) -> dict[str, str]:
-        now = round(time.time() + self._line.clock_skew_s)
-        fault = self._line.signature
+        now = round(time.time() + self._faults.clock_skew_s)
+        fault = self._faults.signature
         timestamp = str(now - STALE_S if fault is SignatureFault.STALE else now)
         match fault:
             case SignatureFault.ABSENT:
@@ -126,5 +126,5 @@ class WebhookSender:
     async def _stalling(self, body: bytes) -> AsyncIterator[bytes]:
         half = len(body) // 2
         yield body[:half]
-        await asyncio.sleep(self._line.webhook_stall_s)
+        await asyncio.sleep(self._faults.webhook_stall_s)
         yield body[half:]

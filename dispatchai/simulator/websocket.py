@@ -1,7 +1,7 @@
 """The client's end of a WebSocket, as far as the carrier's media streams need it: text out, control frames in.
 
-Decides what goes over the wire; what a message says is decided elsewhere. Made for thousands of small messages a
-second, and for breaking rules that a library keeps: a cut without a close, a message of any size. Source: RFC 6455.
+Decides the bytes on the wire; `messages` decides what a message says. It is made for thousands of small messages a
+second, and for what a library does not allow: a cut without a close frame, a message of any size. Source: RFC 6455.
 """
 
 from __future__ import annotations
@@ -19,28 +19,30 @@ from typing import Final, Self, cast
 
 from yarl import URL
 
+from dispatchai.simulator.errors import SimulatorError
+
 HANDSHAKE_MAX_BYTES: Final = 16_384
 
 MESSAGE_MAX_BYTES: Final = 1_048_576
-"""Of what the platform sends: 30 s of audio in base64, the most that one message may carry, is 320 kB."""
+"""The largest message of the platform: 30 s of audio in base64, the most that one message may carry, is 320 kB."""
 
 CLOSE_S: Final = 2.0
 """How long the platform may take for its half of the closing handshake."""
 
 FLUSH_S: Final = 1.0
-"""How long a cut waits for what was sent before it."""
+"""How long a cut waits until the messages before it are written."""
 
 NO_STATUS: Final = 1005
 ABNORMAL: Final = 1006
-"""What a close without a code, and a connection lost without a close, are called. RFC 6455, 7.4.1."""
+"""The codes that stand for a close without a code, and for a connection lost without a close. RFC 6455, 7.4.1."""
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _FINAL: Final = 0x80
 _MASKED: Final = 0x80
 
 _MASK: Final = bytes(4)
-"""A client masks what it sends so that a script in a browser cannot talk to a proxy in the proxy's language (RFC 6455,
-10.3). No script chooses what is said here, and with a key of zeros the payload goes out as it is."""
+"""A client masks its messages so that a script in a browser cannot make them look like requests to a proxy (RFC 6455,
+10.3). Here no script chooses the messages, and with a key of zeros the payload needs no change."""
 
 
 class _Opcode(IntEnum):
@@ -50,12 +52,12 @@ class _Opcode(IntEnum):
     PONG = 0xA
 
 
-class HandshakeError(Exception):
-    """The socket was not opened. The message says why, and holds nothing of the request: that has the token."""
+class HandshakeError(SimulatorError):
+    """The socket was not opened. The message says why, and quotes nothing of the request, which holds the token."""
 
 
 class ClientSocket(asyncio.Protocol):
-    """One socket. Made by `connect`, ended by `close` or `cut`; `on_lost` is called once if anybody else ends it."""
+    """One socket. Made by `connect`, ended by `close` or `cut`; `on_lost` is called once if it ends otherwise."""
 
     def __init__(self, request: bytes, accept: bytes, on_lost: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
@@ -73,10 +75,10 @@ class ClientSocket(asyncio.Protocol):
 
     @classmethod
     async def connect(cls, url: str, headers: Mapping[str, str], on_lost: Callable[[], None]) -> Self:
-        """An open socket to `url` (ws or wss). Raises HandshakeError, OSError or ValueError (a bad URL)."""
+        """An open socket to `url` (ws or wss). Raises HandshakeError, OSError, or ValueError for an invalid URL."""
         target = URL(url)
         if target.scheme not in ("ws", "wss") or target.host is None or target.port is None:
-            raise ValueError("not the URL of a WebSocket")
+            raise ValueError("this is not the URL of a WebSocket")
         key = b64encode(os.urandom(16))
         authority = f"[{target.host}]" if ":" in target.host else target.host
         lines = [
@@ -105,30 +107,30 @@ class ClientSocket(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """False once either side has ended it, or the connection broke."""
+        """False once either side has ended the socket, or the connection broke."""
         return self._open
 
     @property
     def is_ready(self) -> bool:
-        """False while the platform takes less than it is sent."""
+        """False while the platform reads more slowly than it is sent to."""
         return self._writable.is_set()
 
     @property
     def close_code(self) -> int:
-        """Why the platform closed: its code, `NO_STATUS` if it gave none, `ABNORMAL` if it did not close."""
+        """The code with which the platform closed; NO_STATUS if it gave none, ABNORMAL if it did not close."""
         return ABNORMAL if self._close_code is None else self._close_code
 
     def send(self, message: bytes) -> None:
-        """Sends a text message. Does nothing on a socket that is not open."""
+        """Send a text message. Does nothing if the socket is not open."""
         if self._open and self._transport is not None:
             self._transport.write(_frame(_Opcode.TEXT, message))
 
     async def ready(self) -> None:
-        """Waits until the platform takes messages again, or the socket is over."""
+        """Wait until the platform reads again, or the socket has ended."""
         await self._writable.wait()
 
     async def close(self) -> None:
-        """The closing handshake, without a code as the carrier does it, and the end of the connection."""
+        """Perform the closing handshake, without a code as the carrier does, and end the connection."""
         if self._open and self._transport is not None:
             self._open = False
             self._transport.write(_frame(_Opcode.CLOSE, b""))
@@ -136,10 +138,10 @@ class ClientSocket(asyncio.Protocol):
         self._abort()
 
     async def cut(self) -> None:
-        """Ends the connection without another word; what was sent before still goes out."""
+        """End the connection without a close frame; the messages sent before still go out."""
         if self._transport is not None and self._open:
             self._open = False
-            # No other word follows: once the buffer's low-water mark of 0 is reached, all of it is with the kernel.
+            # Nothing more is written: at the buffer's low-water mark of 0, everything has reached the kernel.
             self._transport.set_write_buffer_limits(0)
             if self._transport.get_write_buffer_size():
                 with suppress(TimeoutError):
@@ -147,7 +149,7 @@ class ClientSocket(asyncio.Protocol):
                         await self._writable.wait()
         self._abort()
 
-    # What the transport calls
+    # Called by the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -173,10 +175,10 @@ class ClientSocket(asyncio.Protocol):
         self._gone.set_result(None)
         self._lose()
 
-    # Parts
+    # Internal
 
     def _shake_hands(self) -> bool:
-        """Reads the platform's answer to the handshake, if it is there. Returns whether the socket is open."""
+        """Read the platform's answer to the handshake once it is complete. Returns whether the socket is open."""
         head, end, rest = bytes(self._received).partition(b"\r\n\r\n")
         if not end:
             if len(head) > HANDSHAKE_MAX_BYTES:
@@ -192,7 +194,7 @@ class ClientSocket(asyncio.Protocol):
             return False
         fields = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
         if fields.get(b"sec-websocket-accept") != self._accept:
-            self._refuse("the media socket answered another handshake")
+            self._refuse("the media socket answered a different handshake")
             return False
         self._received = bytearray(rest)
         self._open = True
@@ -205,7 +207,7 @@ class ClientSocket(asyncio.Protocol):
         self._abort()
 
     def _take_frame(self) -> bool:
-        """Deals with the first whole frame received. Returns whether there was one. Text is not listened to."""
+        """Handle the first complete frame received, and ignore it if it is text. Returns whether there was one."""
         received = self._received
         if len(received) < 2:
             return False
@@ -240,7 +242,7 @@ class ClientSocket(asyncio.Protocol):
                 await asyncio.shield(self._gone)
 
     def _lose(self) -> None:
-        """Somebody else ended the socket."""
+        """The socket ended, and not by `close` or `cut`."""
         if self._open:
             self._open = False
             self._on_lost()

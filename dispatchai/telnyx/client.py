@@ -1,7 +1,7 @@
-"""Commands to the carrier: sends one over HTTPS and says how it ended.
+"""Sends commands to the carrier over HTTPS and reports how each ended.
 
-Decides what is tried again, how long and how the carrier's errors are to be understood. Which command is given when
-is `callflow`'s matter. The API key leaves this module in the Authorization header alone.
+Decides what is retried, how often and for how long, and what the carrier's errors mean. `calls.control` decides which
+command is sent when. The API key leaves this module only in the Authorization header.
 Sources: Telnyx Voice API v2 (call-control commands, error codes, `command_id`); RFC 9110, section 10.2.3 (Retry-After).
 """
 
@@ -11,11 +11,10 @@ import asyncio
 import email.utils
 import random
 import time
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 from urllib.parse import quote
 
 import aiohttp
@@ -25,111 +24,65 @@ from pydantic import SecretStr
 from yarl import URL
 
 from dispatchai.settings import Settings
+from dispatchai.telnyx.api_errors import (
+    CODE_ALREADY_ENDED,
+    CODE_ALREADY_STREAMING,
+    CODES_CHANNEL_LIMIT,
+    CODES_TOO_EARLY,
+    parse_error,
+)
 from dispatchai.telnyx.commands import (
     AlreadyEnded,
     AlreadyStreaming,
-    Answer,
     Command,
     Done,
-    Hangup,
     NotAnswered,
     Outcome,
-    RecordStart,
     Rejected,
-    Speak,
-    StreamingStart,
-    Transfer,
     Unavailable,
-    achieved,
 )
-
-__all__ = [
-    "SIMULATED_API_KEY",
-    "AlreadyEnded",
-    "AlreadyStreaming",
-    "Answer",
-    "Command",
-    "Done",
-    "Hangup",
-    "NotAnswered",
-    "Outcome",
-    "RecordStart",
-    "Rejected",
-    "RetryPolicy",
-    "Speak",
-    "StreamingStart",
-    "TelnyxClient",
-    "Transfer",
-    "Unavailable",
-    "achieved",
-]
+from dispatchai.telnyx.metrics import CommandCounts
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 SIMULATED_API_KEY: Final = "KEY-simulated"
-"""Sent to the simulated carrier, which stands on this machine and guards nothing."""
-
-CODE_ALREADY_ENDED: Final = "90018"
-CODES_TOO_EARLY: Final = frozenset({"90034", "90020"})
-"""Not answered yet; and of a recording, no audio yet, which the carrier wants given again after the answer."""
-CODE_ALREADY_STREAMING: Final = "90045"
-CODES_CHANNEL_LIMIT: Final = frozenset({"90041", "90042", "90043"})
-"""The account's channels are all taken for the moment: worth another try, whatever the status."""
+"""Sent to the simulated carrier, which runs on this machine and guards nothing."""
 
 STATUSES_RETRIED: Final = frozenset({408, 429})
-"""Besides every 5xx."""
+"""In addition to every 5xx."""
 
 BODY_MAX_BYTES: Final = 65_536
-"""A reply is some hundred bytes; what is beyond this is not read."""
-
-TITLE_MAX_CHARS: Final = 200
+"""A reply has some hundred bytes; the client reads no more than this."""
 
 SHORTEST_TRY_S: Final = 0.05
-"""A try at the very end of the budget still gets this long: aiohttp takes a timeout of 0 for none at all."""
+"""The least timeout of a try, also at the very end of the budget: to aiohttp a timeout of 0 means none at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often and how long. The budget stays far below the 60 s in which the carrier knows a command_id again."""
+    """How often and how long to try. The budget is far below the 60 s for which the carrier remembers a command_id."""
 
     attempts: int = 5
     budget_s: float = 10.0
-    """From the first try to the end of the last. A caller hears it ring meanwhile."""
+    """From the first try to the end of the last. The caller hears ringing meanwhile."""
     connect_s: float = 2.0
     total_s: float = 5.0
-    """Of one try. Replies take well under a second; five cover a slow failover on the carrier's side."""
+    """Of one try. Replies take well under a second; five seconds cover a slow failover on the carrier's side."""
     first_delay_s: float = 0.2
     factor: float = 2.5
-    """Waits of at most .2, .5, 1.25 and 3.1 s: about 5 s, half the budget, the rest is for the tries themselves."""
-
-
-@dataclass(slots=True)
-class CommandCounts:
-    """What became of the commands since the process started."""
-
-    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By action and type of the outcome, such as ("answer", "Done")."""
-    retries: Counter[str] = field(default_factory=Counter)
-    """Tries beyond the first of a command, by action."""
-
-    def as_json(self) -> dict[str, dict[str, int]]:
-        """The counts as nested objects: of each action the outcomes, and `retries` by action."""
-        counted: dict[str, dict[str, int]] = {"retries": dict(self.retries)}
-        for (action, outcome), count in sorted(self.outcomes.items()):
-            counted.setdefault(action, {})[outcome] = count
-        return counted
+    """Waits of at most .2, .5, 1.25 and 3.1 s: about 5 s, half the budget. The other half is for the tries."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Again:
-    """A try that failed in a way that another may not."""
+class _Retry:
+    """A try that failed and is worth another one. `wait_s` is set where the carrier asked for a wait."""
 
     reason: str
     wait_s: float | None = None
 
 
 class TelnyxClient:
-    """Sends commands, any number at a time, over one pool of connections. Use it as `async with`, or `close()` it."""
+    """Sends any number of commands at a time over one connection pool. Use it with `async with`, or `close()` it."""
 
     def __init__(
         self,
@@ -139,7 +92,7 @@ class TelnyxClient:
         policy: RetryPolicy | None = None,
         jitter: random.Random | None = None,
     ) -> None:
-        """`api_url` such as ``https://api.telnyx.com/v2``. `jitter` spreads the waits; seeded, they repeat."""
+        """`api_url` such as ``https://api.telnyx.com/v2``. `jitter` spreads the waits; seed it to repeat them."""
         self._api_url = api_url.rstrip("/")
         self._api_key = api_key
         self._policy = policy or RetryPolicy()
@@ -150,9 +103,9 @@ class TelnyxClient:
 
     @classmethod
     def from_settings(cls, settings: Settings, *, carrier_port: int | None = None) -> Self:
-        """The client of `settings`: Telnyx, or the simulated carrier on this machine where no API key is set.
+        """The client for `settings`: of Telnyx, or of the simulated carrier on this machine where no API key is set.
 
-        `carrier_port` where the simulated carrier listens on another port than the settings say.
+        `carrier_port` overrides the simulated carrier's port of the settings.
         """
         if settings.carrier_is_simulated:
             port = settings.simulated_carrier_port if carrier_port is None else carrier_port
@@ -168,13 +121,13 @@ class TelnyxClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connections. Commands still under way end as Unavailable."""
+        """Close the connections. Commands in flight end as Unavailable."""
         self._closed = True
         if self._http is not None:
             await self._http.close()
 
     async def run(self, command: Command) -> Outcome:
-        """Sends `command`, again where it helps, with the same body and so the same command_id on each try.
+        """Send `command`, and retry where that helps. Each try has the same body, hence the same command_id.
 
         Ends within the policy's budget. Raises nothing but CancelledError.
         """
@@ -183,13 +136,17 @@ class TelnyxClient:
         return outcome
 
     async def _run(self, command: Command) -> Outcome:
-        if command.call_control_id in ("", ".", ".."):  # no id of a call, and as a path segment another resource
+        if command.call_control_id in (
+            "",
+            ".",
+            "..",
+        ):  # not a call's id; as a path segment it would name another resource
             return Rejected(0, "", "the command names no call")
         url = URL(
             f"{self._api_url}/calls/{quote(command.call_control_id, safe=':')}/actions/{command.action}", encoded=True
         )
         body = orjson.dumps(command.body())
-        told = log.bind(action=command.action, call_control_id=command.call_control_id)
+        command_log = log.bind(action=command.action, call_control_id=command.call_control_id)
         policy = self._policy
         give_up_at = time.monotonic() + policy.budget_s
         attempt = 0
@@ -197,21 +154,21 @@ class TelnyxClient:
             attempt += 1
             left_s = give_up_at - time.monotonic()
             tried = await self._try(url, body, attempt, min(policy.total_s, max(left_s, SHORTEST_TRY_S)))
-            if not isinstance(tried, _Again):
+            if not isinstance(tried, _Retry):
                 return tried
             wait_s = tried.wait_s
             if wait_s is None:
                 longest = policy.first_delay_s * policy.factor ** (attempt - 1)
                 wait_s = longest * self._jitter.uniform(0.5, 1.0)
             if attempt >= policy.attempts or time.monotonic() + wait_s >= give_up_at:
-                told.error("command given up", attempts=attempt, reason=tried.reason)
+                command_log.error("command_given_up", attempts=attempt, reason=tried.reason)
                 return Unavailable(attempt, tried.reason, tried.wait_s)
-            told.warning("command failed, trying again", attempt=attempt, reason=tried.reason)
+            command_log.warning("command_retried", attempt=attempt, reason=tried.reason)
             self.counts.retries[command.action] += 1
             await asyncio.sleep(wait_s)
         return Unavailable(attempt, "the client is closed")
 
-    async def _try(self, url: URL, body: bytes, attempt: int, total_s: float) -> Outcome | _Again:
+    async def _try(self, url: URL, body: bytes, attempt: int, total_s: float) -> Outcome | _Retry:
         try:
             async with self._session().post(
                 url,
@@ -221,12 +178,12 @@ class TelnyxClient:
                     "Content-Type": "application/json",
                 },
                 timeout=aiohttp.ClientTimeout(total=total_s, sock_connect=min(self._policy.connect_s, total_s)),
-                allow_redirects=False,  # the key goes to the configured host and no other
+                allow_redirects=False,  # the key must reach the configured host only
             ) as reply:
-                return _understood(reply.status, reply.headers, await _read(reply), attempt)
+                return _outcome_of(reply.status, reply.headers, await _read(reply), attempt)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            # The type alone: an exception's text may quote the request and with it the key.
-            return _Again(type(error).__name__)
+            # Only the type: an exception's text may quote the request and with it the key.
+            return _Retry(type(error).__name__)
 
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
@@ -243,38 +200,23 @@ async def _read(reply: aiohttp.ClientResponse) -> bytes:
     return body
 
 
-def _understood(status: int, headers: Mapping[str, str], body: bytes, attempt: int) -> Outcome | _Again:
+def _outcome_of(status: int, headers: Mapping[str, str], body: bytes, attempt: int) -> Outcome | _Retry:
     if 200 <= status < 300:
         return Done(attempt)
-    code, title = _first_error(body)
-    match code:
-        case _ if code == CODE_ALREADY_ENDED:
-            return AlreadyEnded()
-        case _ if code in CODES_TOO_EARLY:
-            return NotAnswered()
-        case _ if code == CODE_ALREADY_STREAMING:
-            return AlreadyStreaming()
-    if status >= 500 or status in STATUSES_RETRIED or code in CODES_CHANNEL_LIMIT:
-        return _Again(f"{status} {code}".rstrip(), _asked_wait_s(headers))
-    return Rejected(status, code, title)
+    error = parse_error(body)
+    if error.code == CODE_ALREADY_ENDED:
+        return AlreadyEnded()
+    if error.code in CODES_TOO_EARLY:
+        return NotAnswered()
+    if error.code == CODE_ALREADY_STREAMING:
+        return AlreadyStreaming()
+    if status >= 500 or status in STATUSES_RETRIED or error.code in CODES_CHANNEL_LIMIT:
+        return _Retry(f"{status} {error.code}".rstrip(), _requested_wait_s(headers))
+    return Rejected(status, error.code, error.title)
 
 
-def _first_error(body: bytes) -> tuple[str, str]:
-    """Code and title of the first error in the reply. Its detail is left out: it may quote what was sent."""
-    try:
-        reply: Any = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return "", ""
-    match reply:
-        case {"errors": [{"code": str() | int() as code, **rest}, *_]}:
-            title = rest.get("title")
-            return str(code), title[:TITLE_MAX_CHARS] if isinstance(title, str) else ""
-        case _:
-            return "", ""
-
-
-def _asked_wait_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the carrier asks to wait, by `x-ratelimit-reset` (seconds) or `Retry-After` (seconds or a date)."""
+def _requested_wait_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds the carrier asks to wait, from `x-ratelimit-reset` (seconds) or `Retry-After` (seconds or a date)."""
     for name in ("x-ratelimit-reset", "retry-after"):
         value = headers.get(name, "").strip()
         if value.isdecimal():

@@ -1,7 +1,7 @@
-"""The call-control commands that the program gives, as values: the action each names, the body it sends, how it ends.
+"""The call-control commands that the program sends, as values: the action of each, its body, and how it can end.
 
-Decides the parameter names and nothing else. When a command is given is `callflow`'s matter, how it reaches the
-carrier `client`'s. Source: Telnyx Voice API v2, call-control commands.
+Decides only the parameter names. `calls.control` decides which command is sent when, `client` how it is sent.
+Source: Telnyx Voice API v2, call-control commands.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from typing import ClassVar, Final
 import orjson
 
 INBOUND_TRACK: Final = "inbound_track"
-"""Only the caller's voice: the greeting must not come back as speech."""
+"""Only the caller's voice: the greeting must not be recognised as speech."""
 
 PCMU: Final = "PCMU"
-"""Asked for on every leg, so that a leg in another codec is transcoded where the carrier can."""
+"""Requested for every leg, so that the carrier transcodes a leg in another codec where it can."""
 
 DUAL_CHANNELS: Final = "dual"
-"""A recording keeps both sides apart: who said what must stay clear where they talk at once."""
+"""A recording keeps the two sides apart, so that it stays clear who said what when both talk at once."""
 
 TRANSFER_LEG_STATE: Final = "ZGlzcGF0Y2hhaTp0cmFuc2Zlcg=="
 """Base64 of ``dispatchai:transfer``. Every event of the leg to the human line carries it as client_state: that leg has
-the call's session id, and must be told from the caller's leg, whose life is the call's."""
+the call's session id, and must be distinguished from the caller's leg, which begins and ends with the call."""
 
 Body = dict[str, str | bool]
 """JSON body of a command."""
@@ -30,14 +30,14 @@ Body = dict[str, str | bool]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Take the call. Followed by the event call.answered."""
+    """Answer the call. The event call.answered follows."""
 
     action: ClassVar[str] = "answer"
 
     call_control_id: str
     command_id: str
     send_silence_when_idle: bool = True
-    """Keeps RTP towards the caller going where nothing is played."""
+    """Keeps RTP flowing to the caller while nothing is played."""
 
     def body(self) -> Body:
         return {"command_id": self.command_id, "send_silence_when_idle": self.send_silence_when_idle}
@@ -45,7 +45,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class StreamingStart:
-    """Send the call's audio to the media socket `stream_url`. Followed by streaming.started or streaming.failed."""
+    """Stream the call's audio to the media socket `stream_url`. streaming.started or streaming.failed follows."""
 
     action: ClassVar[str] = "streaming_start"
 
@@ -53,7 +53,7 @@ class StreamingStart:
     command_id: str
     stream_url: str
     stream_auth_token: str = ""
-    """Sent by the carrier in the socket's handshake; empty for none. A secret: see `callflow.step.with_token`."""
+    """Sent by the carrier in the socket's handshake; empty for none. A secret: see `calls.control.with_token`."""
     stream_track: str = INBOUND_TRACK
     stream_codec: str = PCMU
 
@@ -75,7 +75,7 @@ class StreamingStart:
 
 @dataclass(frozen=True, slots=True)
 class RecordStart:
-    """Record the call at the carrier. Followed by call.recording.saved after the call, or call.recording.error."""
+    """Record the call at the carrier. call.recording.saved follows after the call, or call.recording.error."""
 
     action: ClassVar[str] = "record_start"
 
@@ -91,7 +91,7 @@ class RecordStart:
 
 @dataclass(frozen=True, slots=True)
 class Speak:
-    """Say `payload` to the caller. Followed by call.speak.started and call.speak.ended."""
+    """Say `payload` to the caller. call.speak.started and call.speak.ended follow."""
 
     action: ClassVar[str] = "speak"
 
@@ -102,7 +102,7 @@ class Speak:
     language: str
 
     def __repr__(self) -> str:
-        """Without what is said: a dispatcher's words are in no log."""
+        """Without the text: a dispatcher's words must not be logged."""
         return f"Speak(call_control_id={self.call_control_id!r}, command_id={self.command_id!r})"
 
     def body(self) -> Body:
@@ -116,7 +116,7 @@ class Speak:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """Connect the caller with `to`, an E.164 number or a SIP address. Followed by events of both legs."""
+    """Connect the caller with `to`, an E.164 number or a SIP address. Events of both legs follow."""
 
     action: ClassVar[str] = "transfer"
 
@@ -135,7 +135,7 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class Hangup:
-    """End the call. Followed by call.hangup."""
+    """End the call. call.hangup follows."""
 
     action: ClassVar[str] = "hangup"
 
@@ -155,12 +155,12 @@ COMMANDS: Final[dict[str, type[Command]]] = {
 
 
 def request_of(command: Command) -> str:
-    """The body of `command` as JSON, for `command_from`. Of a StreamingStart to be taken before its token is in."""
+    """The body of `command` as JSON, for `command_from`. A StreamingStart must not have its token yet."""
     return orjson.dumps(command.body()).decode()
 
 
 def command_from(action: str, call_control_id: str, request: str) -> Command | None:
-    """The command that `request_of` was taken from, to be given again; None where there is no such command."""
+    """The command whose body `request_of` returned, to be sent again; None where there is no such command."""
     kind = COMMANDS.get(action)
     try:
         body = orjson.loads(request)
@@ -168,7 +168,7 @@ def command_from(action: str, call_control_id: str, request: str) -> Command | N
         return None
     if kind is None or not isinstance(body, dict):
         return None
-    # The fields of a command bear the names of its parameters.
+    # The fields of a command have the names of its parameters.
     names = {field.name for field in fields(kind)} - {"call_control_id"}
     if not names >= body.keys() or not all(isinstance(value, str | bool) for value in body.values()):
         return None
@@ -180,29 +180,29 @@ def command_from(action: str, call_control_id: str, request: str) -> Command | N
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The carrier took the command (or had taken it on an earlier try)."""
+    """The carrier accepted the command, on this try or on an earlier one."""
 
     attempts: int
 
 
 @dataclass(frozen=True, slots=True)
 class AlreadyEnded:
-    """The call is over: what a hangup wanted, and the end of everything else."""
+    """The call is over: the aim of a hangup, and the failure of every other command."""
 
 
 @dataclass(frozen=True, slots=True)
 class NotAnswered:
-    """The command came too early: the call was not answered yet, or its audio has not begun."""
+    """The command came too early: the call is not answered yet, or its audio has not begun."""
 
 
 @dataclass(frozen=True, slots=True)
 class AlreadyStreaming:
-    """The call's audio is streamed already: what a streaming_start wanted."""
+    """The call's audio is streamed already: the aim of a streaming_start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Refused for good: the same command will be refused again. `code` and `title` are the carrier's, else empty."""
+    """Refused permanently: the same command would be refused again. `code` and `title` are the carrier's, or empty."""
 
     status: int
     code: str
@@ -211,7 +211,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """Every try failed, or the carrier asked for a longer wait than the budget has. Says what the last try met."""
+    """Every try failed, or the carrier asked for a wait beyond the budget. `reason` is that of the last try."""
 
     attempts: int
     reason: str
@@ -222,7 +222,7 @@ Outcome = Done | AlreadyEnded | NotAnswered | AlreadyStreaming | Rejected | Unav
 
 
 def achieved(command: Command, outcome: Outcome) -> bool:
-    """Whether what `command` wanted is so, by whichever way."""
+    """Whether the aim of `command` is reached, whether or not by this command."""
     match command, outcome:
         case (_, Done()) | (Hangup(), AlreadyEnded()) | (StreamingStart(), AlreadyStreaming()):
             return True

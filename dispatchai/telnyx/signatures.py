@@ -1,17 +1,18 @@
 """Whether a webhook comes from the carrier.
 
-Two schemes over the raw body: Telnyx API v2's Ed25519 (`telnyx-signature-ed25519` and `telnyx-timestamp`), with a
-current and a next public key, and HMAC-SHA256 in hex (`telnyx-signature-sha256`) for a proxy that signs so. Decides
-nothing of the body's content and reads no clock: time comes in as an argument.
+Two schemes sign the raw body: Telnyx API v2's Ed25519 (`telnyx-signature-ed25519` and `telnyx-timestamp`), with a
+current and a next public key, and HMAC-SHA256 in hex (`telnyx-signature-sha256`), for a proxy that signs this way. The
+module ignores the body's content and reads no clock: time is an argument.
 
-A webhook that is shown again is believed again: within the tolerance, and by HMAC, which signs no time, for ever. It
-is stored again and consumers deduplicate by event id, so a replay has no effect. Refusing it would be the greater harm:
-the same signed bytes come again when the answer to the first was lost, and only Kafka knows whether it was stored.
+A webhook that is sent again is accepted again: within the tolerance, and with HMAC, which signs no time, for ever. It
+is stored again and consumers deduplicate by event id, so a replay has no effect. To refuse it would do more harm: the
+same signed bytes come again when the answer to the first was lost, and only Kafka knows whether it was stored.
 
-Time: HMAC digests are compared by `hmac.compare_digest`, after the digest of the whole body was made. An Ed25519 check
-holds no secret on this side, so its time can tell nothing that helps to forge; every configured key is tried all the
-same, so that it does not tell either which key is in use. Headers that are malformed are refused before: what they say
-is known to their sender. What is refused as stale is the carrier's own: it is old, or a clock is wrong, ours or theirs.
+Timing: HMAC digests are compared by `hmac.compare_digest`, after the digest of the whole body was made. An Ed25519
+check uses no secret of this side, so its time reveals nothing that helps to forge a signature. Every configured key is
+tried all the same, so that the time does not reveal which key is in use. Malformed headers are refused before that: a
+sender knows what it wrote in them. A webhook refused as stale was signed by the carrier: it is old, or one of the two
+clocks is wrong.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from dispatchai.telnyx.errors import TelnyxError
+
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 
 ED25519_HEADER: Final = "telnyx-signature-ed25519"
@@ -37,26 +40,26 @@ HMAC_HEADER: Final = "telnyx-signature-sha256"
 
 _SIGNATURE_BYTES: Final = 64
 _MAX_TIMESTAMP_DIGITS: Final = 12
-"""Unix seconds of the year 33658; longer text is no timestamp."""
+"""Unix seconds up to the year 33658; a longer text is no timestamp."""
 
 
 class Refusal(StrEnum):
-    """Why a webhook is not believed."""
+    """Why a webhook is not accepted."""
 
     NOT_CONFIGURED = "not_configured"
-    """No key and no secret is set: nothing can be verified."""
+    """Neither a key nor a secret is set: nothing can be verified."""
     MISSING = "missing"
-    """It has no signature of a configured scheme."""
+    """It has no signature in a configured scheme."""
     MALFORMED = "malformed"
-    """A header is not what its scheme says."""
+    """A header is not as its scheme prescribes."""
     STALE = "stale"
     """Its timestamp is too far from now, in the past or in the future."""
     WRONG = "wrong"
-    """The signature is not one of this body."""
+    """The signature is not of this body."""
 
 
-class SignatureError(Exception):
-    """The webhook is not believed."""
+class SignatureError(TelnyxError):
+    """The webhook is not accepted."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.value)
@@ -65,7 +68,7 @@ class SignatureError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class WebhookVerifier:
-    """What a signature may be made with. `tolerance_s` is how far a timestamp may be off, both ways."""
+    """The keys and the secret that may sign. `tolerance_s` is how far a timestamp may be off, in both directions."""
 
     public_keys: tuple[Ed25519PublicKey, ...]
     secret: bytes = field(repr=False)
@@ -73,18 +76,19 @@ class WebhookVerifier:
 
     @classmethod
     def of(cls, public_keys: Iterable[str], secret: str, tolerance_s: int) -> Self:
-        """From the text of settings; empty ones are left out. Raises ValueError for a key that is none."""
+        """From the text of the settings; empty keys are left out. Raises ValueError for an invalid key."""
         return cls(tuple(public_key(text) for text in public_keys if text), secret.encode(), tolerance_s)
 
     @property
     def configured(self) -> bool:
-        """Whether anything can be verified at all."""
+        """Whether any webhook can be verified."""
         return bool(self.public_keys or self.secret)
 
     def verify(self, headers: Headers, body: bytes, now_s: float) -> None:
-        """Return if `body` was signed in one of the configured schemes. Raises SignatureError.
+        """Return if `body` was signed in one of the configured schemes; else raise SignatureError.
 
-        A header of a scheme that is not configured is not looked at. If both are configured and sent, either will do.
+        A header of a scheme that is not configured is ignored. If both schemes are configured and sent, one valid
+        signature is enough.
         """
         if not self.configured:
             raise SignatureError(Refusal.NOT_CONFIGURED)
@@ -108,7 +112,7 @@ class WebhookVerifier:
         if len(signature) != _SIGNATURE_BYTES or not timestamp.isdigit() or len(timestamp) > _MAX_TIMESTAMP_DIGITS:
             raise SignatureError(Refusal.MALFORMED)
         signed = timestamp + b"|" + body
-        # Every key is tried whatever the others said, so the time taken does not tell which key is in use.
+        # Every key is tried, whatever the others' result, so that the time does not reveal which key is in use.
         verdicts = [_signed_by(key, signature, signed) for key in self.public_keys]
         if not any(verdicts):
             raise SignatureError(Refusal.WRONG)
@@ -125,22 +129,22 @@ class WebhookVerifier:
 
 
 def public_key(text: str) -> Ed25519PublicKey:
-    """The key of 32 bytes in base64 that the carrier's portal shows. Raises ValueError."""
+    """The key from its base64, as the carrier's portal shows it. Raises ValueError."""
     try:
         return Ed25519PublicKey.from_public_bytes(base64.b64decode(text.strip(), validate=True))
     except ValueError:
-        raise ValueError("not a public key: give the base64 of the 32 bytes of an Ed25519 key") from None
+        raise ValueError("not a public key: give the base64 of an Ed25519 key's 32 bytes") from None
 
 
 def sign(key: Ed25519PrivateKey, body: bytes, timestamp_s: int) -> dict[str, str]:
-    """The two headers with which the carrier signs `body` at `timestamp_s` (unix seconds)."""
+    """The two headers by which the carrier signs `body` at `timestamp_s` (unix seconds)."""
     timestamp = str(timestamp_s)
     signature = key.sign(timestamp.encode("ascii") + b"|" + body)
     return {ED25519_HEADER: base64.b64encode(signature).decode("ascii"), TIMESTAMP_HEADER: timestamp}
 
 
 def _only(headers: Headers, name: str) -> bytes:
-    """The value of a header that must be there once."""
+    """The value of a header that must occur exactly once."""
     values = headers.getall(name, [])
     if len(values) != 1:
         raise SignatureError(Refusal.MALFORMED if values else Refusal.MISSING)

@@ -1,4 +1,4 @@
-"""Claims about which commands a call's events call for, and which not."""
+"""Claims about which commands a call's events call for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.calls.config import CallFlowConfig
+from dispatchai.calls.config import CallControlConfig
 from dispatchai.calls.control import step, with_token
 from dispatchai.calls.state import fold
 from dispatchai.records import CallEvent, CallState, CallStatus
@@ -62,7 +62,7 @@ def test_a_command_made_twice_is_one_command_to_the_carrier() -> None:
     assert once == again
 
 
-def test_the_token_is_put_into_the_stream_command_alone_and_is_not_shown() -> None:
+def test_only_the_stream_command_gets_the_token_and_its_repr_hides_it() -> None:
     _, (answer, stream, speak) = run([INITIATED, ANSWERED])
     tokened = with_token(stream, lambda control_id: f"secret for {control_id}")
     assert tokened.body().get("stream_auth_token") == "secret for v3:abc"
@@ -71,12 +71,12 @@ def test_the_token_is_put_into_the_stream_command_alone_and_is_not_shown() -> No
     assert with_token(speak, lambda _: "secret") == speak
 
 
-def test_a_call_that_we_placed_is_not_answered_and_one_without_direction_is() -> None:
+def test_a_leg_that_we_placed_is_not_answered_and_one_without_direction_is() -> None:
     assert run([event("call.initiated", direction="outgoing")])[1] == []
     assert [type(command) for command in run([event("call.initiated")])[1]] == [Answer]
 
 
-def test_no_order_makes_a_command_after_the_hangup_or_answers_an_answered_call() -> None:
+def test_in_no_order_a_command_follows_the_hangup_or_an_answered_call_is_answered() -> None:
     for order in itertools.permutations(MAIN):
         _, after_hangup = run(order[: order.index(HANGUP) + 1])
         assert run(order)[1] == after_hangup
@@ -104,7 +104,7 @@ def test_an_event_without_a_control_id_makes_no_command() -> None:
     assert step(None, CALL, replace(INITIATED, call_control_id=""), CONFIG)[1] == ()
 
 
-def test_triage_folds_to_the_same_state_as_the_calls_agent() -> None:
+def test_fold_and_step_reach_the_same_state() -> None:
     state: CallState | None = None
     for each in MAIN:
         state = fold(state, each)
@@ -112,7 +112,7 @@ def test_triage_folds_to_the_same_state_as_the_calls_agent() -> None:
 
 
 @given(payload=st.binary(max_size=200), kind=st.sampled_from([each.type for each in MAIN]))
-def test_no_body_makes_it_raise(payload: bytes, kind: str) -> None:
+def test_no_body_raises(payload: bytes, kind: str) -> None:
     step(None, CALL, replace(event(kind), payload=payload), CONFIG)
 
 
@@ -125,4 +125,4 @@ def test_no_body_makes_it_raise(payload: bytes, kind: str) -> None:
     ],
 )
 def test_the_stream_url_follows_from_the_settings(environment: dict[str, Any], url: str) -> None:
-    assert CallFlowConfig.from_settings(Settings(_env_file=None, **environment)).stream_url == url
+    assert CallControlConfig.from_settings(Settings(_env_file=None, **environment)).stream_url == url

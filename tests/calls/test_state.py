@@ -1,4 +1,4 @@
-"""Claims about what a call's events say of it, in whatever order and however often they come."""
+"""Claims about the state of a call after its events, in any order and with any repetition."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dispatchai.records import CallEvent, CallState, CallStatus, decode, encode
 from tests.support.call_events import ANSWERED, HANGUP, INITIATED, MAIN, STREAMING, T0, S, event, folded, unordered
 
 
-def test_all_orders_of_the_main_events_end_in_one_state() -> None:
+def test_every_order_of_the_main_events_leads_to_one_state() -> None:
     expected = unordered(folded(MAIN))
     assert expected.status is CallStatus.ENDED
     assert (expected.started_at, expected.answered_at, expected.ended_at) == (T0, T0 + S, T0 + 20_500_000)
@@ -46,7 +46,7 @@ def test_memory_of_events_is_bounded_and_keeps_the_newest() -> None:
     assert state.seen_event_ids[-1] == f"call.dtmf.received@{SEEN_EVENTS_MAX + 49}"
 
 
-def test_the_state_survives_its_record() -> None:
+def test_a_state_survives_encoding() -> None:
     state = folded(MAIN)
     assert decode(encode(state)) == state
 
@@ -76,7 +76,7 @@ def calls(draw: st.DrawFn) -> list[CallEvent]:
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_any_order_and_repetition_of_events_ends_in_one_state(data: st.DataObject) -> None:
+def test_any_order_and_repetition_of_events_leads_to_one_state(data: st.DataObject) -> None:
     events = data.draw(calls())
     repeats = data.draw(st.lists(st.sampled_from(events), max_size=6))
     again = [replace(each, attempt=2, received_at=each.received_at + 2 * S) for each in repeats]
@@ -86,7 +86,7 @@ def test_any_order_and_repetition_of_events_ends_in_one_state(data: st.DataObjec
 
 @settings(max_examples=200, deadline=None)
 @given(calls())
-def test_the_status_only_moves_right(events: list[CallEvent]) -> None:
+def test_the_status_only_rises(events: list[CallEvent]) -> None:
     rank = {CallStatus.RINGING: 0, CallStatus.ACTIVE: 1, CallStatus.ENDED: 2}
     state: CallState | None = None
     before = 0
@@ -108,7 +108,7 @@ LATE = [
 
 
 @pytest.mark.parametrize("late", LATE, ids=lambda late: late.type)
-def test_what_is_told_of_a_call_that_was_given_up_makes_no_call_of_it(late: CallEvent) -> None:
+def test_a_late_event_of_an_expired_call_makes_no_call(late: CallEvent) -> None:
     assert folded([late]).stray
     assert folded([late, late]).stray
 
@@ -121,7 +121,7 @@ def test_a_call_may_become_known_by_any_event_of_its_life(early: CallEvent) -> N
         assert not folded([early, late]).stray
 
 
-def test_a_carrier_whose_clock_is_hours_wrong_still_has_calls() -> None:
+def test_calls_are_recognised_even_if_the_carriers_clock_is_hours_wrong() -> None:
     for wrong_s in (-7200, 7200):
         ringing = replace(INITIATED, occurred_at=INITIATED.occurred_at + wrong_s * S)
         assert not folded([ringing]).stray

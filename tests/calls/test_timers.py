@@ -1,4 +1,4 @@
-"""Claims about when something of a call is due though nobody says anything."""
+"""Claims about when something is due in a call although no event arrives."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_deadline_follows_the_hangup_and_the_expiry_the_deadline() -> None:
     assert decode(encode(deadline)) == deadline
 
 
-def test_after_a_night_in_which_nobody_ran_a_call_is_kept_until_what_is_unread_of_it_can_be_read() -> None:
+def test_after_a_long_stop_a_call_is_kept_until_its_unread_records_can_be_read() -> None:
     state = folded(MAIN)
     morning = T0 + 50_000 * S
     (deadline,) = due_timers(state, CALL, morning, CONFIG)
@@ -45,12 +45,12 @@ def test_a_call_whose_deadline_was_stored_by_an_older_version_expires_too() -> N
     assert expired.type == "dispatchai.expired"
 
 
-def test_what_is_no_call_has_no_deadline_and_is_given_up() -> None:
+def test_a_state_that_is_no_call_has_no_deadline_and_expires() -> None:
     stray = folded([event("call.hangup", 20.5, received_s=9_000)])
     assert next_timer_at(stray, CALL, CONFIG) == stray.first_seen_at + 3600 * S
     (expired,) = due_timers(stray, CALL, stray.first_seen_at + 99_999 * S, CONFIG)
     assert expired.type == "dispatchai.expired"
-    # Should it be one after all, it has its deadline.
+    # If it turns out to be a call, it has a deadline.
     known = fold(stray, INITIATED)
     assert [timer.type for timer in due_timers(known, CALL, T0 + 99_999 * S, CONFIG)] == ["dispatchai.deadline"]
 
@@ -63,7 +63,7 @@ def test_a_timer_written_twice_is_one_event() -> None:
     assert due_timers(state, "another call", T0 + 60 * S, CONFIG)[0].event_id != early.event_id
 
 
-def test_a_call_that_never_hangs_up_is_given_up_after_the_longest_time() -> None:
+def test_a_call_that_never_hangs_up_ends_after_the_longest_time() -> None:
     state = folded(MAIN[:3])
     longest = state.first_seen_at + 14_400 * S
     assert due_timers(state, CALL, longest - 1, CONFIG) == ()

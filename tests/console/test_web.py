@@ -389,4 +389,4 @@ async def test_on_a_faust_worker_the_page_is_at_the_root(feed: Feed) -> None:
         async with client.get("/") as response:
             assert response.content_type == "text/html"
             assert "DispatchAI" in await response.text()
-        assert (await read(client, "/health/ready"))["status"] == "ok"
+        assert (await read(client, "/health/ready"))["status"] == "ready"

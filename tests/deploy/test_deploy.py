@@ -32,8 +32,7 @@ from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.kafka.topics import Policy, Topics
 from dispatchai.process.child import Child
 from dispatchai.settings import Settings
-from dispatchai.telnyx import signatures
-from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx import signatures, stream_tokens
 from tests.support.gateway import KEY, event, new_call, running_gateway, start, stream_token
 from tests.support.kafka.certificates import make_pems
 from tests.support.paths import ROOT
@@ -111,7 +110,7 @@ async def test_a_call_passes_through_nginx(broker: KafkaConnection, topics: Topi
             async with http.post(path, data=body, headers=signatures.sign(KEY, body, int(time.time()))) as reply:
                 assert (reply.status, await reply.json()) == (200, {"result": "stored"})
 
-        async with http.ws_connect(MEDIA_PATH, headers={tokens.HEADER: stream_token(call_id)}) as socket:
+        async with http.ws_connect(MEDIA_PATH, headers={stream_tokens.HEADER: stream_token(call_id)}) as socket:
             await socket.send_str(start(call_id))
             await socket.send_str('{"event": "stop", "stream_id": "stream-1"}')
             assert (await socket.receive()).type is aiohttp.WSMsgType.CLOSE

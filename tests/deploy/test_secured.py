@@ -126,17 +126,14 @@ async def test_a_refusal_is_reported_in_one_line_with_the_setting_to_look_at(
     assert "KAFKA_" in checks(output)["kafka"]["todo"]
 
 
-@pytest.mark.parametrize(
-    ("name", "event"),
-    [("gateway", "Kafka cannot be reached"), ("worker", "kafka_unreachable"), ("speech", "kafka_unreachable")],
-)
+@pytest.mark.parametrize("name", ["gateway", "worker", "speech"])
 async def test_a_process_that_is_refused_waits_and_says_so(
-    secured_kafka: KafkaConnection, tmp_path: Path, name: str, event: str
+    secured_kafka: KafkaConnection, tmp_path: Path, name: str
 ) -> None:
     refused = system(dataclasses.replace(secured_kafka, sasl_password="guessed-secret"), tmp_path)
     process = await refused.run(name)
     try:
-        output = await read_until(process, event)
+        output = await read_until(process, "kafka_unreachable")
         assert "SaslAuthenticationFailed" in output
         assert process.returncode is None, "it goes on trying: credentials are changed while it runs"
     finally:

@@ -2,7 +2,7 @@
 
 Half of the time goes to the parsers alone, by the hundred thousand; half to a gateway in a process of its own over
 loopback: webhooks with broken bodies and signatures, media sockets with broken messages, connections with garbage.
-Decides what broken input is made of and what must hold: no unhandled exception, every bad input counted, memory flat.
+Decides what must hold: no unhandled exception, every bad input counted, flat memory. `inputs` makes the broken input.
 """
 
 from __future__ import annotations
@@ -10,16 +10,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
-import copy
-import hashlib
-import hmac
-import json
 import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
-from random import Random
 from typing import Any, Final
 
 import aiohttp
@@ -34,212 +29,27 @@ from dispatchai.gateway.media_stream import Stream, refusal_of
 from dispatchai.gateway.metrics import GatewayMetrics
 from dispatchai.gateway.webhooks import call_event
 from dispatchai.records import AudioFrame, CallEvent, FrameKind, decode_as, encode
-from dispatchai.telnyx import signatures
-from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx import stream_tokens
+from dispatchai.telnyx.fields import identifier
+from dispatchai.telnyx.media_messages import BadMessage, Media, Start, Stop, parse_media_message
 from dispatchai.telnyx.signatures import SignatureError, WebhookVerifier
-from dispatchai.telnyx.wire import (
-    BadMessage,
-    EnvelopeError,
-    Media,
-    Start,
-    Stop,
-    identifier,
-    parse_media_message,
-    parse_webhook,
+from dispatchai.telnyx.webhooks import EnvelopeError, parse_webhook
+from tests.fuzz.inputs import (
+    CALL,
+    CONVERSATIONS,
+    GARBAGE,
+    INVENTED_TOKENS,
+    LEG,
+    WEBHOOKS,
+    signature_headers,
+    variations,
 )
 from tests.support.gateway_process import STREAM_SECRET, Running, gateway
 from tests.support.kafka.measured import broker
 
-# ---- broken input ----------------------------------------------------------------------------------------------------
-
-CALL: Final = "fuzz-call"
-LEG: Final = "v3:fuzz-leg"
-
-WEBHOOK: Final[dict[str, Any]] = {
-    "data": {
-        "record_type": "event",
-        "event_type": "call.initiated",
-        "id": "9f9301c2-a9db-41bf-a670-013af4c67e3a",
-        "occurred_at": "2026-05-19T23:30:15.038431Z",
-        "payload": {
-            "call_control_id": LEG,
-            "call_leg_id": "b0457f28",
-            "call_session_id": CALL,
-            "client_state": None,
-            "direction": "incoming",
-            "from": "+15550100",
-            "to": "sip:desk@example.org",
-        },
-    },
-    "meta": {"attempt": 1, "delivered_to": "https://example.com/webhooks"},
-}
-
-START: Final[dict[str, Any]] = {
-    "event": "start",
-    "sequence_number": "1",
-    "stream_id": "32DE0DEA",
-    "start": {
-        "call_control_id": LEG,
-        "call_session_id": CALL,
-        "custom_parameters": {},
-        "media_format": {"encoding": "PCMU", "sample_rate": 8000, "channels": 1},
-    },
-}
-MEDIA: Final[dict[str, Any]] = {
-    "event": "media",
-    "sequence_number": "4",
-    "stream_id": "32DE0DEA",
-    "media": {"track": "inbound", "chunk": "1", "timestamp": "5", "payload": base64.b64encode(bytes(160)).decode()},
-}
-OTHERS: Final[tuple[dict[str, Any], ...]] = (
-    {"event": "connected", "version": "1.0.0"},
-    {"event": "dtmf", "dtmf": {"digit": "1"}},
-    {"event": "mark", "mark": {"name": "m"}},
-    {"event": "error", "payload": {"code": 100003, "title": "malformed_frame"}},
-    {"event": "stop", "stop": {"call_control_id": LEG}},
-)
-
-_DEEP: Final = 2000
-_PECULIAR: Final[st.SearchStrategy[Any]] = st.sampled_from(
-    [
-        *("", " ", "\x00", "\ud800", "²", "١", "é" * 300, "x" * 257, "9" * 18, "9" * 30, "-1", "0", "1e5", "None"),
-        *(0, -1, 2**31, 2**53 + 1, 2**63, 2**64 - 1, 2**70, 1e308, -0.0, float("nan"), float("inf"), True, None),
-        *("9999-12-31T23:59:59.999999-23:59", "0001-01-01T00:00:00+23:59", "2026-02-30T00:00:00Z", "20260519T233015Z"),
-        *("PCMA", "L16", "G722", "pcmu", "OPUS", "inbound_track", "outbound", "sideways", 16_000, 44_100),
-        *("A", "AA==", "AAA=", "====", "YQ==\n", "YQ=", "*", [], {}, [[]], {"": {}}),
-    ]
-)
-_VALUES: Final = st.recursive(
-    _PECULIAR | st.text(max_size=20) | st.integers() | st.floats(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=6,
-)
-
-
-@st.composite
-def _changed(draw: st.DrawFn, template: dict[str, Any]) -> Any:
-    """`template` with up to three of its values replaced, taken away or moved."""
-    root = {"": copy.deepcopy(template)}
-    for _ in range(draw(st.integers(0, 3))):
-        parent: dict[str, Any] = root
-        name = ""
-        while isinstance(parent[name], dict) and parent[name] and draw(st.integers(0, 4)):
-            parent = parent[name]
-            name = draw(st.sampled_from(sorted(parent)))
-        match draw(st.integers(0, 5)):
-            case 0 if parent is not root:
-                del parent[name]
-            case 1:
-                parent[draw(st.text(max_size=5)) or "x"] = parent[name]
-            case _:
-                parent[name] = copy.deepcopy(draw(_VALUES))  # it may be changed in turn
-    return root[""]
-
-
-@st.composite
-def _edited(draw: st.DrawFn, raw: bytes) -> bytes:
-    """`raw` with some of its bytes changed, cut out, doubled or cut off; most of the time as it is."""
-    for _ in range(draw(st.sampled_from([0, 0, 0, 0, 1, 1, 2, 5]))):
-        at = draw(st.integers(0, len(raw)))
-        until = min(len(raw), at + draw(st.integers(0, 8)))
-        match draw(st.integers(0, 4)):
-            case 0:
-                raw = raw[:at]
-            case 1:
-                raw = raw[:at] + raw[until:]
-            case 2:
-                raw = raw[:until] + raw[at:]
-            case 3:
-                raw = raw[:at] + draw(st.binary(min_size=1, max_size=4)) + raw[until:]
-            case _:
-                depth = draw(st.integers(1, _DEEP))
-                raw = raw[:at] + draw(st.sampled_from([b"[", b'{"a":', b'"', b"-", b"9"])) * depth + raw[at:]
-    return raw
-
-
-@st.composite
-def _message(draw: st.DrawFn, template: dict[str, Any]) -> bytes:
-    value = draw(_changed(template))
-    text = json.dumps(value, ensure_ascii=draw(st.booleans()))
-    return draw(_edited(text.encode("utf-8", "surrogatepass")))
-
-
-WEBHOOKS: Final[st.SearchStrategy[bytes]] = _message(WEBHOOK) | st.binary(max_size=100)
-
-MEDIA_MESSAGES: Final[st.SearchStrategy[bytes]] = st.one_of(
-    _message(MEDIA),
-    _message(MEDIA),
-    _message(START),
-    st.sampled_from(OTHERS).flatmap(_message),
-    st.binary(max_size=60),
-    st.integers(0, 30).map(
-        lambda chunk: json.dumps(MEDIA | {"media": MEDIA["media"] | {"chunk": str(chunk)}}).encode()
-    ),
-)
-
-CONVERSATIONS: Final[st.SearchStrategy[list[bytes]]] = st.tuples(
-    st.sampled_from([[], [json.dumps(START).encode()], [json.dumps(START).encode()]]),
-    st.lists(MEDIA_MESSAGES, max_size=40),
-).map(lambda parts: [*parts[0], *parts[1]])
-
-_HEADER_TEXT: Final = st.text(
-    st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=90
-)
-
-
-@st.composite
-def signature_headers(
-    draw: st.DrawFn, key: Ed25519PrivateKey, secret: bytes, body: bytes, now_s: int
-) -> dict[str, str]:
-    """Headers that sign `body`, or nearly."""
-    at = now_s + draw(st.sampled_from([0, 0, 0, 0, 0, -200, 200, -400, 400, -(10**9), 10**9]))
-    headers = signatures.sign(key, body + b" " if draw(st.integers(0, 9)) == 9 else body, at)
-    if draw(st.integers(0, 3)) == 3:
-        headers[signatures.HMAC_HEADER] = hmac.new(secret, body, hashlib.sha256).hexdigest()
-    for name in sorted(headers):
-        match draw(st.integers(0, 12)):
-            case 10:
-                del headers[name]
-            case 11:
-                headers[name] = draw(_HEADER_TEXT)
-            case 12:
-                text = draw(_edited(headers[name].encode()))
-                headers[name] = "".join(chr(byte) for byte in text if 32 <= byte < 127)[:4000]
-            case _:
-                pass
-    return headers
-
-
-_SPLICES: Final = (
-    b'"',
-    b"\\",
-    b"\\u0000",
-    b"\\ud800",
-    b"{",
-    b"}",
-    b"[",
-    b"]",
-    b",",
-    b":",
-    b"null",
-    b"1e999",
-    b"\xff",
-    b"",
-)
-
-
-def variations(raw: bytes, seed: int, count: int) -> Iterator[bytes]:
-    """`raw` with one place changed, in `count` ways: what a parser reads in microseconds need not be drawn in full."""
-    random = Random(seed)
-    for _ in range(count):
-        at = random.randrange(len(raw) + 1)
-        until = min(len(raw), at + random.choice((0, 0, 1, 1, 2, 8, 64)))
-        put = random.choice(_SPLICES) if random.random() < 0.5 else random.randbytes(random.randrange(1, 4))
-        yield raw[:at] + put + raw[until:]
-
 
 class DoesNotHoldError(Exception):
-    """The gateway did what it never should. Hypothesis prints the input."""
+    """The gateway broke a claim. Hypothesis prints the input."""
 
 
 def _hold(claim: bool) -> None:
@@ -266,7 +76,7 @@ def check_webhook(body: bytes) -> bool:
 
 
 def check_signature(verifier: WebhookVerifier, headers: dict[str, str], body: bytes, now_s: int) -> bool:
-    """What is believed carries a signature of exactly this body. Returns whether it was believed."""
+    """Verify `body`. Returns whether its signature is accepted."""
     try:
         verifier.verify(CIMultiDict(headers), body, now_s)
     except SignatureError:
@@ -275,12 +85,12 @@ def check_signature(verifier: WebhookVerifier, headers: dict[str, str], body: by
 
 
 def check_token(secret: bytes, text: str) -> bool:
-    """No invented token is believed."""
-    return tokens.verify(secret, text, 0) is not None
+    """Whether the invented token `text` is accepted, which must never happen."""
+    return stream_tokens.verify(secret, text, 0) is not None
 
 
 def check_conversation(messages: Sequence[bytes]) -> int:
-    """Whatever comes, a stream's records are whole and in order. Returns the number of bad messages."""
+    """After any messages, a stream's records are complete and in order. Returns the number of bad messages."""
     records: list[bytes] = []
     metrics = GatewayMetrics()
     stream: Stream | None = None
@@ -294,7 +104,7 @@ def check_conversation(messages: Sequence[bytes]) -> int:
                         continue
                     stream = Stream("s", start.media_format, lambda record, *_: records.append(record), metrics, now)
                 case Media() as media if stream is not None:
-                    stream.media(media, now)
+                    stream.receive(media, now)
                     accepted += 1
                     if stream.holds and now % 3 == 0:
                         stream.release()
@@ -317,7 +127,7 @@ def check_conversation(messages: Sequence[bytes]) -> int:
 
 
 def growth_bytes(check: Callable[[], object], rounds: int = 20) -> int:
-    """Memory that is held after `rounds` more runs of `check` than after the first ones: caches are filled by then."""
+    """The growth of memory over `rounds` runs of `check`, after the first runs have filled the caches."""
     for _ in range(3):
         check()
     tracemalloc.start()
@@ -337,7 +147,7 @@ def growth_bytes(check: Callable[[], object], rounds: int = 20) -> int:
 
 @dataclass(slots=True)
 class Sent:
-    """What was sent to a gateway, and what it must have counted of it."""
+    """The input sent to a gateway, and the counts that must follow."""
 
     webhooks: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
@@ -348,7 +158,7 @@ class Sent:
     connections: int = 0
 
     def differences(self, metrics: dict[str, Any]) -> list[str]:
-        """Where the gateway's counts are not what they must be; empty is good.
+        """The differences between the gateway's counts and the right ones; empty is good.
 
         Garbage may by chance be a request that is refused: it may add one to these counts, and nothing else.
         """
@@ -370,8 +180,8 @@ class Sent:
         return [f"{name}: counted {is_}, sent {was}" for name, (is_, was) in wrong.items()]
 
 
-def bad_in(messages: Sequence[bytes], subject: tokens.Subject) -> tuple[int, int]:
-    """How many of a conversation's messages the gateway takes before it closes the socket, and how many are bad."""
+def bad_in(messages: Sequence[bytes], subject: stream_tokens.Subject) -> tuple[int, int]:
+    """How many of a conversation's messages the gateway processes before it closes the socket, and how many are bad."""
     started = False
     bad = 0
     for taken, message in enumerate(messages, 1):
@@ -396,7 +206,7 @@ def bad_in(messages: Sequence[bytes], subject: tokens.Subject) -> tuple[int, int
 
 
 class Attacker:
-    """Sends broken input to a gateway that believes `key`, `secret` and tokens of `stream_secret`."""
+    """Sends broken input to a gateway that accepts tokens made with `stream_secret`."""
 
     def __init__(self, http: aiohttp.ClientSession, address: tuple[str, int], stream_secret: bytes) -> None:
         self._http = http
@@ -417,15 +227,15 @@ class Attacker:
             return response.status
 
     async def conversation(self, messages: Sequence[bytes]) -> None:
-        """Open a media socket as the carrier does and send `messages`, as far as the gateway takes them."""
+        """Open a media socket as the carrier does and send `messages`, as far as the gateway reads them."""
         self._calls += 1
-        subject = tokens.Subject(LEG, f"{CALL}-{self._calls}")
+        subject = stream_tokens.Subject(LEG, f"{CALL}-{self._calls}")
         own = [message.replace(f'"{CALL}"'.encode(), f'"{subject.call_id}"'.encode()) for message in messages]
-        # A text message must be UTF-8: others are what a binary message is for, and bad as such.
+        # A text message must be UTF-8. Other bytes need a binary message, which is always bad.
         sendable = [message for message in own if _is_text(message)]
         taken, bad = bad_in(sendable, subject)
-        token = tokens.issue(self._stream_secret, subject, int(time.time()) + 3600)
-        async with self._http.ws_connect(MEDIA_PATH, headers={tokens.HEADER: token}) as ws:
+        token = stream_tokens.issue(self._stream_secret, subject, int(time.time()) + 3600)
+        async with self._http.ws_connect(MEDIA_PATH, headers={stream_tokens.HEADER: token}) as ws:
             self.sent.sockets += 1
             for message in sendable[:taken]:
                 await ws.send_str(message.decode())
@@ -434,16 +244,16 @@ class Attacker:
         self.sent.bad_messages += bad
 
     async def handshake(self, token: str) -> None:
-        """Try to open a media socket with a token that nobody issued."""
+        """Try to open a media socket with an invented token."""
         try:
-            async with self._http.ws_connect(MEDIA_PATH, headers={tokens.HEADER: token}):
+            async with self._http.ws_connect(MEDIA_PATH, headers={stream_tokens.HEADER: token}):
                 _hold(False)
         except aiohttp.WSServerHandshakeError as error:
             _hold(error.status == 403)
             self.sent.sockets_without_token += 1
 
     async def garbage(self, raw: bytes) -> None:
-        """Write what is no HTTP to a connection, and wait until the gateway closes it."""
+        """Write something other than HTTP to a connection, and wait until the gateway closes it."""
         reader, writer = await asyncio.open_connection(*self._address)
         self.sent.connections += 1
         try:
@@ -451,20 +261,20 @@ class Attacker:
             writer.write_eof()
             await reader.read()
         except ConnectionError:
-            return  # closed in the face of what was still being written
+            return  # closed while bytes were still being written
         finally:
             writer.close()
 
     async def metrics(self) -> dict[str, Any]:
-        """What the gateway counted."""
+        """The gateway's counts."""
         async with self._http.get("/health/live") as response:
             counts: dict[str, Any] = (await response.json())["metrics"]
             return counts
 
     async def settled(self) -> dict[str, Any]:
-        """The counts once every socket is closed on the gateway's side too."""
+        """The counts once the gateway has closed every socket."""
         counts = await self.metrics()
-        # Each question is a turn of the gateway, which is what its sockets wait for.
+        # Each request makes the gateway's event loop run, which its sockets wait for.
         while counts["sockets_open"]:
             counts = await self.metrics()
         return counts
@@ -478,25 +288,16 @@ def _is_text(message: bytes) -> bool:
     return True
 
 
-_HTTP: Final = (
-    b"POST /api/v1/call/incoming HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n{}",
-    b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\r\n",
-    b"POST /api/v1/call/incoming HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
-)
-GARBAGE: Final[st.SearchStrategy[bytes]] = st.sampled_from(_HTTP).flatmap(_edited) | st.binary(max_size=200)
-INVENTED_TOKENS: Final[st.SearchStrategy[str]] = _HEADER_TEXT.map(str.strip)
-
-
 # ---- the long run ----------------------------------------------------------------------------------------------------
 
 _EXAMPLES: Final = 500
 _VARIATIONS: Final = 100
 _SECRET: Final = b"the proxy's secret"
 _WARM_UP: Final = 0.2
-"""Part of the run after which the gateway's memory is first looked at: by then its buffers have their size."""
+"""Fraction of the run after which the gateway's memory is first measured: by then its buffers have their size."""
 
 GROWTH_LIMIT_MB: Final = 16.0
-"""What a gateway may hold more at the end than after the warm-up. A leak of 100 bytes an input would be more."""
+"""How much a gateway's memory may grow after the warm-up. A leak of 100 bytes for each input would be more."""
 
 _QUICKLY: Final = settings(
     max_examples=_EXAMPLES,
@@ -529,7 +330,7 @@ def _fuzz_parsers(minutes: float) -> Counter[str]:
     @given(WEBHOOKS.flatmap(lambda body: st.tuples(signature_headers(key, _SECRET, body, now_s), st.just(body))))
     def signed(pair: tuple[dict[str, str], bytes]) -> None:
         counts["signature headers"] += 1
-        counts["of them believed"] += check_signature(verifier, *pair, now_s)
+        counts["of them accepted"] += check_signature(verifier, *pair, now_s)
 
     @_QUICKLY
     @given(CONVERSATIONS, st.integers(0, 2**32))
@@ -552,7 +353,7 @@ def _fuzz_parsers(minutes: float) -> Counter[str]:
 
 
 async def _fuzz_gateway(minutes: float) -> tuple[Sent, list[str], float, float]:
-    """Returns what was sent, what was counted wrong, and the gateway's memory in MiB after warm-up and at the end."""
+    """Returns the input sent, the wrong counts, and the gateway's memory in MiB after the warm-up and at the end."""
     key = Ed25519PrivateKey.generate()
     public_key = base64.b64encode(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
     async with broker(apache=False) as kafka, gateway(kafka.connection, public_key) as running:
@@ -568,7 +369,7 @@ async def _fuzz_gateway(minutes: float) -> tuple[Sent, list[str], float, float]:
 def attack(
     loop: asyncio.AbstractEventLoop, attacker: Attacker, key: Ed25519PrivateKey, secret: bytes, run: settings
 ) -> None:
-    """Each kind of broken input as often as `run` says. Not on `loop`: what Hypothesis draws here is sent by it."""
+    """Send each kind of broken input as often as `run` says. Runs in another thread than `loop`, which sends."""
     now_s = int(time.time())
 
     def wait_for(coroutine: Coroutine[Any, Any, object]) -> None:
@@ -612,7 +413,7 @@ def _attack_for(
 
 
 def main() -> None:
-    """Command line. Ends with 1 if anything did not hold; what failed is printed with the input that made it."""
+    """The command line. Exits with 1 if a claim is broken, and prints the input that broke it."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="how long, in all")
     minutes = parser.parse_args().minutes / 2

@@ -1,6 +1,6 @@
-"""Whatever is sent to the gateway: no unhandled error, each bad input counted, memory given back.
+"""Under any input the gateway has no unhandled error, counts each bad input and releases its memory.
 
-A short run of `python -m tests.fuzz`, which says what broken input is made of.
+A short run of `python -m tests.fuzz`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.telnyx import signatures
 from dispatchai.telnyx.signatures import WebhookVerifier
-from tests.fuzz import gateway_fuzzer as fuzz
+from tests.fuzz import gateway_fuzzer, inputs
 from tests.support.gateway import KEY, SECRET, STREAM_SECRET, Gateway, running_gateway
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ SHORT = settings(max_examples=200, deadline=None, suppress_health_check=list(Hea
 OVER_LOOPBACK = settings(SHORT, max_examples=60, database=None)
 
 KEPT_BYTES = 16_384
-"""What twenty runs over the same input may leave behind, in caches of the interpreter; one kept payload is as much."""
+"""Memory that twenty runs over the same input may keep in the interpreter's caches. One kept payload is as large."""
 
 
 @pytest.fixture
@@ -45,20 +45,20 @@ def embedded(brokers: Brokers) -> KafkaConnection:
 
 
 @SHORT
-@given(fuzz.WEBHOOKS, st.integers(0, 2**32))
+@given(inputs.WEBHOOKS, st.integers(0, 2**32))
 @example(b'{"data":{"payload":{"call_session_id":"c","x":' + b'{"a":' * 400 + b"1" + b"}" * 403, 0)
 def test_every_body_is_an_event_or_names_no_call(body: bytes, seed: int) -> None:
-    for varied in (body, *fuzz.variations(body, seed, 20)):
-        fuzz.check_webhook(varied)
+    for varied in (body, *inputs.variations(body, seed, 20)):
+        gateway_fuzzer.check_webhook(varied)
 
 
 @SHORT
 @given(st.data())
-def test_only_what_was_signed_is_believed(data: st.DataObject) -> None:
-    body = data.draw(fuzz.WEBHOOKS)
-    headers = data.draw(fuzz.signature_headers(KEY, SECRET.encode(), body, NOW))
-    if fuzz.check_signature(VERIFIER, headers, body, NOW):
-        # Ed25519 signatures are unique: who has one of this body has the one that the key makes.
+def test_only_signed_bodies_are_accepted(data: st.DataObject) -> None:
+    body = data.draw(inputs.WEBHOOKS)
+    headers = data.draw(inputs.signature_headers(KEY, SECRET.encode(), body, NOW))
+    if gateway_fuzzer.check_signature(VERIFIER, headers, body, NOW):
+        # Ed25519 signatures are deterministic: a valid one for this body is the one that the key makes.
         at = headers.get(signatures.TIMESTAMP_HEADER, "")
         signed = at.isdigit() and signatures.sign(KEY, body, int(at)).items() <= headers.items()
         digest = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
@@ -66,16 +66,21 @@ def test_only_what_was_signed_is_believed(data: st.DataObject) -> None:
 
 
 @SHORT
-@given(fuzz.CONVERSATIONS)
-def test_whatever_comes_over_a_socket_its_records_are_whole_and_in_order(messages: list[bytes]) -> None:
-    fuzz.check_conversation(messages)
+@given(inputs.CONVERSATIONS)
+def test_the_records_of_any_conversation_are_complete_and_in_order(messages: list[bytes]) -> None:
+    gateway_fuzzer.check_conversation(messages)
 
 
-def test_the_input_is_neither_all_good_nor_all_bad() -> None:
+def test_the_fuzzers_input_is_neither_all_good_nor_all_bad() -> None:
     once = settings(max_examples=2000, database=None)
-    assert find(fuzz.WEBHOOKS, fuzz.check_webhook, settings=once)
-    find(fuzz.WEBHOOKS, lambda body: not fuzz.check_webhook(body), settings=once)
-    assert fuzz.check_conversation(find(fuzz.CONVERSATIONS, lambda them: fuzz.check_conversation(them) > 1)) > 1
+    assert find(inputs.WEBHOOKS, gateway_fuzzer.check_webhook, settings=once)
+    find(inputs.WEBHOOKS, lambda body: not gateway_fuzzer.check_webhook(body), settings=once)
+    assert (
+        gateway_fuzzer.check_conversation(
+            find(inputs.CONVERSATIONS, lambda them: gateway_fuzzer.check_conversation(them) > 1)
+        )
+        > 1
+    )
 
 
 def test_nothing_of_bad_input_is_kept() -> None:
@@ -85,40 +90,40 @@ def test_nothing_of_bad_input_is_kept() -> None:
 
     def everything() -> None:
         for body in bodies:
-            fuzz.check_webhook(body)
-            fuzz.check_signature(VERIFIER, {signatures.ED25519_HEADER: "x" * 3000}, body, NOW)
-        fuzz.check_conversation(talk)
-        fuzz.check_token(STREAM_SECRET, "a.b.c." + "x" * 700)
+            gateway_fuzzer.check_webhook(body)
+            gateway_fuzzer.check_signature(VERIFIER, {signatures.ED25519_HEADER: "x" * 3000}, body, NOW)
+        gateway_fuzzer.check_conversation(talk)
+        gateway_fuzzer.check_token(STREAM_SECRET, "a.b.c." + "x" * 700)
 
-    assert fuzz.growth_bytes(everything) < KEPT_BYTES
+    assert gateway_fuzzer.growth_bytes(everything) < KEPT_BYTES
 
 
 async def attacked(gateway: Gateway) -> list[str]:
-    """Attack a gateway with all there is. Returns what it counted wrong."""
-    attacker = fuzz.Attacker(gateway.http, gateway.address, STREAM_SECRET)
+    """Attack a gateway with every kind of input. Returns its wrong counts."""
+    attacker = gateway_fuzzer.Attacker(gateway.http, gateway.address, STREAM_SECRET)
     loop = asyncio.get_running_loop()
-    await asyncio.to_thread(fuzz.attack, loop, attacker, KEY, SECRET.encode(), OVER_LOOPBACK)
+    await asyncio.to_thread(gateway_fuzzer.attack, loop, attacker, KEY, SECRET.encode(), OVER_LOOPBACK)
     return attacker.sent.differences(await attacker.settled())
 
 
-async def test_a_gateway_counts_every_bad_input_and_serves_on(embedded: KafkaConnection) -> None:
+async def test_a_gateway_counts_every_bad_input_and_keeps_serving(embedded: KafkaConnection) -> None:
     unhandled: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
     with capture_logs() as lines:
         async with running_gateway(embedded) as gateway:
             assert await attacked(gateway) == []
-            assert (await gateway.webhook(json.dumps(fuzz.WEBHOOK).encode()))[0] == 200
+            assert (await gateway.webhook(json.dumps(inputs.WEBHOOK).encode()))[0] == 200
             assert gateway.metrics.requests_unreadable > 0
     assert unhandled == []
-    assert not [line for line in lines if line["event"] == "request failed"]
+    assert not [line for line in lines if line["event"] == "request_failed"]
 
 
-async def test_what_is_no_http_is_counted_and_no_word_of_it_is_logged(
+async def test_input_other_than_http_is_counted_and_its_content_is_not_logged(
     embedded: KafkaConnection, caplog: pytest.LogCaptureFixture
 ) -> None:
     with capture_logs() as lines:
         async with running_gateway(embedded) as gateway:
-            attacker = fuzz.Attacker(gateway.http, gateway.address, STREAM_SECRET)
+            attacker = gateway_fuzzer.Attacker(gateway.http, gateway.address, STREAM_SECRET)
             await attacker.garbage(b"POST /api/v1/call/incoming HTTP/1.1\r\nhost: x\r\nfrom\x01: +15551234567\r\n\r\n")
             await attacker.garbage(b"POST /api/v1/call/incoming HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n+1555")
             await attacker.settled()

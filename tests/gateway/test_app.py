@@ -1,4 +1,4 @@
-"""The gateway as a process: started from settings, told to stop."""
+"""The gateway as a process: started from settings, and stopped."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from dispatchai.gateway.config import GatewayConfig
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.settings import Settings, Verification
-from dispatchai.telnyx import signatures
-from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx import signatures, stream_tokens
 from tests.support.gateway import (
     KEY,
     SECRET,
@@ -42,7 +41,7 @@ PUBLIC_KEY = base64.b64encode(KEY.public_key().public_bytes(Encoding.Raw, Public
 
 
 @pytest.mark.usefixtures("topics")
-async def test_a_gateway_made_from_settings_takes_a_call_and_stores_all_of_it_when_stopped(
+async def test_a_gateway_made_from_settings_stores_a_whole_call_before_it_stops(
     broker: KafkaConnection,
 ) -> None:
     settings = Settings(
@@ -50,7 +49,7 @@ async def test_a_gateway_made_from_settings_takes_a_call_and_stores_all_of_it_wh
         telnyx_public_key=PUBLIC_KEY,
         telnyx_api_key=SecretStr("KEY-of-the-tests"),
     )
-    secret = tokens.stream_secret("", "KEY-of-the-tests")
+    secret = stream_tokens.stream_secret("", "KEY-of-the-tests")
     assert secret is not None
     call_id = new_call()
     listening: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
@@ -62,8 +61,8 @@ async def test_a_gateway_made_from_settings_takes_a_call_and_stores_all_of_it_wh
         headers = signatures.sign(KEY, body, int(time.time()))
         async with http.post("/api/v1/call/incoming", data=body, headers=headers) as response:
             assert response.status == 200
-        token = tokens.issue(secret, tokens.Subject(control_id(call_id), call_id), int(time.time()) + 60)
-        async with http.ws_connect("/ws", headers={tokens.HEADER: token}) as ws:
+        token = stream_tokens.issue(secret, stream_tokens.Subject(control_id(call_id), call_id), int(time.time()) + 60)
+        async with http.ws_connect("/ws", headers={stream_tokens.HEADER: token}) as ws:
             await ws.send_str(start(call_id))
             for chunk in range(1, 51):
                 await ws.send_str(media(chunk))
@@ -88,7 +87,7 @@ async def test_a_gateway_can_be_stopped_while_it_waits_for_kafka() -> None:
         await gateway
 
 
-def test_settings_that_make_no_sense_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="TELNYX_PUBLIC_KEY"):
         GatewayConfig.from_settings(Settings(telnyx_public_key="not a key"))
     with pytest.raises(ValidationError, match="HTTP_PUBLIC_URL"):
@@ -97,7 +96,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         Settings(stream_token_secret=SecretStr("short"))
 
 
-def test_by_default_signatures_are_checked_and_nothing_can_be_believed() -> None:
+def test_by_default_signatures_are_checked_and_no_webhook_is_accepted() -> None:
     config = GatewayConfig.from_settings(Settings())
     assert config.verify_webhooks
     assert not config.verifier.configured
@@ -111,7 +110,7 @@ def test_no_secret_is_in_the_repr_of_the_configuration() -> None:
     assert "hidden" not in repr(GatewayConfig.from_settings(settings))
 
 
-async def test_the_log_has_no_number_no_word_and_no_secret_of_a_caller(brokers: Brokers) -> None:
+async def test_the_log_holds_no_number_no_word_and_no_secret(brokers: Brokers) -> None:
     connection = brokers.connection("embedded")
     brokers.topics(connection)
     call_id = new_call()

@@ -1,4 +1,4 @@
-"""One open media socket: what is held of it, when its peer counts as gone, how it is opened and closed."""
+"""One open media socket: how much of it is held, when its peer counts as gone, how it is opened and closed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aiohttp import WSMsgType
 
 from dispatchai.gateway.connection import UNREAD_MAX_BYTES
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx import stream_tokens
 from tests.gateway.test_websocket import sent
 from tests.support.gateway import (
     STOP,
@@ -30,26 +30,18 @@ from tests.support.gateway import (
 )
 
 if TYPE_CHECKING:
-    from tests.support.kafka.brokers import Brokers
-
-
-@pytest.fixture
-def embedded(brokers: Brokers) -> KafkaConnection:
-    """The embedded broker with the topics."""
-    connection = brokers.connection("embedded")
-    brokers.topics(connection)
-    return connection
+    pass
 
 
 def handshake(call_id: str, **changes: str) -> bytes:
-    """The request that opens a media socket of `call_id`; `changes` replace its headers, empty ones leave them out."""
+    """The request that opens a media socket of `call_id`; an empty one in `changes` removes a header."""
     headers = {
         "Host": "gateway",
         "Upgrade": "websocket",
         "Connection": "Upgrade",
         "Sec-WebSocket-Version": "13",
         "Sec-WebSocket-Key": base64.b64encode(bytes(16)).decode(),
-        tokens.HEADER: stream_token(call_id),
+        stream_tokens.HEADER: stream_token(call_id),
         **{name.replace("_", "-"): value for name, value in changes.items()},
     }
     lines = [f"{name}: {value}" for name, value in headers.items() if value]
@@ -58,7 +50,7 @@ def handshake(call_id: str, **changes: str) -> bytes:
 
 @asynccontextmanager
 async def opened(gateway: Gateway, call_id: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection of the carrier after its handshake, on which the test writes and reads frames by itself."""
+    """A connection of the carrier after its handshake. The test reads and writes its frames."""
     reader, writer = await asyncio.open_connection(*gateway.address)
     try:
         writer.write(handshake(call_id))
@@ -68,7 +60,7 @@ async def opened(gateway: Gateway, call_id: str) -> AsyncIterator[tuple[asyncio.
         writer.close()
 
 
-async def test_a_burst_that_is_more_than_is_held_is_recorded_whole_and_webhooks_are_answered_meanwhile(
+async def test_a_burst_larger_than_the_read_buffer_is_recorded_completely_while_webhooks_are_answered(
     embedded: KafkaConnection,
 ) -> None:
     call_id, last = new_call(), 4000
@@ -83,7 +75,7 @@ async def test_a_burst_that_is_more_than_is_held_is_recorded_whole_and_webhooks_
     assert outline(frames) == ["START", *map(str, range(1, last + 1)), f"END:{last + 1}:stop"]
 
 
-async def test_a_peer_that_answers_no_ping_is_taken_for_gone(embedded: KafkaConnection) -> None:
+async def test_a_peer_that_answers_no_ping_counts_as_gone(embedded: KafkaConnection) -> None:
     call_id = new_call()
     async with running_gateway(embedded, heartbeat_s=0.2) as gateway, opened(gateway, call_id) as (reader, writer):
         writer.write(sent(start(call_id).encode()) + sent(media(1).encode()))
@@ -91,7 +83,7 @@ async def test_a_peer_that_answers_no_ping_is_taken_for_gone(embedded: KafkaConn
         assert outline(await frames_of(embedded, call_id)) == ["START", "1", "END:2:closed: code 1006"]
 
 
-async def test_a_peer_that_answers_pings_is_kept_and_its_own_are_answered(embedded: KafkaConnection) -> None:
+async def test_a_peer_that_answers_pings_stays_connected_and_its_pings_are_answered(embedded: KafkaConnection) -> None:
     call_id = new_call()
     async with running_gateway(embedded, heartbeat_s=0.2) as gateway, opened(gateway, call_id) as (reader, writer):
         writer.write(sent(start(call_id).encode()))
@@ -108,7 +100,7 @@ async def test_a_peer_that_answers_pings_is_kept_and_its_own_are_answered(embedd
 @pytest.mark.parametrize(
     "changes", [{"Sec_WebSocket_Key": ""}, {"Sec_WebSocket_Key": "short"}, {"Sec_WebSocket_Version": "8"}]
 )
-async def test_what_is_no_handshake_is_refused_and_says_why(embedded: KafkaConnection, changes: dict[str, str]) -> None:
+async def test_a_request_that_is_no_handshake_is_refused(embedded: KafkaConnection, changes: dict[str, str]) -> None:
     async with running_gateway(embedded) as gateway:
         reader, writer = await asyncio.open_connection(*gateway.address)
         writer.write(handshake(new_call(), **changes, Connection="Upgrade, close"))

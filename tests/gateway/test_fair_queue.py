@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from dispatchai.gateway.fair_queue import Turns
+from dispatchai.gateway.fair_queue import FairQueue
 
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds, moved by the work."""
+    """Seconds, advanced by the work."""
 
     now: float = 0.0
 
@@ -20,7 +20,7 @@ class Clock:
 
 @dataclass(slots=True, eq=False)
 class Socket:
-    """So many pieces of media, each a millisecond's work."""
+    """A number of pieces of media, each a millisecond's work."""
 
     name: str
     pieces: int
@@ -28,7 +28,7 @@ class Socket:
     log: list[str]
     last: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def take(self) -> bool:
+    def process_piece(self) -> bool:
         self.clock.now += 0.001
         self.log.append(self.name)
         self.pieces -= 1
@@ -37,33 +37,33 @@ class Socket:
         return self.pieces > 0
 
 
-async def test_sockets_take_turns_and_everything_else_comes_between_two_of_the_loop() -> None:
+async def test_sockets_share_each_slice_and_other_callbacks_run_between_two_slices() -> None:
     clock, log = Clock(), list[str]()
-    turns = Turns(turn_s=0.0035, clock=clock)
+    queue = FairQueue(slice_s=0.0035, clock=clock)
     busy, light = Socket("busy", 9, clock, log), Socket("light", 1, clock, log)
-    turns.add(busy)
-    turns.add(light)
+    queue.add(busy)
+    queue.add(light)
     while not busy.last.is_set():
         log.append("|")
         await asyncio.sleep(0)
     taken = "".join(log).replace("busy", "b").replace("light", "l")
-    # The one with little to do does not wait behind the other; no turn is longer than four pieces.
+    # The socket with little to do does not wait behind the other; no slice is longer than four pieces.
     assert taken == "|blbb|bbbb|bb"
 
 
-async def test_work_that_fails_stops_no_other() -> None:
+async def test_work_that_fails_stops_no_other_work() -> None:
     clock, log = Clock(), list[str]()
     failures: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
 
     class Failing:
-        def take(self) -> bool:
+        def process_piece(self) -> bool:
             raise ValueError("a mistake")
 
-    turns = Turns(clock=clock)
+    queue = FairQueue(clock=clock)
     good = Socket("good", 2, clock, log)
-    turns.add(Failing())
-    turns.add(good)
+    queue.add(Failing())
+    queue.add(good)
     await good.last.wait()
     assert log == ["good", "good"]
     assert len(failures) == 1

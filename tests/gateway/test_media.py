@@ -1,38 +1,27 @@
-"""What is on `audio-frames` of each media stream, good or bad, and that a bad one harms no other."""
+"""What `audio-frames` holds of a media stream: its frames, its codec, its order."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
-from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import numpy as np
 import numpy.typing as npt
 import orjson
 import pytest
-from aiohttp import WSMsgType, WSServerHandshakeError
 
 from dispatchai.audio import g711
-from dispatchai.gateway.media_stream import HELD_BESIDE, QUIET_S, Stream
+from dispatchai.gateway.media_stream import OTHER_TRACK_MAX, QUIET_S, Stream
 from dispatchai.gateway.metrics import GatewayMetrics, SocketRefusal
-from dispatchai.kafka.admin import apply
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.embedded_broker import EmbeddedBroker
-from dispatchai.kafka.topics import Topics
 from dispatchai.records import AudioFrame, FrameKind, Track, decode_as
-from dispatchai.telnyx import stream_tokens as tokens
-from dispatchai.telnyx.signatures import WebhookVerifier
-from dispatchai.telnyx.wire import BadMessageKind, Media, MediaFormat
+from dispatchai.telnyx.media_messages import Media, MediaFormat
+from tests.gateway.media import closed, hold_up_the_loop, send, until, whole_call
 from tests.support.gateway import (
     CONNECTED,
     STOP,
-    STREAM_SECRET,
     Gateway,
-    control_id,
     event,
     frames_of,
     media,
@@ -46,61 +35,11 @@ from tests.support.gateway import (
 )
 
 if TYPE_CHECKING:
-    from tests.support.kafka.brokers import Brokers
-
-
-@pytest.fixture
-def embedded(brokers: Brokers) -> KafkaConnection:
-    """The embedded broker with the topics, for what does not depend on the broker."""
-    connection = brokers.connection("embedded")
-    brokers.topics(connection)
-    return connection
-
-
-@pytest.fixture
-async def gateway(embedded: KafkaConnection) -> AsyncIterator[Gateway]:
-    async with running_gateway(embedded, bad_messages_max=5, media_message_max_bytes=4096) as gateway:
-        yield gateway
-
-
-async def send(ws: aiohttp.ClientWebSocketResponse, *messages: str) -> None:
-    for message in messages:
-        await ws.send_str(message)
-
-
-async def closed(ws: aiohttp.ClientWebSocketResponse) -> int | None:
-    """Wait until the gateway closes the socket. Returns the code."""
-    while (await ws.receive()).type not in (WSMsgType.CLOSE, WSMsgType.CLOSED, WSMsgType.CLOSING, WSMsgType.ERROR):
-        pass
-    return ws.close_code
-
-
-def hold_up_the_loop(seconds: float) -> None:
-    """Keep the gateway from reading, as overload does: its event loop is the test's."""
-    time.sleep(seconds)
-
-
-async def until(gateway: Gateway, true: Callable[[GatewayMetrics], bool]) -> None:
-    """Wait until that is true of what the gateway counts, which has no event to wait for: it serves meanwhile."""
-    while not true(gateway.metrics):
-        async with gateway.http.get("/health/live") as response:
-            await response.read()
-
-
-async def acknowledged(gateway: Gateway) -> None:
-    """Wait until Kafka has acknowledged all that was sent: that comes after the records are on the topic."""
-    await until(gateway, lambda metrics: not metrics.records_waiting)
-
-
-async def whole_call(gateway: Gateway, call_id: str, *messages: str) -> int | None:
-    """A stream of these messages from start to stop. Returns the code it was closed with."""
-    async with gateway.media(call_id) as ws:
-        await send(ws, CONNECTED, start(call_id), *messages, STOP)
-        return await closed(ws)
+    pass
 
 
 @pytest.mark.usefixtures("topics")
-async def test_each_frame_is_one_record_as_it_came_in_order_between_start_and_end(broker: KafkaConnection) -> None:
+async def test_each_frame_is_one_unchanged_record_in_order_between_start_and_end(broker: KafkaConnection) -> None:
     call_id = new_call()
     ticks = iter(range(1_000_000_000, 2_000_000_000))
     async with running_gateway(broker, clock=lambda: next(ticks)) as gateway:
@@ -124,7 +63,7 @@ async def test_each_frame_is_one_record_as_it_came_in_order_between_start_and_en
 
 @pytest.mark.usefixtures("topics")
 @pytest.mark.parametrize("jump_s", [2 * 3600, -2 * 3600], ids=["forward", "back"])
-async def test_over_a_jump_of_the_clock_all_frames_are_taken_and_webhooks_when_it_is_right_again(
+async def test_when_the_clock_jumps_all_frames_are_stored_and_webhooks_as_soon_as_it_is_right_again(
     broker: KafkaConnection, jump_s: int
 ) -> None:
     call_id, off_s = new_call(), 0
@@ -146,7 +85,7 @@ async def test_over_a_jump_of_the_clock_all_frames_are_taken_and_webhooks_when_i
     assert abs(after - before - jump_s * 1_000_000) < 60_000_000
 
 
-async def test_frames_of_calls_at_the_same_time_do_not_mix(gateway: Gateway, embedded: KafkaConnection) -> None:
+async def test_frames_of_simultaneous_calls_do_not_mix(gateway: Gateway, embedded: KafkaConnection) -> None:
     calls = [new_call() for _ in range(4)]
     await asyncio.gather(
         *(
@@ -194,7 +133,7 @@ async def test_both_tracks_keep_their_own_numbers(gateway: Gateway, embedded: Ka
 
 
 @pytest.mark.parametrize("encoding", ["PCMU", "PCMA", "L16", "pcmu"])
-async def test_supported_codecs_are_recorded_as_they_come(
+async def test_supported_codecs_are_recorded_unchanged(
     gateway: Gateway, embedded: KafkaConnection, encoding: str
 ) -> None:
     call_id = new_call()
@@ -237,7 +176,7 @@ async def test_a_format_that_cannot_be_decoded_is_refused_and_the_reason_recorde
 @pytest.mark.parametrize(
     ("payload", "encoding"), [(bytes(160), "PCMU"), (bytes(80), "PCMU"), (bytes(320), "L16"), (bytes(792), "L16")]
 )
-async def test_without_a_format_the_first_frames_length_decides_and_the_start_says_so(
+async def test_without_a_format_the_length_of_the_first_frame_decides_and_start_says_so(
     gateway: Gateway, embedded: KafkaConnection, payload: bytes, encoding: str
 ) -> None:
     call_id = new_call()
@@ -263,7 +202,7 @@ async def test_a_stream_without_format_and_frames_still_has_start_and_end(
 # ---- order ---------------------------------------------------------------------------------------------------------
 
 
-async def test_shuffled_repeated_and_lost_frames_come_out_in_order_and_are_counted(
+async def test_shuffled_repeated_and_lost_frames_are_put_in_order_and_counted(
     gateway: Gateway, embedded: KafkaConnection
 ) -> None:
     call_id = new_call()
@@ -284,14 +223,14 @@ async def test_frames_that_wait_for_a_lost_one_are_recorded_when_the_stream_ends
     assert outline(await frames_of(embedded, call_id)) == ["START", "1", "3", "4", "END:5:stop"]
 
 
-async def test_held_frames_go_out_in_a_bounded_time_though_nothing_follows(
+async def test_held_frames_are_recorded_within_a_bounded_time_even_if_nothing_follows(
     gateway: Gateway, embedded: KafkaConnection
 ) -> None:
     call_id = new_call()
     async with gateway.media(call_id) as ws:
         await send(ws, start(call_id), media(1), media(3), media(1, b"o", track="outbound"))
         await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 4)
-        # The stream is open still. What was given up is late now, and the rest goes on.
+        # The stream is still open. The frame that was given up is late now, and the next ones are recorded.
         await send(ws, media(2), media(4), STOP)
         await closed(ws)
     frames = await frames_of(embedded, call_id)
@@ -299,7 +238,7 @@ async def test_held_frames_go_out_in_a_bounded_time_though_nothing_follows(
     assert gateway.metrics.frames_late == 1
 
 
-async def test_a_gateway_that_is_behind_does_not_take_its_own_delay_for_silence(
+async def test_a_gateway_that_falls_behind_does_not_take_its_own_delay_for_silence(
     gateway: Gateway, embedded: KafkaConnection
 ) -> None:
     call_id = new_call()
@@ -314,12 +253,12 @@ async def test_a_gateway_that_is_behind_does_not_take_its_own_delay_for_silence(
     assert gateway.metrics.frames_late == 0
 
 
-async def test_a_held_frame_does_not_wait_for_a_track_that_has_gone_quiet_beside_another(
+async def test_a_held_frame_does_not_wait_for_ever_while_the_other_track_continues(
     gateway: Gateway, embedded: KafkaConnection
 ) -> None:
     call_id = new_call()
     async with gateway.media(call_id) as ws:
-        beside = [media(n, track="outbound") for n in range(1, HELD_BESIDE + 2)]
+        beside = [media(n, track="outbound") for n in range(1, OTHER_TRACK_MAX + 2)]
         await send(ws, start(call_id), media(1), media(3), *beside, media(2), STOP)
         await closed(ws)
     frames = await frames_of(embedded, call_id)
@@ -362,7 +301,7 @@ async def test_l16_is_recorded_in_the_byte_order_that_its_audio_has(
     async with running_gateway(embedded, l16_encoding=configured) as gateway, gateway.media(call_id) as ws:
         media_format = {"encoding": "L16", "sample_rate": 8000, "channels": 1}
         await send(ws, start(call_id, media_format=media_format), *(linear(chunk, order) for chunk in range(1, 11)))
-        # Known after 50 ms: nothing waits for the end.
+        # The byte order is known after 50 ms: nothing waits for the end.
         await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 11)
         await send(ws, STOP)
         await closed(ws)
@@ -376,7 +315,7 @@ async def test_l16_is_recorded_in_the_byte_order_that_its_audio_has(
 
 
 @pytest.mark.parametrize("configured", ["L16", "L16BE"])
-async def test_silence_tells_no_byte_order_and_is_kept_back_for_a_second_at_most(
+async def test_silence_shows_no_byte_order_and_is_held_back_for_at_most_a_second(
     embedded: KafkaConnection, configured: str
 ) -> None:
     call_id = new_call()
@@ -392,7 +331,7 @@ async def test_silence_tells_no_byte_order_and_is_kept_back_for_a_second_at_most
     assert frames[0].captured_at <= frames[1].captured_at
 
 
-async def test_l16_that_stops_before_its_byte_order_is_known_goes_out_all_the_same(
+async def test_l16_whose_sender_falls_silent_before_its_byte_order_is_known_is_recorded(
     gateway: Gateway, embedded: KafkaConnection
 ) -> None:
     call_id = new_call()
@@ -410,7 +349,7 @@ def test_the_byte_order_of_a_stream_is_found_however_late_its_audio_begins() -> 
     stream = Stream(
         "s",
         MediaFormat("L16", 8000, 1),
-        lambda record, _at, _must: records.append(decode_as(AudioFrame, record)),
+        lambda record, _at, _never_drop: records.append(decode_as(AudioFrame, record)),
         GatewayMetrics(),
         now=0,
     )
@@ -418,412 +357,6 @@ def test_the_byte_order_of_a_stream_is_found_however_late_its_audio_begins() -> 
     stream.release()
     assert records == []
     for chunk in range(1, 11):
-        stream.media(Media(Track.INBOUND, chunk, VOICE[(chunk - 1) * 160 :][:160].astype(">i2").tobytes()), now=chunk)
+        stream.receive(Media(Track.INBOUND, chunk, VOICE[(chunk - 1) * 160 :][:160].astype(">i2").tobytes()), now=chunk)
     assert [frame.encoding for frame in records] == ["L16BE"] * 11
     assert not stream.holds
-
-
-# ---- who may open a stream -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "token",
-    [
-        "",
-        "guess",
-        stream_token("call-x", valid_s=-1),
-        stream_token("call-x", secret=b"not the gateway's secret"),
-        stream_token("call-x")[:-1],
-    ],
-    ids=["none", "invented", "expired", "forged", "truncated"],
-)
-async def test_a_socket_without_a_valid_token_is_not_opened(gateway: Gateway, token: str) -> None:
-    with pytest.raises(WSServerHandshakeError) as raised:
-        async with gateway.http.ws_connect("/ws", headers={tokens.HEADER: token} if token else {}):
-            pass
-    assert raised.value.status == 403
-    assert gateway.metrics.sockets_refused == {SocketRefusal.TOKEN: 1}
-    assert gateway.metrics.sockets_opened == 0
-
-
-async def test_a_token_of_another_call_closes_the_socket_before_any_audio_is_taken(
-    gateway: Gateway, embedded: KafkaConnection
-) -> None:
-    victim = new_call()
-    async with gateway.media(victim, token=stream_token(new_call())) as ws:
-        await send(ws, CONNECTED, start(victim), media(1))
-        assert await closed(ws) == 1008
-    assert gateway.metrics.sockets_refused == {SocketRefusal.OTHER_CALL: 1}
-    # The call's own stream is the first that the topic has.
-    await whole_call(gateway, victim, media(1, b"own"))
-    frames = await frames_of(embedded, victim)
-    assert outline(frames) == ["START", "1", "END:2:stop"]
-    assert frames[1].payload == b"own"
-
-
-async def test_the_token_of_a_leg_does_not_open_another_session(gateway: Gateway, embedded: KafkaConnection) -> None:
-    own, victim = new_call(), new_call()
-    async with gateway.media(own) as ws:
-        await send(ws, start(own, call_session_id=victim), media(1))
-        assert await closed(ws) == 1008
-    assert gateway.metrics.sockets_refused == {SocketRefusal.OTHER_CALL: 1}
-    assert gateway.metrics.frames == 0
-    await whole_call(gateway, victim, media(1, b"own"))
-    assert [frame.payload for frame in await frames_of(embedded, victim)] == [b"", b"own", b""]
-
-
-async def test_without_a_secret_no_socket_is_opened_unless_verification_is_off(embedded: KafkaConnection) -> None:
-    call_id = new_call()
-    async with running_gateway(embedded, stream_secret=None) as gateway:
-        with pytest.raises(WSServerHandshakeError, match="403"):
-            async with gateway.media(call_id):
-                pass
-    async with (
-        running_gateway(
-            embedded, stream_secret=None, verify_webhooks=False, verifier=WebhookVerifier.of((), "", 300)
-        ) as gateway,
-        gateway.media(call_id, token="") as ws,
-    ):
-        await send(ws, start(call_id), media(1), STOP)
-        await closed(ws)
-    assert outline(await frames_of(embedded, call_id)) == ["START", "1", "END:2:stop"]
-
-
-async def test_a_socket_that_never_starts_is_closed(embedded: KafkaConnection) -> None:
-    call_id = new_call()
-    async with running_gateway(embedded, start_timeout_s=1.0) as gateway:
-        async with gateway.media(call_id) as ws:
-            await send(ws, CONNECTED)
-            assert await closed(ws) == 1008
-        assert gateway.metrics.sockets_refused == {SocketRefusal.NO_START: 1}
-        # A stream that did start may last longer than that.
-        async with gateway.media(call_id) as ws:
-            await send(ws, start(call_id), media(1))
-            await asyncio.sleep(1.1)
-            await send(ws, media(2), STOP)
-            assert await closed(ws) == 1000
-    assert outline(await frames_of(embedded, call_id)) == ["START", "1", "2", "END:3:stop"]
-
-
-# ---- bad messages --------------------------------------------------------------------------------------------------
-
-BAD = {
-    BadMessageKind.JSON: "{",
-    BadMessageKind.EVENT: '{"event":"future"}',
-    BadMessageKind.FIELDS: '{"event":"media","media":{"track":"inbound"}}',
-    BadMessageKind.BASE64: '{"event":"media","media":{"track":"inbound","chunk":"2","payload":"%%%"}}',
-    BadMessageKind.ORDER: start("another-start"),
-}
-
-
-@pytest.mark.parametrize("kind", list(BAD))
-async def test_a_bad_message_is_dropped_and_counted_and_the_call_goes_on(
-    gateway: Gateway, embedded: KafkaConnection, kind: BadMessageKind
-) -> None:
-    call_id = new_call()
-    assert await whole_call(gateway, call_id, media(1), BAD[kind], media(2), BAD[kind], media(3)) == 1000
-    assert outline(await frames_of(embedded, call_id)) == ["START", "1", "2", "3", "END:4:stop"]
-    assert gateway.metrics.bad_messages == {kind: 2}
-
-
-async def test_media_before_start_is_dropped_and_the_stream_may_still_start(
-    gateway: Gateway, embedded: KafkaConnection
-) -> None:
-    call_id = new_call()
-    async with gateway.media(call_id) as ws:
-        await send(ws, CONNECTED, media(1), start(call_id), media(2), STOP)
-        await closed(ws)
-    assert outline(await frames_of(embedded, call_id)) == ["START", "2", "END:3:stop"]
-    assert gateway.metrics.bad_messages == {BadMessageKind.ORDER: 1}
-
-
-async def test_binary_messages_are_dropped(gateway: Gateway, embedded: KafkaConnection) -> None:
-    call_id = new_call()
-    async with gateway.media(call_id) as ws:
-        await send(ws, start(call_id))
-        await ws.send_bytes(media(1).encode())
-        await send(ws, media(2), STOP)
-        await closed(ws)
-    assert outline(await frames_of(embedded, call_id)) == ["START", "2", "END:3:stop"]
-    assert gateway.metrics.bad_messages == {BadMessageKind.BINARY: 1}
-
-
-async def test_too_many_bad_messages_in_a_row_close_the_socket(gateway: Gateway, embedded: KafkaConnection) -> None:
-    call_id = new_call()
-    async with gateway.media(call_id) as ws:
-        # Four bad ones in a row are borne, as often as they come.
-        await send(ws, start(call_id), *["{"] * 4, media(1), *["{"] * 4, media(2), *["{"] * 5)
-        assert await closed(ws) == 1008
-    assert outline(await frames_of(embedded, call_id)) == [
-        "START",
-        "1",
-        "2",
-        "END:3:closed: too many unusable messages",
-    ]
-
-
-async def test_notices_and_errors_of_the_carrier_do_not_end_the_stream(
-    gateway: Gateway, embedded: KafkaConnection
-) -> None:
-    call_id = new_call()
-    await whole_call(
-        gateway,
-        call_id,
-        media(1),
-        '{"event":"dtmf","dtmf":{"digit":"9"}}',
-        '{"event":"mark","mark":{"name":"m"}}',
-        '{"event":"error","payload":{"code":100003,"title":"malformed_frame"}}',
-        media(2),
-    )
-    assert outline(await frames_of(embedded, call_id)) == ["START", "1", "2", "END:3:stop"]
-    assert gateway.metrics.carrier_errors == 1
-
-
-async def test_a_huge_message_ends_its_own_stream_only(gateway: Gateway, embedded: KafkaConnection) -> None:
-    huge, healthy = new_call(), new_call()
-    async with gateway.media(healthy) as other, gateway.media(huge) as ws:
-        await send(other, start(healthy), media(1))
-        await send(ws, start(huge), media(1), media(2, bytes(8000)))
-        assert await closed(ws) == 1009
-        await send(other, media(2), STOP)
-        await closed(other)
-    assert outline(await frames_of(embedded, huge)) == ["START", "1", "END:2:closed: code 1009"]
-    assert outline(await frames_of(embedded, healthy)) == ["START", "1", "2", "END:3:stop"]
-
-
-@pytest.mark.parametrize("how", ["abort", "close"])
-async def test_a_stream_without_stop_is_ended_when_its_connection_is(
-    gateway: Gateway, embedded: KafkaConnection, how: str
-) -> None:
-    call_id = new_call()
-    ws = await gateway.media(call_id)
-    await send(ws, start(call_id), media(1), media(2))
-    if how == "abort":
-        await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 3)
-        ws.get_extra_info("socket").shutdown(2)
-    else:
-        await ws.close()
-    detail = "closed" if how == "close" else "closed: code 1006"
-    assert outline(await frames_of(embedded, call_id)) == ["START", "1", "2", f"END:3:{detail}"]
-    await ws.close()
-
-
-# ---- one stream a call ---------------------------------------------------------------------------------------------
-
-
-async def test_a_second_socket_of_a_call_replaces_the_first(gateway: Gateway, embedded: KafkaConnection) -> None:
-    call_id = new_call()
-    async with gateway.media(call_id) as first, gateway.media(call_id) as second:
-        await send(first, start(call_id, stream_id="one"), media(1))
-        await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 2)
-        await send(second, start(call_id, stream_id="two"), media(1))
-        assert await closed(first) == 1000
-        await send(second, media(2), STOP)
-        await closed(second)
-    frames = await frames_of(embedded, call_id, ends=2)
-    assert outline(frames) == ["START", "1", "END:2:replaced", "START", "1", "2", "END:3:stop"]
-    assert [frame.stream_id.partition("~")[0] for frame in frames] == ["one"] * 3 + ["two"] * 4
-    assert gateway.metrics.sockets_replaced == 1
-    assert gateway.metrics.sockets_open == 0
-
-
-async def test_a_second_socket_that_is_refused_leaves_the_first_alone(
-    gateway: Gateway, embedded: KafkaConnection
-) -> None:
-    call_id = new_call()
-    async with gateway.media(call_id) as first, gateway.media(call_id) as second:
-        await send(first, start(call_id, stream_id="one"), media(1))
-        await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 2)
-        await send(second, start(call_id, stream_id="two", media_format={"encoding": "G722", "sample_rate": 8000}))
-        assert await closed(second) == 1003
-        await send(first, media(2), STOP)
-        assert await closed(first) == 1000
-    frames = await frames_of(embedded, call_id, ends=2)
-    assert outline([frame for frame in frames if frame.stream_id.startswith("one~")]) == [
-        "START",
-        "1",
-        "2",
-        "END:3:stop",
-    ]
-
-
-async def test_a_carrier_that_reconnects_three_times_leaves_one_call_of_four_streams_and_nothing_twice(
-    gateway: Gateway, embedded: KafkaConnection
-) -> None:
-    call_id = new_call()
-    told = iter(range(1, 100))
-
-    def frames(count: int) -> list[str]:
-        return [media(chunk, f"frame {next(told)}".encode()) for chunk in range(1, count + 1)]
-
-    async with gateway.media(call_id) as ws:
-        await send(ws, start(call_id, stream_id="one"), *frames(3), STOP)
-        await closed(ws)
-    lost = await gateway.media(call_id)
-    await send(lost, start(call_id, stream_id="two"), *frames(2))
-    await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 8)
-    # No stop and no close: the old connection is still open when the carrier comes back with the stream id it had.
-    async with gateway.media(call_id) as ws:
-        await send(ws, start(call_id, stream_id="two"), *frames(2))
-        await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 12)
-        await lost.close()
-        await ws.close()
-    async with gateway.media(call_id) as ws:
-        await send(ws, start(call_id, stream_id="three"), *frames(1), STOP)
-        await closed(ws)
-    recorded = await frames_of(embedded, call_id, ends=4)
-    assert outline(recorded) == [
-        *("START", "1", "2", "3", "END:4:stop"),
-        *("START", "1", "2", "END:3:replaced"),
-        *("START", "1", "2", "END:3:closed"),
-        *("START", "1", "END:2:stop"),
-    ]
-    assert len({frame.stream_id for frame in recorded}) == 4
-    heard = [frame.payload.decode() for frame in recorded if frame.kind is FrameKind.FRAME]
-    assert heard == [f"frame {number}" for number in range(1, 9)]
-
-
-def test_nothing_is_recorded_of_a_stream_after_its_end() -> None:
-    records: list[AudioFrame] = []
-    stream = Stream(
-        "s",
-        MediaFormat("PCMU", 8000, 1),
-        lambda record, _at, _must: records.append(decode_as(AudioFrame, record)),
-        GatewayMetrics(),
-        now=0,
-    )
-    stream.media(Media(Track.INBOUND, 1, b"a"), now=1)
-    stream.end("replaced", now=2)
-    stream.media(Media(Track.INBOUND, 2, b"b"), now=3)
-    stream.end("closed", now=4)
-    assert outline(records) == ["START", "1", "END:2:replaced"]
-
-
-async def test_a_stream_id_that_comes_again_is_recorded_as_another_stream(
-    gateway: Gateway, embedded: KafkaConnection
-) -> None:
-    call_id = new_call()
-    await whole_call(gateway, call_id, media(1))
-    await whole_call(gateway, call_id, media(1))
-    frames = await frames_of(embedded, call_id, ends=2)
-    assert outline(frames) == ["START", "1", "END:2:stop"] * 2
-    assert frames[0].stream_id != frames[3].stream_id
-    assert [frame.stream_id for frame in frames] == [frames[0].stream_id] * 3 + [frames[3].stream_id] * 3
-    assert {frame.stream_id.partition("~")[0] for frame in frames} == {"stream-1"}
-
-
-# ---- harm ----------------------------------------------------------------------------------------------------------
-
-
-async def test_a_healthy_call_keeps_every_frame_while_bad_ones_come_and_go(
-    gateway: Gateway, embedded: KafkaConnection
-) -> None:
-    healthy = new_call()
-    last = 300
-    done = asyncio.Event()
-
-    async def misbehave() -> None:
-        other = new_call()
-        while not done.is_set():
-            with pytest.raises(WSServerHandshakeError):
-                await gateway.http.ws_connect("/ws", headers={tokens.HEADER: "guess"})
-            async with gateway.media(other) as ws:
-                await send(ws, *BAD.values(), media(1))
-                await closed(ws)
-            async with gateway.media(other, token=stream_token("third")) as ws:
-                await send(ws, start(healthy), media(7))
-                await closed(ws)
-            async with gateway.media(other) as ws:
-                await send(ws, start(other), media(1), media(2, bytes(8000)))
-                await closed(ws)
-            assert (await gateway.webhook(b"{"))[0] == 400
-            assert (await gateway.webhook(b"{}", {}))[0] == 401
-            assert (await gateway.webhook(bytes(300_000)))[0] == 413
-
-    trouble = asyncio.create_task(misbehave())
-    try:
-        async with gateway.media(healthy) as ws:
-            await send(ws, CONNECTED, start(healthy))
-            for chunk in range(1, last + 1):
-                await send(ws, media(chunk))
-                await asyncio.sleep(0)
-            await send(ws, STOP)
-            assert await closed(ws) == 1000
-    finally:
-        done.set()
-        await trouble
-    frames = await frames_of(embedded, healthy)
-    assert outline(frames) == ["START", *map(str, range(1, last + 1)), f"END:{last + 1}:stop"]
-    assert [frame.payload for frame in frames[1:-1]] == [n.to_bytes(4, "big") * 40 for n in range(1, last + 1)]
-    assert gateway.metrics.frames_dropped == gateway.metrics.records_failed == 0
-
-
-# ---- Kafka away, gateway stopping ----------------------------------------------------------------------------------
-
-
-async def test_what_does_not_fit_while_kafka_is_away_is_a_jump_and_the_rest_is_stored_in_order() -> None:
-    async with EmbeddedBroker() as own:
-        connection = own.connection
-        await apply(connection, Topics.load(), replication=1)
-        call_id = new_call()
-        async with running_gateway(connection, records_waiting_max=20) as gateway:
-            async with gateway.media(call_id) as ws:
-                await send(ws, start(call_id), media(1))
-                await records_of(connection, "audio-frames", call_id, lambda records: len(records) == 2)
-                await acknowledged(gateway)
-                os.kill(own.pid, signal.SIGSTOP)
-                try:
-                    await send(ws, *map(media, range(2, 42)), STOP)
-                    await closed(ws)
-                finally:
-                    os.kill(own.pid, signal.SIGCONT)
-            frames = await frames_of(connection, call_id)
-            assert outline(frames) == ["START", *map(str, range(1, 22)), "END:42:stop"]
-            assert gateway.metrics.frames_dropped == 20
-
-
-async def test_a_stopping_gateway_ends_its_streams_and_stores_what_it_took(embedded: KafkaConnection) -> None:
-    call_id = new_call()
-    async with running_gateway(embedded) as gateway:
-        ws = await gateway.media(call_id)
-        await send(ws, start(call_id), *map(media, range(1, 101)), '{"event":"mark"}')
-        await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 101)
-        stopping = asyncio.create_task(closed(ws))
-    assert await stopping == 1001
-    frames = await frames_of(embedded, call_id)
-    assert outline(frames) == ["START", *map(str, range(1, 101)), "END:101:closed: the gateway stops"]
-
-
-async def test_the_key_is_the_tokens_call_where_the_carrier_names_no_session(
-    gateway: Gateway, embedded: KafkaConnection
-) -> None:
-    call_id = new_call()
-    async with gateway.media(call_id) as ws:
-        await send(ws, start(call_id, call_session_id=None), media(1), STOP)
-        await closed(ws)
-    assert outline(await frames_of(embedded, call_id)) == ["START", "1", "END:2:stop"]
-
-
-async def test_a_call_known_by_its_control_id_keeps_that_key_though_start_names_a_session(
-    gateway: Gateway, embedded: KafkaConnection
-) -> None:
-    call_id = new_call()
-    leg = control_id(call_id)
-    token = tokens.issue(STREAM_SECRET, tokens.Subject(leg, leg), int(time.time()) + 60)
-    async with gateway.media(call_id, token=token) as ws:
-        await send(ws, start(call_id), media(1), STOP)
-        await closed(ws)
-    assert outline(await frames_of(embedded, leg)) == ["START", "1", "END:2:stop"]
-
-
-async def test_without_tokens_the_control_id_is_the_key_where_the_carrier_names_no_session(
-    embedded: KafkaConnection,
-) -> None:
-    call_id = new_call()
-    async with (
-        running_gateway(embedded, stream_secret=None, verify_webhooks=False) as gateway,
-        gateway.media(call_id, token="") as ws,
-    ):
-        await send(ws, start(call_id, call_session_id=None), media(1), STOP)
-        await closed(ws)
-    assert outline(await frames_of(embedded, control_id(call_id))) == ["START", "1", "END:2:stop"]

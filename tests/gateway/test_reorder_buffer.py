@@ -1,4 +1,4 @@
-"""Frames of a track come out in order, each once, and a lost one holds the rest up for four frames at most."""
+"""Frames of a track go out in order, each once, and a lost one delays the others by four frames at most."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_swapped_neighbours_are_put_in_order() -> None:
     assert arrivals == [Arrival.IN_ORDER, Arrival.EARLY, Arrival.REORDERED, Arrival.IN_ORDER]
 
 
-def test_a_frame_that_never_comes_is_a_gap_after_four_later_ones() -> None:
+def test_a_missing_frame_is_a_gap_after_four_later_ones() -> None:
     buffer: ReorderBuffer[str] = ReorderBuffer()
     released = [[number for number, _ in buffer.push(number, "x")[1]] for number in (1, 3, 4, 5, 6, 7)]
     assert released == [[1], [], [], [], [], [3, 4, 5, 6, 7]]
@@ -54,7 +54,7 @@ def test_one_absurd_number_does_not_stop_the_stream() -> None:
     assert out == [1, 2, 3, 4, 5, 6, 7, 1 << 39]
 
 
-def test_what_is_let_out_early_gives_up_what_is_missing() -> None:
+def test_a_flush_gives_up_the_missing_frames() -> None:
     buffer: ReorderBuffer[str] = ReorderBuffer()
     for number in (1, 3, 4, 6):
         buffer.push(number, "x")
@@ -64,7 +64,7 @@ def test_what_is_let_out_early_gives_up_what_is_missing() -> None:
     assert buffer.push(7, "x") == (Arrival.IN_ORDER, [(7, "x")])
 
 
-def test_nothing_is_given_up_where_nothing_waits() -> None:
+def test_a_flush_without_held_frames_gives_up_nothing() -> None:
     buffer: ReorderBuffer[str] = ReorderBuffer()
     buffer.push(1, "x")
     assert buffer.flush() == []
@@ -72,7 +72,7 @@ def test_nothing_is_given_up_where_nothing_waits() -> None:
 
 
 @given(st.lists(st.one_of(st.integers(1, 40), st.none()), max_size=80))
-def test_however_often_frames_are_let_out_early_sequences_rise_and_none_is_invented(steps: list[int | None]) -> None:
+def test_with_any_flushes_sequences_rise_and_none_is_invented(steps: list[int | None]) -> None:
     buffer: ReorderBuffer[int] = ReorderBuffer()
     out: list[int] = []
     for number in steps:
@@ -85,7 +85,7 @@ def test_however_often_frames_are_let_out_early_sequences_rise_and_none_is_inven
 
 
 @given(st.lists(st.integers(1, 40), max_size=80))
-def test_whatever_comes_sequences_rise_and_nothing_is_invented(sequences: list[int]) -> None:
+def test_in_any_order_sequences_rise_and_none_is_invented(sequences: list[int]) -> None:
     out, arrivals = run(sequences)
     assert out == sorted(set(out))
     assert set(out) <= set(sequences)

@@ -1,4 +1,4 @@
-"""Two gateways behind a balancer: a call whose stream goes from one to the other is one call, with one packet."""
+"""Two gateways behind a load balancer: a call whose stream moves from one to the other has one packet."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tests.support.relay import relay
 from tests.support.system import System, read_until
 
 PATIENCE_S = 60.0
-"""For a machine that does other things too: nothing is timed here."""
+"""For a machine that is busy with other things: no test here measures time."""
 
 
 @asynccontextmanager
 async def balancer(*ports: int) -> AsyncIterator[tuple[int, list[int]]]:
-    """Hands each connection to the next of `ports`. Gives its own port, and a list of where connections went."""
-    turns, went = cycle(ports), list[int]()
+    """Hands each connection to the next of `ports`. Yields its own port, and the list of the ports chosen so far."""
+    next_ports, went = cycle(ports), list[int]()
 
     def next_port() -> int:
-        went.append(next(turns))
+        went.append(next(next_ports))
         return went[-1]
 
     async with relay(next_port) as port:
@@ -39,13 +39,13 @@ async def balancer(*ports: int) -> AsyncIterator[tuple[int, list[int]]]:
 
 @asynccontextmanager
 async def started(system: System, until: str, *arguments: str) -> AsyncIterator[None]:
-    """`dispatchai` with `arguments`, once it said `until`."""
+    """`dispatchai` with `arguments`, once it has printed `until`."""
     process = await system.run(*arguments)
     assert process.stdout is not None
     said: asyncio.Task[bytes] | None = None
     try:
         await read_until(process, until)
-        said = asyncio.create_task(process.stdout.read())  # a pipe that nobody reads would stop it
+        said = asyncio.create_task(process.stdout.read())  # a full pipe would block it
         yield
     finally:
         process.send_signal(signal.SIGINT)
@@ -57,7 +57,7 @@ async def started(system: System, until: str, *arguments: str) -> AsyncIterator[
 
 @pytest.mark.parametrize("broker", ["apache-kafka"], indirect=True)
 @pytest.mark.usefixtures("topics")
-async def test_a_stream_that_goes_from_one_gateway_to_the_other_is_recorded_once_and_makes_one_packet(
+async def test_a_stream_that_moves_between_gateways_is_recorded_once_and_makes_one_packet(
     broker: KafkaConnection, tmp_path: Path
 ) -> None:
     ports = free_port(), free_port()
@@ -80,7 +80,7 @@ async def test_a_stream_that_goes_from_one_gateway_to_the_other_is_recorded_once
             TELNYX_PUBLIC_KEY=account.public_key,
             **shared,
         )
-        await running.enter_async_context(started(second, "gateway listening", "gateway"))
+        await running.enter_async_context(started(second, "gateway_listening", "gateway"))
         carrier = await running.enter_async_context(
             SimulatedCarrier(
                 account,
@@ -105,7 +105,7 @@ async def test_a_stream_that_goes_from_one_gateway_to_the_other_is_recorded_once
     assert report.failure is None
     assert went == [ports[0], ports[1]] * 2
     assert [stream.end for stream in report.streams] == [StreamEnd.CUT, *[StreamEnd.STOPPED] * 3]
-    # Each stream has its own numbers, without a gap inside and with nothing twice; the time between two is missing.
+    # Each stream has its own numbers, without gaps or duplicates; only the time between two streams is missing.
     assert list(streams) == [stream.stream_id for stream in report.streams]
     assert list(differences(report, streams)) == []
     assert list(command_differences(report)) == []

@@ -1,4 +1,4 @@
-"""What a webhook is answered, and what is on the topics when it was."""
+"""How a webhook is answered, and what is on the topics by then."""
 
 from __future__ import annotations
 
@@ -27,20 +27,12 @@ from dispatchai.telnyx.signatures import Refusal, WebhookVerifier
 from tests.support.gateway import KEY, SECRET, Gateway, control_id, event, new_call, records_of, running_gateway
 
 if TYPE_CHECKING:
-    from tests.support.kafka.brokers import Brokers
+    pass
 
 
 def received_now() -> int:
-    """A moment of receipt, in microseconds: of now, as signatures are believed for five minutes only."""
+    """A time of receipt in microseconds: now, because signatures are valid for five minutes only."""
     return int(time.time()) * 1_000_000
-
-
-@pytest.fixture
-def embedded(brokers: Brokers) -> KafkaConnection:
-    """The embedded broker with the topics, for what does not depend on the broker."""
-    connection = brokers.connection("embedded")
-    brokers.topics(connection)
-    return connection
 
 
 @pytest.fixture
@@ -62,7 +54,7 @@ async def events_of(connection: KafkaConnection, call_id: str, wanted: int) -> l
 
 
 @pytest.mark.usefixtures("topics")
-async def test_an_event_is_on_the_topic_under_its_call_when_the_carrier_gets_its_200(broker: KafkaConnection) -> None:
+async def test_an_event_is_on_the_topic_under_its_call_id_when_the_carrier_gets_200(broker: KafkaConnection) -> None:
     call_id = new_call()
     message = event(call_id, id="evt-1")
     message["meta"]["attempt"] = 2
@@ -70,7 +62,7 @@ async def test_an_event_is_on_the_topic_under_its_call_when_the_carrier_gets_its
     received_at = received_now()
     async with running_gateway(broker, clock=lambda: received_at) as gateway:
         status, _ = await gateway.webhook(body)
-        # The gateway still runs: nothing is flushed by its stop.
+        # The gateway still runs: its shutdown has flushed nothing.
         assert status == 200
         assert await events_of(broker, call_id, 1) == [
             CallEvent(
@@ -122,7 +114,7 @@ async def test_the_guides_hmac_header_is_accepted(gateway: Gateway, embedded: Ka
     assert len(await events_of(embedded, call_id, 1)) == 1
 
 
-async def test_an_event_without_a_time_happened_when_it_was_received(embedded: KafkaConnection) -> None:
+async def test_an_event_without_a_time_occurred_when_it_was_received(embedded: KafkaConnection) -> None:
     call_id = new_call()
     received_at = received_now()
     async with running_gateway(embedded, clock=lambda: received_at) as gateway:
@@ -143,7 +135,7 @@ async def test_a_redelivered_event_is_stored_again_with_the_same_event_id(
     assert (first.event_id, first.attempt, second.attempt) == (second.event_id, 1, 2)
 
 
-async def test_the_same_signed_bytes_again_are_stored_again_so_that_a_lost_answer_loses_nothing(
+async def test_the_same_signed_bytes_are_stored_again_so_that_a_lost_answer_loses_no_event(
     gateway: Gateway, embedded: KafkaConnection
 ) -> None:
     call_id = new_call()
@@ -154,7 +146,7 @@ async def test_the_same_signed_bytes_again_are_stored_again_so_that_a_lost_answe
     assert first.event_id == second.event_id
 
 
-async def test_requests_for_what_is_not_there_are_counted(gateway: Gateway) -> None:
+async def test_requests_for_unknown_paths_and_methods_are_counted(gateway: Gateway) -> None:
     for method, path in (("GET", "/"), ("GET", "/api/v1/call/incoming"), ("GET", "/ws")):
         async with gateway.http.request(method, path) as response:
             assert response.status in (404, 405, 426)
@@ -187,7 +179,7 @@ def without_timestamp(now: int) -> dict[str, str]:
     ],
     ids=["none", "forged", "tampered", "stale", "future", "truncated", "no-timestamp", "wrong-hmac"],
 )
-async def test_a_webhook_that_is_not_the_carriers_or_old_is_refused_and_not_stored(
+async def test_a_webhook_that_is_forged_or_stale_is_refused_and_not_stored(
     gateway: Gateway, headers_at: Callable[[int], dict[str, str]], refusal: Refusal
 ) -> None:
     status, answer = await gateway.webhook(BODY, headers_at(int(time.time())))
@@ -199,7 +191,7 @@ async def test_a_webhook_that_is_not_the_carriers_or_old_is_refused_and_not_stor
     assert gateway.metrics.webhooks == {WebhookOutcome.REFUSED: 1}
 
 
-async def test_where_no_key_is_set_every_webhook_is_refused_with_a_hint(embedded: KafkaConnection) -> None:
+async def test_without_a_key_every_webhook_is_refused_with_a_hint(embedded: KafkaConnection) -> None:
     async with running_gateway(embedded, verifier=WebhookVerifier.of((), "", 300)) as gateway:
         status, answer = await gateway.webhook(BODY)
     assert status == 401
@@ -242,7 +234,7 @@ async def test_a_body_that_never_ends_is_given_up(embedded: KafkaConnection) -> 
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"data":{}}', b'\xff{"data":1}'])
-async def test_a_signed_body_that_names_no_call_is_kept_in_dead_letters_and_not_asked_for_again(
+async def test_a_signed_body_that_names_no_call_is_dead_lettered_and_not_requested_again(
     gateway: Gateway, embedded: KafkaConnection, body: bytes
 ) -> None:
     leg = new_call()
@@ -279,7 +271,7 @@ async def test_any_other_request_gets_an_error_that_says_what_to_do(
     assert all(error.values())
 
 
-async def test_while_kafka_is_away_the_carrier_is_asked_to_come_again() -> None:
+async def test_while_kafka_is_down_the_carrier_is_asked_to_retry() -> None:
     async with EmbeddedBroker() as own:
         connection = own.connection
         await apply(connection, Topics.load(), replication=1)
@@ -294,7 +286,7 @@ async def test_while_kafka_is_away_the_carrier_is_asked_to_come_again() -> None:
                     assert response.status == 503
                     assert int(response.headers["Retry-After"]) >= 1
                     assert (await response.json())["error"]["code"] == "unavailable"
-                # What is not signed is still told from what is.
+                # Unsigned webhooks are still refused as such.
                 assert (await gateway.webhook(body, {}))[0] == 401
             finally:
                 os.kill(own.pid, signal.SIGCONT)
@@ -305,7 +297,7 @@ async def test_while_kafka_is_away_the_carrier_is_asked_to_come_again() -> None:
         assert {stored.event_id for stored in await events_of(connection, call_id, 2)} == {"evt"}
 
 
-async def test_health_says_whether_kafka_is_there(gateway: Gateway) -> None:
+async def test_health_says_whether_kafka_is_ready(gateway: Gateway) -> None:
     async with gateway.http.get("/health/ready") as response:
         assert response.status == 200
         assert (await response.json())["status"] == "ready"

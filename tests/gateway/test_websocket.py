@@ -1,4 +1,4 @@
-"""What the server's end of a WebSocket makes of bytes, wherever they are cut, and what it says itself."""
+"""How the server's end of a WebSocket reads bytes, wherever they are split, and what it writes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def sent(payload: bytes, first: int = FINAL | TEXT, key: bytes | None = b"\x12\x
 
 
 def read(data: bytes, pieces: int | None = None) -> list[Received]:
-    """What a reader makes of `data`, given in pieces of so many bytes."""
+    """The messages of `data`, fed in pieces of this many bytes."""
     reader = MessageReader(MAX_BYTES)
     size = pieces or max(1, len(data))
     return [message for at in range(0, len(data), size) for message in reader.feed(data[at : at + size])]
@@ -60,12 +60,12 @@ CONTROLS = st.one_of(
     st.tuples(st.binary(max_size=125), KEYS).map(lambda ping: (sent(ping[0], PING, ping[1]), Ping(ping[0]))),
     st.tuples(st.binary(max_size=125), KEYS).map(lambda pong: (sent(pong[0], PONG, pong[1]), Pong())),
 )
-"""Frames that are answered by themselves, and what is made of each."""
+"""Control frames, and how each is read."""
 
 
 @st.composite
 def conversations(draw: st.DrawFn) -> tuple[bytes, list[Received]]:
-    """The bytes of a client that keeps to the protocol, and what it says with them.
+    """The bytes of a client that follows the protocol, and the messages in them.
 
     Messages are whole or in fragments, and there may be pings and pongs between two fragments.
     """
@@ -94,7 +94,7 @@ def conversations(draw: st.DrawFn) -> tuple[bytes, list[Received]]:
 
 
 @given(conversations(), PIECES)
-def test_what_a_peer_says_is_read_in_its_order_however_the_bytes_are_cut(
+def test_messages_are_read_in_order_however_the_bytes_are_split(
     conversation: tuple[bytes, list[Received]], pieces: int
 ) -> None:
     data, said = conversation
@@ -110,13 +110,13 @@ def test_what_a_peer_says_is_read_in_its_order_however_the_bytes_are_cut(
     ).map(b"".join),
     PIECES,
 )
-def test_no_bytes_make_it_fail_in_another_way(data: bytes, pieces: int) -> None:
+def test_no_bytes_make_the_reader_raise(data: bytes, pieces: int) -> None:
     found = read(data)
     assert found == read(data, pieces)
     assert not any(isinstance(message, Close | Broken) for message in found[:-1])
 
 
-def test_what_comes_at_once_is_handed_out_whole_however_much_it_is() -> None:
+def test_all_messages_of_one_read_are_returned_however_many() -> None:
     texts = [f"{number}".encode() for number in range(50_000)]
     reader = MessageReader(MAX_BYTES)
     for _ in range(3):
@@ -141,23 +141,23 @@ def test_what_comes_at_once_is_handed_out_whole_however_much_it_is() -> None:
         (sent((1000).to_bytes(2, "big") + b"\xff", CLOSE), WSCloseCode.INVALID_TEXT),
     ],
 )
-def test_what_breaks_the_protocol_ends_the_reading(data: bytes, code: int) -> None:
+def test_a_breach_of_the_protocol_ends_the_reading(data: bytes, code: int) -> None:
     conversation = sent(b"before") + data + sent(b"after")
     for pieces in (len(conversation), 7, 1):
         assert read(conversation, pieces) == [b"before", Broken(code)]
 
 
-def test_a_message_that_is_too_big_is_refused_before_it_is_held() -> None:
+def test_a_message_that_is_too_large_is_refused_before_it_is_held() -> None:
     reader = MessageReader(MAX_BYTES)
     assert reader.feed(sent(bytes(5000))[:14]) == [Broken(WSCloseCode.MESSAGE_TOO_BIG)]
     assert reader.feed(os.urandom(5000)) == []
 
 
-def test_text_is_handed_out_as_it_came_whether_or_not_it_is_utf_8() -> None:
+def test_text_is_returned_unchanged_whether_or_not_it_is_utf_8() -> None:
     assert read(sent(b"\xff") + sent("µ".encode())) == [b"\xff", "µ".encode()]
 
 
-def test_a_close_frame_is_never_too_long_and_its_reason_stays_text() -> None:
+def test_a_close_frame_is_never_too_long_and_its_reason_stays_valid_text() -> None:
     raw = close_frame(1003, "µ" * 200)
     assert raw[:4] == bytes((CLOSE, 2 + REASON_MAX_BYTES - 1)) + (1003).to_bytes(2, "big")
     assert raw[4:].decode() == "µ" * 61

@@ -126,7 +126,8 @@ def test_the_architecture_lists_every_topic_and_changelog() -> None:
 
 
 def test_the_readme_lists_every_address_of_page_and_gateway_and_no_other() -> None:
-    sources = [ROOT / "dispatchai/app.py", *(ROOT / "dispatchai/console").glob("*.py")]
+    rooms = [ROOT / "dispatchai/app.py", ROOT / "dispatchai/process/health.py"]
+    sources = [*rooms, *(ROOT / "dispatchai/console").glob("*.py")]
     literals = [re.findall(r'web\.(?:get|post)\("([^"]*)"', path.read_text(encoding="utf-8")) for path in sources]
     served = {WEBHOOK_PATH, MEDIA_PATH, "/tables/{agent}/{call_id}", *(path for paths in literals for path in paths)}
     named = set(re.findall(r"(?:GET|POST) (/[^\s`?]*)", "\n".join(inline(read(README)))))

@@ -1,4 +1,4 @@
-"""Claims about the simulated carrier's faults: each happens as its name says, and the report says what it did."""
+"""Claims about the simulated carrier's faults: each happens as its name says, and the report describes it."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ from dispatchai.simulator import (
     TokenFault,
     catalogue,
 )
-from dispatchai.telnyx.client import Done
-from dispatchai.telnyx.commands import Answer, Speak, StreamingStart
+from dispatchai.telnyx.commands import Answer, Done, Speak, StreamingStart
 from tests.simulator.test_simulator import CALLED, CALLER, audio, carrier_for, command, one_call
 from tests.support.paths import DOCS
 from tests.support.platform import Platform, Socket
@@ -85,8 +84,8 @@ def test_every_fault_can_be_named_with_and_without_a_value() -> None:
     [
         ("rain", "there is no fault 'rain': frame-duplicates"),
         ("seed=3", "there is no fault 'seed'"),
-        ("frame-losses=2", "frame_losses is a chance: 0 to 1"),
-        ("frame-losses=nan", "frame_losses is a chance"),
+        ("frame-losses=2", "frame_losses is a probability: 0 to 1"),
+        ("frame-losses=nan", "frame_losses is a probability"),
         ("frame-losses=many", r"frame_losses=many: give 0\.\.1"),
         ("media-stall-s=-1", "media_stall_s is a time"),
         ("media-stall-s=nan", "media_stall_s is a time"),
@@ -97,7 +96,7 @@ def test_every_fault_can_be_named_with_and_without_a_value() -> None:
         ("cut-reconnects=1", "cut_reconnects are some of the reconnects"),
     ],
 )
-def test_a_fault_that_makes_no_sense_is_explained(text: str, message: str) -> None:
+def test_an_invalid_fault_is_explained(text: str, message: str) -> None:
     with pytest.raises(FaultError, match=message.replace("|", r"\|")):
         Faults.parse([text])
 
@@ -111,18 +110,18 @@ def test_the_command_line_names_every_fault_and_refuses_others() -> None:
 
 
 def test_the_page_describes_every_fault_and_no_other() -> None:
-    described = re.findall(r"^\| `([a-z0-9-]+)", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert described == [name for name, _, _ in catalogue()]
+    described = re.findall(r"^\| `([a-z0-9-]+).*?` \| (.*) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert described == [(name, text) for name, _, text in catalogue()]
 
 
 # Frames
 
 
-async def test_the_report_names_exactly_the_chunks_that_never_came(
+async def test_the_report_names_exactly_the_chunks_that_never_arrived(
     platform: Platform, account: SimulatedAccount
 ) -> None:
-    line = Faults(seed=3, frame_duplicates=0.1, frame_swaps=0.1, frame_losses=0.1, frame_damages=0.1, garbage=0.1)
-    report = await one_call(platform, account, audio(300), faults=line)
+    faults = Faults(seed=3, frame_duplicates=0.1, frame_swaps=0.1, frame_losses=0.1, frame_damages=0.1, garbage=0.1)
+    report = await one_call(platform, account, audio(300), faults=faults)
     (socket,), (stream,) = platform.sockets, report.streams
     heard = {int(m["media"]["chunk"]) for m in socket.media if can_be_decoded(m)}
     assert len(stream.lost) > 30
@@ -136,10 +135,10 @@ async def test_the_report_names_exactly_the_chunks_that_never_came(
 
 
 @given(seed=st.integers(0, 10_000), number=st.integers(0, 300))
-def test_the_same_seed_meets_the_same_events_and_commands_and_other_calls_others(seed: int, number: int) -> None:
-    line = Faults(seed=seed, webhook_duplicates=0.5, webhook_delay_s=1, command_failures=0.3, command_timeouts=0.3)
+def test_a_seed_affects_the_same_events_and_commands_each_time_and_others_in_each_call(seed: int, number: int) -> None:
+    faults = Faults(seed=seed, webhook_duplicates=0.5, webhook_delay_s=1, command_failures=0.3, command_timeouts=0.3)
     fates = [
-        (line.webhook_fate(line.dice(call, f"event {n}")), line.command_fate(line.dice(call, f"command {n}")))
+        (faults.webhook_fate(faults.rng(call, f"event {n}")), faults.command_fate(faults.rng(call, f"command {n}")))
         for call in (number, number, number + 1)
         for n in range(12)
     ]
@@ -147,14 +146,14 @@ def test_the_same_seed_meets_the_same_events_and_commands_and_other_calls_others
     assert fates[:12] != fates[24:]
 
 
-async def test_after_a_stall_everything_comes_and_in_order(platform: Platform, account: SimulatedAccount) -> None:
+async def test_after_a_stall_every_frame_arrives_in_order(platform: Platform, account: SimulatedAccount) -> None:
     caller = audio(100)
     report = await one_call(platform, account, caller, timing=Timing(speed=20.0), faults=Faults(media_stall_s=2.0))
     assert platform.sockets[0].audio == caller.pcmu
     assert report.streams[0].lost == ()
 
 
-async def test_a_huge_message_is_as_long_as_was_asked(platform: Platform, account: SimulatedAccount) -> None:
+async def test_a_huge_message_has_the_requested_size(platform: Platform, account: SimulatedAccount) -> None:
     await one_call(platform, account, audio(20), faults=Faults(huge_message=200_000))
     (mark,) = [message for message in platform.sockets[0].messages if message["event"] == "mark"]
     assert len(mark["mark"]["name"]) + len('{"event":"mark","mark":{"name":""}}') == 200_000
@@ -175,7 +174,7 @@ async def test_a_huge_message_is_as_long_as_was_asked(platform: Platform, accoun
         (Codec.OPUS, "OPUS", 16_000, 60),
     ],
 )
-async def test_a_leg_in_another_codec(
+async def test_a_leg_may_have_another_codec(
     platform: Platform, account: SimulatedAccount, codec: Codec, encoding: str, rate: int, bytes_per_frame: int
 ) -> None:
     caller = audio(20)
@@ -197,7 +196,7 @@ async def test_a_leg_in_another_codec(
 
 
 @pytest.mark.parametrize("frame_ms", [10, 20, 30, 60, 99])
-async def test_frames_of_other_lengths_say_the_same(
+async def test_frames_of_other_lengths_carry_the_same_audio(
     platform: Platform, account: SimulatedAccount, frame_ms: int
 ) -> None:
     caller = audio(50)
@@ -210,7 +209,7 @@ async def test_frames_of_other_lengths_say_the_same(
     assert report.frames_sent == -(-1000 // frame_ms)
 
 
-async def test_a_start_that_does_not_say_the_codec(platform: Platform, account: SimulatedAccount) -> None:
+async def test_start_may_omit_the_codec(platform: Platform, account: SimulatedAccount) -> None:
     await one_call(platform, account, audio(5), faults=Faults(missing_media_format=True))
     assert "media_format" not in platform.sockets[0].messages[1]["start"]
 
@@ -226,7 +225,7 @@ async def test_frames_before_start_and_without_start_count_as_lost(
     assert report.streams[0].lost == tuple(range(1, 11))
 
 
-async def test_both_tracks_are_told_apart_and_counted_apart(platform: Platform, account: SimulatedAccount) -> None:
+async def test_both_tracks_are_named_and_counted_separately(platform: Platform, account: SimulatedAccount) -> None:
     caller = audio(10)
     await one_call(platform, account, caller, faults=Faults(both_tracks=True))
     socket = platform.sockets[0]
@@ -236,9 +235,7 @@ async def test_both_tracks_are_told_apart_and_counted_apart(platform: Platform, 
 
 
 @pytest.mark.parametrize("track", ["outbound_track", "both_tracks"])
-async def test_the_track_that_is_asked_for_is_streamed(
-    platform: Platform, account: SimulatedAccount, track: str
-) -> None:
+async def test_the_requested_track_is_streamed(platform: Platform, account: SimulatedAccount, track: str) -> None:
     platform.commands_for = lambda commands: ()
     async with carrier_for(platform, account) as carrier:
         placed = carrier.place_call(audio(5), CALLER, CALLED)
@@ -252,7 +249,7 @@ async def test_the_track_that_is_asked_for_is_streamed(
 @pytest.mark.parametrize(
     ("fault", "token"), [(TokenFault.ABSENT, None), (TokenFault.WRONG, "not-the-token"), (TokenFault.RIGHT, "token-v3")]
 )
-async def test_the_tokens_of_the_handshake(
+async def test_the_handshake_has_the_token_of_the_fault(
     platform: Platform, account: SimulatedAccount, fault: TokenFault, token: str | None
 ) -> None:
     await one_call(platform, account, audio(5), faults=Faults(token=fault))
@@ -260,7 +257,7 @@ async def test_the_tokens_of_the_handshake(
     assert got == token or (token is not None and got is not None and got.startswith(token))
 
 
-async def test_a_stream_may_say_that_it_is_another_calls(platform: Platform, account: SimulatedAccount) -> None:
+async def test_a_stream_may_name_another_call(platform: Platform, account: SimulatedAccount) -> None:
     async with carrier_for(platform, account, timing=Timing(speed=5.0)) as carrier:
         platform.commands_to(carrier.api_url)
         honest = carrier.place_call(audio(100), CALLER, CALLED)
@@ -273,8 +270,8 @@ async def test_a_stream_may_say_that_it_is_another_calls(platform: Platform, acc
 
 
 async def test_failed_streams_come_before_one_that_opens(platform: Platform, account: SimulatedAccount) -> None:
-    line = Faults(stream_failures=2)
-    async with carrier_for(platform, account, faults=line, timing=Timing(stream_s=5.0, speed=50.0)) as carrier:
+    faults = Faults(stream_failures=2)
+    async with carrier_for(platform, account, faults=faults, timing=Timing(stream_s=5.0, speed=50.0)) as carrier:
         client = platform.commands_to(carrier.api_url)
         platform.commands_for = lambda commands: tuple(c for c in commands if isinstance(c, Answer))
         placed = carrier.place_call(audio(10), CALLER, CALLED)
@@ -289,12 +286,12 @@ async def test_failed_streams_come_before_one_that_opens(platform: Platform, acc
     assert len(platform.sockets) == len(report.streams) == 1
 
 
-async def test_a_carrier_that_reconnects_speaks_on_with_new_streams(
+async def test_after_a_reconnect_the_caller_goes_on_in_a_new_stream(
     platform: Platform, account: SimulatedAccount
 ) -> None:
     caller = audio(400)
-    line = Faults(reconnects=3, cut_reconnects=1, reconnect_pause_s=0.2)
-    report = await one_call(platform, account, caller, timing=Timing(speed=20.0), faults=line)
+    faults = Faults(reconnects=3, cut_reconnects=1, reconnect_pause_s=0.2)
+    report = await one_call(platform, account, caller, timing=Timing(speed=20.0), faults=faults)
     assert report.failure is None
     assert [stream.end for stream in report.streams] == [
         StreamEnd.CUT,
@@ -312,7 +309,7 @@ async def test_a_carrier_that_reconnects_speaks_on_with_new_streams(
         assert socket.audio == caller.pcmu[first : first + stream.chunks * 160]
     for before, after in zip(report.streams, report.streams[1:], strict=False):
         missed = after.first_frame - (before.first_frame + before.chunks)
-        assert missed >= 10, "what was said in the pause is not said again"
+        assert missed >= 10, "words spoken in the pause are not repeated"
     assert platform.types().count("streaming.started") == platform.types().count("streaming.stopped") == 1
 
 
@@ -326,17 +323,17 @@ async def test_a_cut_without_a_reconnect_is_a_failed_stream(platform: Platform, 
 # Webhooks
 
 
-async def test_events_come_twice_lost_unanswered_and_overtake_each_other(
+async def test_events_are_duplicated_lost_left_unanswered_and_reordered(
     platform: Platform, account: SimulatedAccount
 ) -> None:
-    for line in (Faults(webhook_duplicates=1.0), Faults(webhook_retries=1.0), Faults(webhook_losses=1.0)):
+    for faults in (Faults(webhook_duplicates=1.0), Faults(webhook_retries=1.0), Faults(webhook_losses=1.0)):
         platform.webhooks.clear()
-        report = await one_call(platform, account, audio(20), faults=line)
+        report = await one_call(platform, account, audio(20), faults=faults)
         assert report.failure is None
         attempts: dict[str, list[int]] = {}
         for webhook in platform.webhooks:
             attempts.setdefault(webhook.body["data"]["id"], []).append(webhook.body["meta"]["attempt"])
-        expected = [1, 1] if line.webhook_duplicates else [1, 2] if line.webhook_retries else [2]
+        expected = [1, 1] if faults.webhook_duplicates else [1, 2] if faults.webhook_retries else [2]
         assert all(each == expected for each in attempts.values())
         assert report.webhook_answers_s and min(report.webhook_answers_s) > 0
     platform.webhooks.clear()
@@ -363,7 +360,7 @@ async def test_a_bad_signature_fails_verification(
     assert {webhook.status for webhook in platform.webhooks} == {401}
 
 
-async def test_a_carrier_whose_clock_is_off(platform: Platform, account: SimulatedAccount) -> None:
+async def test_the_carriers_clock_may_be_wrong(platform: Platform, account: SimulatedAccount) -> None:
     await one_call(platform, account, audio(5))
     right = platform.last("call.hangup")
     await one_call(platform, account, audio(5), faults=Faults(clock_skew_s=200.0))
@@ -374,7 +371,9 @@ async def test_a_carrier_whose_clock_is_off(platform: Platform, account: Simulat
     assert platform.last("call.hangup").status == 401
 
 
-async def test_a_delivery_that_stops_in_mid_body_arrives_whole(platform: Platform, account: SimulatedAccount) -> None:
+async def test_a_delivery_that_pauses_in_its_body_arrives_completely(
+    platform: Platform, account: SimulatedAccount
+) -> None:
     report = await one_call(platform, account, audio(5), faults=Faults(webhook_stall_s=0.02))
     assert report.failure is None
     assert min(report.webhook_answers_s) >= 0.02
@@ -395,9 +394,7 @@ async def test_a_command_that_fails_once_takes_effect_once(
     assert len(platform.sockets) == 1
 
 
-async def test_a_command_that_comes_too_fast_is_told_when_to_come_again(
-    platform: Platform, account: SimulatedAccount
-) -> None:
+async def test_a_rate_limited_command_is_told_when_to_retry(platform: Platform, account: SimulatedAccount) -> None:
     platform.commands_for = lambda commands: ()
     async with carrier_for(platform, account, faults=Faults(command_limits=1.0)) as carrier:
         placed = carrier.place_call(audio(5), CALLER, CALLED)
@@ -431,7 +428,7 @@ async def test_a_command_that_times_out_has_no_effect(platform: Platform, accoun
     assert [(each.requests, each.effects) for each in report.commands] == [(2, 1)]
 
 
-async def test_slow_answers_are_answers(platform: Platform, account: SimulatedAccount) -> None:
+async def test_slow_answers_are_accepted(platform: Platform, account: SimulatedAccount) -> None:
     report = await one_call(platform, account, audio(20), faults=Faults(command_delay_s=0.05))
     assert report.failure is None
     assert all(isinstance(outcome, Done) for _, outcome in platform.outcomes)
@@ -477,7 +474,9 @@ async def test_recordings_are_saved_when_stopped_or_when_the_call_ends(
     assert platform.types()[-2:] == ["call.hangup", "call.recording.saved"]
 
 
-async def test_playback_stop_ends_what_is_said_and_what_waits(platform: Platform, account: SimulatedAccount) -> None:
+async def test_playback_stop_ends_the_current_and_the_queued_texts(
+    platform: Platform, account: SimulatedAccount
+) -> None:
     async with carrier_for(platform, account, timing=Timing(speed=1.0)) as carrier:
         client = platform.commands_to(carrier.api_url)
         placed = await answered_call(platform, carrier)

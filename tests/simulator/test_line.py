@@ -1,4 +1,4 @@
-"""Claims about what carries the simulated carrier's frames: its sockets and its clock."""
+"""Claims about the simulated carrier's sockets and its timer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ignore() -> None:
 
 @asynccontextmanager
 async def platform(handler: Handler, heartbeat_s: float | None = None) -> AsyncIterator[str]:
-    """A WebSocket server that is not ours; `handler` talks on each socket."""
+    """A WebSocket server that is not the program's; `handler` serves each socket."""
 
     async def handle(request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(heartbeat=heartbeat_s, max_msg_size=1 << 22)
@@ -57,7 +57,7 @@ async def test_a_message_of_any_length_arrives_as_it_was_sent(size: int) -> None
         await socket.close()
 
 
-async def test_everything_sent_before_a_cut_arrives_and_nothing_says_goodbye() -> None:
+async def test_everything_sent_before_a_cut_arrives_and_no_close_frame_follows() -> None:
     heard: asyncio.Future[tuple[int, int | None]] = asyncio.get_running_loop().create_future()
 
     async def listen(socket: web.WebSocketResponse) -> None:
@@ -76,7 +76,7 @@ async def test_everything_sent_before_a_cut_arrives_and_nothing_says_goodbye() -
 
 
 @pytest.mark.parametrize(("code", "seen"), [(1000, 1000), (1008, 1008), (1013, 1013)])
-async def test_the_platforms_close_is_noticed_once_with_its_code(code: int, seen: int) -> None:
+async def test_the_platforms_close_is_reported_once_with_its_code(code: int, seen: int) -> None:
     async def leave(socket: web.WebSocketResponse) -> None:
         await socket.close(code=code)
 
@@ -97,7 +97,7 @@ async def test_the_platforms_close_is_noticed_once_with_its_code(code: int, seen
     assert len(calls) == 1
 
 
-async def test_our_own_close_has_no_code_and_is_no_loss() -> None:
+async def test_the_carriers_close_has_no_code_and_is_not_reported_as_a_loss() -> None:
     codes: asyncio.Queue[int | None] = asyncio.Queue()
 
     async def listen(socket: web.WebSocketResponse) -> None:
@@ -122,7 +122,7 @@ async def test_pings_are_answered() -> None:
 
     async with platform(listen, heartbeat_s=0.02) as url:
         socket = await ClientSocket.connect(url, {}, ignore)
-        await asyncio.sleep(0.2)  # ten heartbeats: the server leaves a peer that does not answer within half of one
+        await asyncio.sleep(0.2)  # ten heartbeats: the server drops a peer that does not answer within half of one
         assert socket.is_open
         socket.send(b"{}")
         await stayed.wait()
@@ -134,12 +134,12 @@ async def test_pings_are_answered() -> None:
     [
         (b"HTTP/1.1 403 Forbidden\r\n\r\n", "refused the handshake with 403"),
         (b"SSH-2.0-OpenSSH\r\n\r\n", "does not speak HTTP"),
-        (b"HTTP/1.1 101 Switching\r\nSec-WebSocket-Accept: bm8=\r\n\r\n", "answered another handshake"),
+        (b"HTTP/1.1 101 Switching\r\nSec-WebSocket-Accept: bm8=\r\n\r\n", "answered a different handshake"),
         (b"", "closed during the handshake"),
         (b"x" * 20_000, "handshake is too long"),
     ],
 )
-async def test_a_refused_handshake_says_why_and_not_what_was_asked(answer: bytes, message: str) -> None:
+async def test_a_refused_handshake_says_why_and_does_not_quote_the_request(answer: bytes, message: str) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(answer)
@@ -155,7 +155,7 @@ async def test_a_refused_handshake_says_why_and_not_what_was_asked(answer: bytes
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.data())
-def test_all_wake_in_order_and_none_before_its_moment(delays_ms: list[int], data: st.DataObject) -> None:
+def test_all_waiters_wake_in_order_and_none_before_its_time(delays_ms: list[int], data: st.DataObject) -> None:
     given_up = data.draw(st.sets(st.integers(0, len(delays_ms) - 1), max_size=len(delays_ms) - 1))
 
     async def run() -> list[tuple[float, float]]:
@@ -177,5 +177,5 @@ def test_all_wake_in_order_and_none_before_its_moment(delays_ms: list[int], data
     woken = asyncio.run(run())
     assert len(woken) == len(delays_ms) - len(given_up)
     assert woken == sorted(woken, key=lambda each: each[0])
-    # A loop may wake up to its clock's resolution early.
+    # A loop may wake early, by up to its clock's resolution.
     assert all(at >= moment - GRAIN_S / 2 for moment, at in woken)

@@ -5,25 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import stat
-import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.audio.g711 import MULAW, encode_mulaw
 from dispatchai.simulator import (
-    AccountError,
-    AudioFileError,
     CallerAudio,
     CallReport,
     Faults,
@@ -37,11 +30,19 @@ from dispatchai.simulator import (
     Stage,
     Timing,
     WebhookPolicy,
-    load,
 )
-from dispatchai.simulator.faults import NO_FAULTS, slots
-from dispatchai.telnyx.client import AlreadyEnded, AlreadyStreaming, Done, NotAnswered, Rejected
-from dispatchai.telnyx.commands import Answer, Hangup, Speak, StreamingStart
+from dispatchai.simulator.faults import NO_FAULTS, frame_schedule
+from dispatchai.telnyx.commands import (
+    AlreadyEnded,
+    AlreadyStreaming,
+    Answer,
+    Done,
+    Hangup,
+    NotAnswered,
+    Rejected,
+    Speak,
+    StreamingStart,
+)
 from tests.support.platform import CONFIG, SILENCE, SILENCE_S, Platform
 
 FAST = Timing(speed=200.0)
@@ -81,7 +82,7 @@ async def one_call(
 
 
 async def answered(platform: Platform, carrier: SimulatedCarrier, caller: CallerAudio) -> PlacedCall:
-    """A call that the platform answered and did nothing more with."""
+    """A call that the platform has answered, without any further command."""
     platform.commands_for = lambda commands: tuple(command for command in commands if isinstance(command, Answer))
     placed = carrier.place_call(caller, CALLER, CALLED)
     await platform.until(lambda: "call.answered" in platform.types())
@@ -106,7 +107,7 @@ async def test_a_call_has_telnyxs_events_in_their_order(platform: Platform, acco
 
 async def test_webhooks_are_signed_and_have_telnyxs_fields(platform: Platform, account: SimulatedAccount) -> None:
     report = await one_call(platform, account, audio(10))
-    # The platform verifies every signature before it takes an event; a wrong one would have ended in 500.
+    # The platform verifies every signature before it accepts an event; a wrong one would end in 500.
     for webhook in platform.webhooks:
         assert webhook.headers["user-agent"] == "telnyx-webhooks"
         assert webhook.headers["content-type"] == "application/json"
@@ -179,7 +180,7 @@ async def test_frames_are_sent_in_real_time_without_drift(platform: Platform, ac
     assert time.monotonic() - began >= 50 * 0.02 / 4
 
 
-async def test_many_calls_share_one_carrier_and_keep_apart(platform: Platform, account: SimulatedAccount) -> None:
+async def test_many_calls_share_one_carrier_and_stay_separate(platform: Platform, account: SimulatedAccount) -> None:
     threads = threading.active_count()
     async with carrier_for(platform, account, timing=Timing(speed=20.0)) as carrier:
         platform.commands_to(carrier.api_url)
@@ -215,7 +216,7 @@ async def test_the_platform_may_hang_up_first(platform: Platform, account: Simul
     assert platform.last("call.hangup").payload["hangup_source"] == "callee"
 
 
-async def test_speech_to_the_caller_is_cut_by_the_hangup(platform: Platform, account: SimulatedAccount) -> None:
+async def test_a_hangup_interrupts_speech_to_the_caller(platform: Platform, account: SimulatedAccount) -> None:
     async with carrier_for(platform, account, timing=Timing(speed=1.0)) as carrier:
         client = platform.commands_to(carrier.api_url)
         placed = await answered(platform, carrier, audio(1))
@@ -228,7 +229,7 @@ async def test_speech_to_the_caller_is_cut_by_the_hangup(platform: Platform, acc
     assert platform.types()[-1] == "call.hangup"
 
 
-async def test_a_call_refused_before_it_is_answered(platform: Platform, account: SimulatedAccount) -> None:
+async def test_a_call_may_be_refused_before_it_is_answered(platform: Platform, account: SimulatedAccount) -> None:
     platform.commands_for = lambda commands: tuple(Hangup(c.call_control_id, "no") for c in commands)
     report = await one_call(platform, account, audio(10))
     assert report.hangup_cause is HangupCause.CALL_REJECTED
@@ -245,10 +246,10 @@ async def test_closing_the_carrier_hangs_up_its_calls(platform: Platform, accoun
     assert platform.types()[-1] == "call.hangup"
 
 
-# What does not happen
+# Failures
 
 
-async def test_no_answer_says_what_is_missing(platform: Platform, account: SimulatedAccount) -> None:
+async def test_a_call_without_an_answer_says_what_is_missing(platform: Platform, account: SimulatedAccount) -> None:
     platform.commands_for = lambda commands: ()
     report = await one_call(platform, account, audio(10), timing=Timing(answer_s=0.05))
     assert report.failure == (
@@ -258,7 +259,7 @@ async def test_no_answer_says_what_is_missing(platform: Platform, account: Simul
     assert platform.last("call.hangup").payload["sip_hangup_cause"] == "487"
 
 
-async def test_no_stream_says_what_is_missing(platform: Platform, account: SimulatedAccount) -> None:
+async def test_a_call_without_a_stream_says_what_is_missing(platform: Platform, account: SimulatedAccount) -> None:
     platform.commands_for = lambda commands: tuple(command for command in commands if isinstance(command, Answer))
     report = await one_call(platform, account, audio(10), timing=Timing(stream_s=0.05))
     assert report.failure == "the call was answered but no `streaming_start` command came within 0.05 s"
@@ -280,17 +281,17 @@ async def test_a_refused_signature_is_explained_and_not_retried(platform: Platfo
     assert [webhook.type for webhook in platform.webhooks] == ["call.initiated", "call.hangup"]
 
 
-async def test_no_gateway_is_explained(account: SimulatedAccount) -> None:
+async def test_a_missing_gateway_is_explained(account: SimulatedAccount) -> None:
     async with Platform(account.public_key) as gone:
         url = gone.url
     async with SimulatedCarrier(account, 0, url, timing=FAST, webhooks=QUICK) as carrier:
         report = await carrier.place_call(audio(10), CALLER, CALLED).finished()
     assert report.failure is not None
-    assert report.failure.startswith("the gateway could not be reached")
+    assert report.failure.startswith("the gateway cannot be reached")
     assert report.undelivered == ("call.initiated", "call.hangup")
 
 
-# Webhooks again
+# Retries of webhooks
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503, SILENCE])
@@ -411,7 +412,7 @@ async def test_bad_parameters_get_telnyxs_errors(
         assert reply["errors"][0].keys() == {"code", "title", "detail"}
 
 
-async def test_a_wrong_key_commands_nothing(platform: Platform, account: SimulatedAccount) -> None:
+async def test_a_wrong_key_is_refused(platform: Platform, account: SimulatedAccount) -> None:
     platform.commands_for = lambda commands: ()
     async with carrier_for(platform, account) as carrier:
         placed = carrier.place_call(audio(1), CALLER, CALLED)
@@ -458,7 +459,7 @@ async def test_a_stream_may_be_stopped_and_started_again(platform: Platform, acc
     assert [socket.kinds[-1] for socket in (first, second)] == ["stop", "stop"]
 
 
-async def test_when_the_platform_drops_the_socket_the_caller_speaks_on(
+async def test_the_caller_speaks_on_when_the_platform_closes_the_socket(
     platform: Platform, account: SimulatedAccount
 ) -> None:
     platform.close_after = 30
@@ -473,11 +474,11 @@ async def test_when_the_platform_drops_the_socket_the_caller_speaks_on(
 # Faults
 
 
-async def test_faults_of_the_line_are_the_same_for_a_seed(platform: Platform, account: SimulatedAccount) -> None:
-    line = Faults(seed=7, frame_duplicates=0.05, frame_swaps=0.05, frame_losses=0.05)
+async def test_a_seed_gives_the_same_faults_each_time(platform: Platform, account: SimulatedAccount) -> None:
+    faults = Faults(seed=7, frame_duplicates=0.05, frame_swaps=0.05, frame_losses=0.05)
     caller = audio(300)
-    await one_call(platform, account, caller, faults=line)
-    await one_call(platform, account, caller, faults=line)
+    await one_call(platform, account, caller, faults=faults)
+    await one_call(platform, account, caller, faults=faults)
     chunks = [[int(m["media"]["chunk"]) for m in socket.media] for socket in platform.sockets]
     assert chunks[0] == chunks[1]
     assert len(set(chunks[0])) < 300
@@ -486,12 +487,12 @@ async def test_faults_of_the_line_are_the_same_for_a_seed(platform: Platform, ac
     assert all(int(m["sequence_number"]) == int(m["media"]["chunk"]) + 1 for m in platform.sockets[0].media)
 
 
-async def test_a_missing_stop(platform: Platform, account: SimulatedAccount) -> None:
+async def test_a_stream_may_end_without_stop(platform: Platform, account: SimulatedAccount) -> None:
     await one_call(platform, account, audio(10), faults=Faults(missing_stop=True))
     assert platform.sockets[0].kinds == ["connected", "start"] + ["media"] * 10
 
 
-async def test_a_cut_socket(platform: Platform, account: SimulatedAccount) -> None:
+async def test_a_socket_may_be_cut(platform: Platform, account: SimulatedAccount) -> None:
     report = await one_call(platform, account, audio(60), faults=Faults(cut_after_frames=25))
     assert report.streams[0].messages == 25
     assert platform.sockets[0].kinds == ["connected", "start"] + ["media"] * 25
@@ -508,23 +509,23 @@ async def test_a_cut_socket(platform: Platform, account: SimulatedAccount) -> No
 def test_without_loss_every_frame_is_sent_at_most_one_moment_late(
     count: int, seed: int, twice: float, later: float
 ) -> None:
-    line = Faults(seed=seed, frame_duplicates=twice, frame_swaps=later)
-    plan = list(slots(count, line, line.dice(0, "frames")))
+    faults = Faults(seed=seed, frame_duplicates=twice, frame_swaps=later)
+    plan = list(frame_schedule(count, faults, faults.rng(0, "frames")))
     assert len(plan) == count
     assert {frame for frames in plan for frame in frames} == set(range(count))
     assert all(moment - frame in (0, 1) for moment, frames in enumerate(plan) for frame in frames)
 
 
-def test_a_line_without_faults_sends_each_frame_at_its_moment() -> None:
-    assert list(slots(5, NO_FAULTS, NO_FAULTS.dice(0, "frames"))) == [(0,), (1,), (2,), (3,), (4,)]
+def test_without_faults_each_frame_is_sent_at_its_moment() -> None:
+    assert list(frame_schedule(5, NO_FAULTS, NO_FAULTS.rng(0, "frames"))) == [(0,), (1,), (2,), (3,), (4,)]
 
 
-def test_a_rate_that_is_no_chance_is_refused() -> None:
+def test_a_rate_that_is_no_probability_is_refused() -> None:
     with pytest.raises(ValueError, match="frame_losses"):
         Faults(frame_losses=1.5)
 
 
-# The port and the account
+# The port
 
 
 async def test_a_taken_port_is_explained(platform: Platform, account: SimulatedAccount) -> None:
@@ -532,141 +533,3 @@ async def test_a_taken_port_is_explained(platform: Platform, account: SimulatedA
         with pytest.raises(PortTakenError, match="another `dispatchai call` is running"):
             async with SimulatedCarrier(account, first.port, platform.url):
                 pass
-
-
-def test_the_account_is_made_once_and_kept_secret(tmp_path: Path) -> None:
-    state = tmp_path / "state"
-    first, second = SimulatedAccount.load_or_create(state), SimulatedAccount.load_or_create(state)
-    assert first.public_key == second.public_key
-    assert first.sign("1", b"body") == second.sign("1", b"body")
-    assert first.api_key == "KEY-simulated"
-    assert first.stream_token_secret == second.stream_token_secret
-    assert len(first.stream_token_secret) == 64
-    assert stat.S_IMODE((state / "carrier.key").stat().st_mode) == 0o600
-    assert [path.name for path in state.iterdir()] == ["carrier.key"]
-
-
-def test_programs_that_make_the_account_at_one_time_agree(tmp_path: Path) -> None:
-    keys: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: keys.append(SimulatedAccount.load_or_create(tmp_path).public_key))
-        for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(keys) == 8
-    assert len(set(keys)) == 1
-
-
-def test_a_broken_key_is_explained(tmp_path: Path) -> None:
-    (tmp_path / "carrier.key").write_text("nothing")
-    with pytest.raises(AccountError, match=r"carrier\.key holds no key: delete it"):
-        SimulatedAccount.load_or_create(tmp_path)
-
-
-# Recordings
-
-
-def wav(data: bytes, *, tag: int = 1, channels: int = 1, rate: int = 8000, bits: int = 16, extra: bytes = b"") -> bytes:
-    block = channels * bits // 8
-    form = struct.pack("<HHIIHH", tag, channels, rate, rate * block, block, bits) + extra
-    chunks = b"fmt " + struct.pack("<I", len(form)) + form + b"LIST" + struct.pack("<I", 3) + b"abc\0"
-    chunks += b"data" + struct.pack("<I", len(data)) + data
-    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
-
-
-def tone(rate: int, seconds: float = 0.5, hz: float = 440.0, level: float = 0.5) -> np.ndarray[Any, Any]:
-    return level * np.sin(2 * np.pi * hz * np.arange(int(rate * seconds)) / rate)
-
-
-def pcm(samples: np.ndarray[Any, Any], bits: int) -> bytes:
-    match bits:
-        case 8:
-            return np.rint(samples * 127 + 128).astype(np.uint8).tobytes()
-        case 24:
-            return b"".join(int(v).to_bytes(3, "little", signed=True) for v in np.rint(samples * (2**23 - 1)))
-        case _:
-            return np.rint(samples * (2 ** (bits - 1) - 1)).astype(f"<i{bits // 8}").tobytes()
-
-
-def saved(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
-    return path
-
-
-@pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 48000])
-@pytest.mark.parametrize("bits", [8, 16, 24, 32])
-@pytest.mark.parametrize("channels", [1, 2])
-def test_a_recording_of_any_pcm_format_becomes_the_same_voice(
-    tmp_path: Path, rate: int, bits: int, channels: int
-) -> None:
-    samples = np.repeat(tone(rate), channels)
-    caller = load(saved(tmp_path / "a.wav", wav(pcm(samples, bits), rate=rate, bits=bits, channels=channels)))
-    assert (caller.frames, caller.seconds, len(caller.pcmu)) == (25, 0.5, 4000)
-    heard = MULAW[np.frombuffer(caller.pcmu, np.uint8)] / 32768
-    middle = slice(200, 3800)  # the filter starts and ends in silence
-    error = heard[middle] - tone(8000)[middle]
-    assert np.sqrt(np.mean(error**2)) < 0.01
-
-
-def test_what_the_telephone_cannot_carry_is_filtered_and_not_folded_back(tmp_path: Path) -> None:
-    caller = load(saved(tmp_path / "a.wav", wav(pcm(tone(44100, hz=6000), 16), rate=44100)))
-    heard = MULAW[np.frombuffer(caller.pcmu, np.uint8)][200:3800] / 32768
-    assert np.sqrt(np.mean(heard**2)) < 0.005
-
-
-def test_mulaw_is_passed_on_byte_by_byte_and_filled_up(tmp_path: Path) -> None:
-    payload = bytes(range(256)) + b"\x7f"
-    caller = load(saved(tmp_path / "a.wav", wav(payload, tag=7, bits=8)))
-    assert caller.pcmu == payload + b"\xff" * (320 - 257)
-
-
-def test_eight_kilohertz_pcm_is_only_encoded(tmp_path: Path) -> None:
-    samples = np.linspace(-32768, 32767, 1600).astype(np.int16)
-    assert load(saved(tmp_path / "a.wav", wav(samples.tobytes()))).pcmu == encode_mulaw(samples)
-
-
-def test_an_extensible_header_and_an_unknown_length_are_understood(tmp_path: Path) -> None:
-    extra = struct.pack("<HHIH", 22, 16, 0, 1) + bytes(14)
-    content = wav(pcm(tone(8000), 16), tag=0xFFFE, extra=extra)
-    at = content.index(b"data") + 4
-    streamed = content[:at] + b"\xff\xff\xff\xff" + content[at + 4 :]
-    whole, open_ended = (load(saved(tmp_path / "a.wav", each)) for each in (content, streamed))
-    assert whole == open_ended
-    assert whole.frames == 25
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "is empty"),
-        (b"ID3 some music", "is not a WAV file"),
-        (b"RIFF\0\0\0\0WAVE", "has no data"),
-        (wav(b""), "holds no audio"),
-        (wav(bytes(100), tag=3, bits=32), "not understood"),
-        (wav(bytes(100), tag=85, bits=0), "not understood"),
-        (wav(bytes(100), bits=12), "not understood"),
-        (wav(bytes(100), rate=100), "at 100 Hz"),
-        (wav(bytes(100), channels=0), "0 channels"),
-        (wav(bytes(100))[:24], "broken|no data"),
-        (b"RIFF\0\0\0\0WAVEdata\4\0\0\0abcd", "before their format"),
-    ],
-)
-def test_a_file_that_cannot_be_played_is_explained(tmp_path: Path, content: bytes, message: str) -> None:
-    with pytest.raises(AudioFileError, match=message) as caught:
-        load(saved(tmp_path / "caller.wav", content))
-    assert "caller.wav" in str(caught.value)
-
-
-def test_a_missing_file_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(AudioFileError, match=r"cannot read .*none\.wav: No such file"):
-        load(tmp_path / "none.wav")
-
-
-@given(st.binary(max_size=300), st.booleans())
-def test_no_bytes_break_the_reader(tmp_path_factory: pytest.TempPathFactory, noise: bytes, headed: bool) -> None:
-    path = tmp_path_factory.getbasetemp() / "noise.wav"
-    with suppress(AudioFileError):
-        load(saved(path, b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0" + noise if headed else noise))

@@ -18,7 +18,7 @@ import pytest
 from pydantic import SecretStr
 
 from agents import calls, ranking, signals, speech, triage
-from dispatchai.calls.config import CallFlowConfig
+from dispatchai.calls.config import CallControlConfig
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import Action, ActionKind, FrameKind, RiskLevel
@@ -69,7 +69,7 @@ async def record_call(broker: KafkaConnection, folder: Path) -> Recorded:
     async with running_carrier() as carrier:
         client = TelnyxClient(carrier.url, SecretStr("KEY-of-the-test"))
         app.on_close.append(client.close)
-        config = CallFlowConfig.from_settings(SETTINGS)
+        config = CallControlConfig.from_settings(SETTINGS)
         calls.make(app, PARTITIONS, config=config, client=client, token_for=lambda call, leg: "")
         signals.make(app, PARTITIONS)
         triage.make(app, PARTITIONS, RULES)

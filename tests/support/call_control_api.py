@@ -1,4 +1,4 @@
-"""A call-control API over real HTTP that remembers what it was asked and fails where a test says so."""
+"""A call-control API over real HTTP that records its requests and fails where a test says so."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Asked:
 
 @dataclass(slots=True)
 class Carrier:
-    """`refusals` maps a call control id to the HTTP status of its every command; those in `silent` get no answer."""
+    """`refusals` has the HTTP status for all commands of a call control id; those in `silent` get no answer."""
 
     url: str = ""
     asked: list[Asked] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Carrier:
     _closing: asyncio.Event = field(default_factory=asyncio.Event)
 
     def of(self, call_control_id: str) -> list[Asked]:
-        """What was asked for one call, in order."""
+        """The requests for one call, in order."""
         return [asked for asked in self.asked if asked.call_control_id == call_control_id]
 
     async def until_asked(self, call_control_id: str, count: int) -> list[Asked]:
@@ -65,7 +65,7 @@ class Carrier:
         return web.json_response({"data": {"result": "ok"}})
 
     def close(self) -> None:
-        """Let go of the requests that were left without an answer."""
+        """Release the requests that have no answer."""
         self._closing.set()
 
 

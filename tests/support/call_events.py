@@ -1,4 +1,4 @@
-"""The webhooks of one call as events, for the tests of the call flow."""
+"""The webhooks of one call as events, for the tests of call state and call control."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from dispatchai.calls.config import CallFlowConfig
+from dispatchai.calls.config import CallControlConfig
 from dispatchai.calls.state import fold
 from dispatchai.records import CallEvent, CallState
 
 CALL = "428c31b6-abf1-4b2c-9d67-0242ac120002"
 S = 1_000_000
 T0 = 1_772_567_551 * S
-CONFIG = CallFlowConfig(
+CONFIG = CallControlConfig(
     stream_url="wss://example.com/ws",
     greeting="Please describe your emergency.",
     greeting_voice="female",
@@ -26,7 +26,7 @@ CONFIG = CallFlowConfig(
     human_line="+15550100999",
 )
 DELIVERY = 40_000
-"""How long a webhook is on its way, in microseconds."""
+"""How long the delivery of a webhook takes, in microseconds."""
 
 
 def event(
@@ -58,7 +58,7 @@ FAILED = event("streaming.failed", 10, failure_reason="connection_failed")
 
 
 def folded(events: Iterable[CallEvent]) -> CallState:
-    """What `events` say, in their order."""
+    """The state after `events`, in their order."""
     state: CallState | None = None
     for each in events:
         state = fold(state, each)
@@ -67,5 +67,5 @@ def folded(events: Iterable[CallEvent]) -> CallState:
 
 
 def unordered(state: CallState) -> CallState:
-    """The state without what may depend on the order of events."""
+    """The state without the part that may depend on the order of events."""
     return replace(state, seen_event_ids=tuple(sorted(state.seen_event_ids)))

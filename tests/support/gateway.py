@@ -1,4 +1,4 @@
-"""A gateway on a free port of the loopback address, a carrier's side of it, and a reader of what it wrote to Kafka."""
+"""A gateway on a free port of loopback, the carrier's side of it, and a reader of its records in Kafka."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from dispatchai.gateway.config import GatewayConfig
 from dispatchai.gateway.metrics import GatewayMetrics
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.records import AudioFrame, FrameKind, decode_as
-from dispatchai.telnyx import signatures
-from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx import signatures, stream_tokens
 from dispatchai.telnyx.signatures import WebhookVerifier
 
 KEY = Ed25519PrivateKey.generate()
@@ -49,18 +48,18 @@ class Gateway:
     def media(self, call_id: str, *, token: str | None = None) -> Any:
         """Open a media socket as the carrier does for the leg of `call_id`."""
         token = stream_token(call_id) if token is None else token
-        return self.http.ws_connect("/ws", headers={tokens.HEADER: token} if token else {})
+        return self.http.ws_connect("/ws", headers={stream_tokens.HEADER: token} if token else {})
 
 
 @asynccontextmanager
 async def running_gateway(
     connection: KafkaConnection, *, until_ready: bool = True, **options: Any
 ) -> AsyncIterator[Gateway]:
-    """A gateway that believes KEY and SECRET; `options` are fields of its configuration."""
+    """A gateway that accepts signatures by KEY and SECRET; `options` are fields of its configuration."""
     known: dict[str, Any] = {
         "verifier": WebhookVerifier((KEY.public_key(),), SECRET.encode(), TOLERANCE_S),
         "stream_secret": STREAM_SECRET,
-        # The carrier's 2 s are no matter of a machine that runs tests.
+        # The carrier's limit of 2 s is too short for a busy machine that runs tests.
         "ack_timeout_s": 20.0,
     }
     producer = AIOKafkaProducer(**connection.producer_options(), linger_ms=5, max_batch_size=262_144)
@@ -73,7 +72,7 @@ async def running_gateway(
         address = ("127.0.0.1", runner.addresses[0][1])
         async with aiohttp.ClientSession(f"http://{address[0]}:{address[1]}") as http:
             try:
-                # Until it knows the topics it refuses everything, as is right; a test is about what comes then.
+                # Until the gateway knows the topics it refuses everything; the tests begin after that.
                 async with asyncio.timeout(30):
                     while until_ready and (await http.get("/health/ready")).status != 200:  # noqa: ASYNC110
                         await asyncio.sleep(0.05)
@@ -97,7 +96,7 @@ def control_id(call_id: str) -> str:
 
 def stream_token(call_id: str, *, secret: bytes = STREAM_SECRET, valid_s: int = 60) -> str:
     """The token of the one leg of `call_id`."""
-    return tokens.issue(secret, tokens.Subject(control_id(call_id), call_id), int(time.time()) + valid_s)
+    return stream_tokens.issue(secret, stream_tokens.Subject(control_id(call_id), call_id), int(time.time()) + valid_s)
 
 
 def event(call_id: str | None, **changes: Any) -> dict[str, Any]:
@@ -116,7 +115,7 @@ def event(call_id: str | None, **changes: Any) -> dict[str, Any]:
 
 
 def start(call_id: str, *, stream_id: str = "stream-1", media_format: Any = None, **changes: Any) -> str:
-    """The start message; `media_format` False leaves it out."""
+    """The start message; `media_format=False` omits the format."""
     fields: dict[str, Any] = {"call_session_id": call_id, "call_control_id": control_id(call_id)}
     if media_format is not False:
         fields["media_format"] = media_format or {"encoding": "PCMU", "sample_rate": 8000, "channels": 1}
@@ -124,7 +123,7 @@ def start(call_id: str, *, stream_id: str = "stream-1", media_format: Any = None
 
 
 def media(chunk: int, payload: bytes | None = None, *, track: str = "inbound") -> str:
-    """One frame, 160 bytes that tell its number unless `payload` is given."""
+    """One frame: 160 bytes that hold its number, unless `payload` is given."""
     audio = chunk.to_bytes(4, "big") * 40 if payload is None else payload
     return text(
         {
@@ -152,7 +151,7 @@ def text(message: Any) -> str:
 async def records_of(
     connection: KafkaConnection, topic: str, key: str, done: Callable[[Sequence[ConsumerRecord]], bool]
 ) -> list[ConsumerRecord]:
-    """The records with `key` on `topic`, as soon as `done` says that they are all there.
+    """The records with `key` on `topic`, as soon as `done` accepts them.
 
     The test's own time limit ends a wait for records that never come.
     """
@@ -172,7 +171,7 @@ async def records_of(
 
 
 async def frames_of(connection: KafkaConnection, call_id: str, *, ends: int = 1) -> list[AudioFrame]:
-    """What `audio-frames` holds of a call, up to the END of its last stream."""
+    """The records of a call on `audio-frames`, up to the END of its last stream."""
 
     def ended(records: Sequence[ConsumerRecord]) -> bool:
         return sum(decode_as(AudioFrame, record.value).kind == "END" for record in records) >= ends

@@ -1,7 +1,6 @@
 """A gateway in a process of its own, for measurements: started from settings, as `dispatchai gateway` is.
 
-Run as a module it is that process: it prints its port, then serves until it is told to stop by the end of its input.
-Decides nothing of what is measured.
+Run as a module it is that process: it prints its port, then serves until its input ends.
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ EMBEDDED: Final = "BENCH_BROKER_IS_EMBEDDED"
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A gateway that runs."""
+    """A running gateway."""
 
     port: int
     pid: int
 
     def used(self) -> Used:
-        """What it has used until now."""
+        """The resources it has used so far."""
         return used_by(self.pid)
 
 
 @asynccontextmanager
 async def gateway(connection: KafkaConnection, public_key: str = "") -> AsyncIterator[Running]:
-    """A gateway on a free port that believes webhooks signed for `public_key` and tokens of STREAM_SECRET."""
+    """A gateway on a free port that accepts webhooks signed for `public_key` and tokens of STREAM_SECRET."""
     environment = os.environ | {
         PUBLIC_KEY: public_key,
         BOOTSTRAP: connection.bootstrap_servers,

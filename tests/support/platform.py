@@ -1,6 +1,6 @@
 """The other side of the simulated carrier for tests: a small platform over real HTTP and WebSockets on loopback.
 
-It verifies signatures, drives calls with the program's own call flow and command client, records what it was sent
+It verifies signatures, drives calls with the program's own call control and command client, records what it receives,
 and serves final packets as the console does.
 """
 
@@ -21,13 +21,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import SecretStr
 
-from dispatchai.calls.config import CallFlowConfig
+from dispatchai.calls.config import CallControlConfig
 from dispatchai.calls.control import step, with_token
 from dispatchai.records.values import CallEvent, CallState
-from dispatchai.telnyx.client import Outcome, RetryPolicy, TelnyxClient
-from dispatchai.telnyx.commands import Command
+from dispatchai.telnyx.client import RetryPolicy, TelnyxClient
+from dispatchai.telnyx.commands import Command, Outcome
 
-CONFIG = CallFlowConfig(
+CONFIG = CallControlConfig(
     stream_url="",
     greeting="Please describe your emergency.",
     greeting_voice="female",
@@ -41,13 +41,13 @@ FAST = RetryPolicy(first_delay_s=0.001, connect_s=1.0, total_s=2.0, budget_s=5.0
 
 
 SILENCE = 0
-"""Among `Platform.replies`: no answer for so long that the carrier gives up the attempt."""
+"""In `Platform.replies`: no answer until the carrier gives up the attempt."""
 SILENCE_S = 0.5
 
 
 @dataclass
 class Webhook:
-    """One delivery, with what it was answered."""
+    """One delivery, with the status of its answer."""
 
     body: dict[str, Any]
     raw: bytes
@@ -83,12 +83,12 @@ class Socket:
 
     @property
     def audio(self) -> bytes:
-        """What the caller said, as far as it can be decoded, in order of arrival."""
+        """The caller's audio in order of arrival, as far as it can be decoded."""
         return b"".join(b64decode(message["media"]["payload"]) for message in self.media)
 
 
 class Platform:
-    """Use as `async with`; then `commands_to` names the carrier. Events are obeyed by the program's call flow."""
+    """Use with `async with`; then `commands_to` names the carrier. The program's call control handles the events."""
 
     def __init__(self, public_key: str) -> None:
         self.webhooks: list[Webhook] = []
@@ -99,9 +99,9 @@ class Platform:
         self.refuse_socket: deque[int] = deque()
         """Statuses that refuse the next sockets."""
         self.close_after: int | None = None
-        """The platform closes the first socket after so many messages."""
+        """The platform closes the first socket after this many messages."""
         self.commands_for: Callable[[tuple[Command, ...]], tuple[Command, ...]] = lambda commands: commands
-        """What is made of the commands that the call flow gives."""
+        """Changes the commands of call control before they are sent."""
         self.on_media: Callable[[Socket], None] = lambda socket: None
         self.packets: dict[str, dict[str, Any]] = {}
         self.url = ""
@@ -140,24 +140,24 @@ class Platform:
         return self.client
 
     def in_background(self, command: Command) -> None:
-        """Commands go out after the webhook's answer, as in the program."""
+        """Send `command` after the webhook's answer, as the program does."""
         task = asyncio.create_task(self._command(command))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def until(self, reached: Callable[[], bool]) -> None:
-        """Waits until `reached`, which is asked after each webhook and media message."""
+        """Wait until `reached`, which is called after each webhook and media message."""
         async with asyncio.timeout(10):
             while not reached():
                 self._changed.clear()
                 await self._changed.wait()
 
     def has_heard(self, frames: int) -> bool:
-        """Whether the first socket has had so many frames."""
+        """Whether the first socket has received this many frames."""
         return bool(self.sockets) and len(self.sockets[0].media) >= frames
 
     def types(self) -> list[str]:
-        """Types of the events that were taken, in order of arrival."""
+        """Types of the accepted events, in order of arrival."""
         return [webhook.type for webhook in self.webhooks if webhook.status == 200]
 
     def last(self, kind: str) -> Webhook:
@@ -209,7 +209,7 @@ class Platform:
             payload=webhook.raw,
         )
         call_id = payload["call_session_id"]
-        config = CallFlowConfig(
+        config = CallControlConfig(
             **{**{name: getattr(CONFIG, name) for name in CONFIG.__slots__}, "stream_url": f"ws{self.url[4:]}/ws"}
         )
         state, commands = step(self._states.get(call_id), call_id, event, config)

@@ -1,4 +1,4 @@
-"""Claims about commands to the carrier: what is sent, what is tried again and how each end is understood."""
+"""Claims about commands to the carrier: what is sent, what is retried, and what each reply means."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from dispatchai.settings import Settings
-from dispatchai.telnyx.client import (
+from dispatchai.telnyx.client import RetryPolicy, TelnyxClient
+from dispatchai.telnyx.commands import (
     AlreadyEnded,
     AlreadyStreaming,
     Answer,
@@ -24,10 +25,8 @@ from dispatchai.telnyx.client import (
     NotAnswered,
     Outcome,
     Rejected,
-    RetryPolicy,
     Speak,
     StreamingStart,
-    TelnyxClient,
     Unavailable,
     achieved,
 )
@@ -60,7 +59,7 @@ async def cut(request: web.Request) -> web.StreamResponse:
 
 @dataclass
 class Carrier:
-    """Answers each request with the next of `replies`, the last one again and again."""
+    """Answers each request with the next of `replies`, and repeats the last one."""
 
     url: str = ""
     replies: list[Reply] = field(default_factory=lambda: [status(200)])
@@ -121,7 +120,7 @@ async def test_each_command_has_the_carriers_parameter_names(
 @pytest.mark.parametrize(
     "failing", [status(500), status(503), status(408), status(429, "10011"), status(422, "90041"), cut, never]
 )
-async def test_what_may_pass_is_tried_again_with_the_same_command_id(carrier: Carrier, failing: Reply) -> None:
+async def test_a_temporary_failure_is_retried_with_the_same_command_id(carrier: Carrier, failing: Reply) -> None:
     carrier.replies = [failing, status(200)]
     assert await run(carrier) == Done(2)
     first, second = (body for _, _, body in carrier.requests)
@@ -135,7 +134,7 @@ async def test_tries_are_bounded(carrier: Carrier) -> None:
     assert len(carrier.requests) == 5
 
 
-async def test_nobody_listening_is_unavailable() -> None:
+async def test_a_carrier_that_does_not_listen_is_unavailable() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v2"
@@ -144,7 +143,7 @@ async def test_nobody_listening_is_unavailable() -> None:
     assert outcome.attempts == 5
 
 
-async def test_the_carriers_wait_is_honoured(carrier: Carrier) -> None:
+async def test_the_wait_that_the_carrier_asks_for_is_kept(carrier: Carrier) -> None:
     carrier.replies = [status(429, "10011", x_ratelimit_reset="0"), status(503, Retry_After="0"), status(200)]
     assert await run(carrier, policy=RetryPolicy(first_delay_s=60.0)) == Done(3)
 
@@ -153,7 +152,7 @@ async def test_the_carriers_wait_is_honoured(carrier: Carrier) -> None:
     "headers",
     [{"x_ratelimit_reset": "3600"}, {"Retry_After": "3600"}, {"Retry_After": "Wed, 01 Jan 2200 00:00:00 GMT"}],
 )
-async def test_a_wait_beyond_the_budget_is_reported_and_not_waited(carrier: Carrier, headers: dict[str, str]) -> None:
+async def test_a_wait_beyond_the_budget_is_reported_at_once(carrier: Carrier, headers: dict[str, str]) -> None:
     carrier.replies = [status(429, "10011", **headers)]
     outcome = await run(carrier)
     assert isinstance(outcome, Unavailable)
@@ -174,14 +173,14 @@ async def test_a_wait_beyond_the_budget_is_reported_and_not_waited(carrier: Carr
         (status(307, Location="http://127.0.0.1:1/"), Rejected(307, "", "")),
     ],
 )
-async def test_what_is_settled_is_not_tried_again(carrier: Carrier, reply: Reply, outcome: Outcome) -> None:
+async def test_a_final_reply_is_not_retried(carrier: Carrier, reply: Reply, outcome: Outcome) -> None:
     carrier.replies = [reply]
     assert await run(carrier) == outcome
     assert len(carrier.requests) == 1
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"errors":[]}', b'{"errors":[{"code":null}]}', b"x" * 10**6])
-async def test_a_refusal_without_the_carriers_words_is_still_a_refusal(carrier: Carrier, body: bytes) -> None:
+async def test_a_refusal_without_a_readable_error_is_still_a_refusal(carrier: Carrier, body: bytes) -> None:
     async def reply(_: web.Request) -> web.StreamResponse:
         return web.Response(status=400, body=body)
 
@@ -225,7 +224,7 @@ async def test_a_closed_client_sends_nothing(carrier: Carrier) -> None:
     assert carrier.requests == []
 
 
-def test_what_counts_as_achieved() -> None:
+def test_a_command_is_achieved_when_its_aim_is_reached() -> None:
     hangup, stream = Hangup("v3:a", "c"), StreamingStart("v3:a", "c", "wss://h/ws")
     assert achieved(ANSWER, Done(3))
     assert achieved(hangup, AlreadyEnded()) and not achieved(ANSWER, AlreadyEnded())

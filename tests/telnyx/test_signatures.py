@@ -1,4 +1,4 @@
-"""A webhook is believed if the carrier's key or the proxy's secret signed exactly these bytes, lately."""
+"""A webhook is accepted if the carrier's key or the proxy's secret has recently signed exactly these bytes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def refusal(verifier: WebhookVerifier, headers: dict[str, str], body: bytes = BO
 
 
 @pytest.mark.parametrize("key", [KEY, NEXT], ids=["current", "next"])
-def test_both_the_current_and_the_next_key_are_believed(key: Ed25519PrivateKey) -> None:
+def test_both_the_current_and_the_next_key_are_accepted(key: Ed25519PrivateKey) -> None:
     BOTH.verify(CIMultiDict(sign(key, BODY, NOW)), BODY, NOW)
 
 
@@ -45,26 +45,28 @@ def test_the_signed_bytes_are_timestamp_bar_body() -> None:
     ED25519_ONLY.verify(CIMultiDict(headers), BODY, NOW)
 
 
-def test_the_guides_hmac_header_is_believed_in_either_case() -> None:
+def test_the_guides_hmac_header_is_accepted_in_either_case() -> None:
     headers = hmac_headers()
     BOTH.verify(CIMultiDict(headers), BODY, NOW)
     BOTH.verify(CIMultiDict({name: value.upper() for name, value in headers.items()}), BODY, NOW)
 
 
-def test_one_good_signature_is_enough_where_both_schemes_are_sent() -> None:
+def test_one_valid_signature_is_enough_where_both_schemes_are_sent() -> None:
     BOTH.verify(CIMultiDict(sign(OTHER, BODY, NOW) | hmac_headers()), BODY, NOW)
     BOTH.verify(CIMultiDict(sign(KEY, BODY, NOW) | hmac_headers(secret=b"x")), BODY, NOW)
 
 
 @pytest.mark.parametrize("age", [-300, 300])
-def test_a_timestamp_at_the_edge_of_the_tolerance_is_believed(age: int) -> None:
+def test_a_timestamp_at_the_edge_of_the_tolerance_is_accepted(age: int) -> None:
     BOTH.verify(CIMultiDict(sign(KEY, BODY, NOW - age)), BODY, NOW)
 
 
 @pytest.mark.parametrize("age", [-301, 301], ids=["future", "stale"])
 def test_a_timestamp_beyond_the_tolerance_is_refused(age: int) -> None:
     assert refusal(BOTH, sign(KEY, BODY, NOW - age)) is Refusal.STALE
-    assert refusal(BOTH, sign(OTHER, BODY, NOW - age)) is Refusal.WRONG, "only the carrier's own are told to be stale"
+    assert refusal(BOTH, sign(OTHER, BODY, NOW - age)) is Refusal.WRONG, (
+        "only a webhook that the carrier signed is refused as stale"
+    )
 
 
 def test_another_key_or_another_body_is_refused() -> None:
@@ -74,7 +76,7 @@ def test_another_key_or_another_body_is_refused() -> None:
     assert refusal(BOTH, hmac_headers(), BODY + b" ") is Refusal.WRONG
 
 
-def test_a_signature_holds_for_its_timestamp_only() -> None:
+def test_a_signature_is_valid_only_with_its_timestamp() -> None:
     headers = sign(KEY, BODY, NOW) | {"telnyx-timestamp": str(NOW + 1)}
     assert refusal(BOTH, headers) is Refusal.WRONG
 
@@ -93,7 +95,7 @@ def test_a_signature_holds_for_its_timestamp_only() -> None:
         {"telnyx-timestamp": "١٧٦٤٠٠٠٠٠٠"},
     ],
 )
-def test_headers_that_are_no_signature_are_refused(changes: dict[str, str]) -> None:
+def test_malformed_headers_are_refused(changes: dict[str, str]) -> None:
     assert refusal(ED25519_ONLY, sign(KEY, BODY, NOW) | changes) is Refusal.MALFORMED
 
 
@@ -118,19 +120,19 @@ def test_a_header_that_comes_twice_is_refused() -> None:
         BOTH.verify(headers, BODY, NOW)
 
 
-def test_a_scheme_that_is_not_configured_is_not_looked_at() -> None:
+def test_a_scheme_that_is_not_configured_is_ignored() -> None:
     assert refusal(ED25519_ONLY, hmac_headers(secret=b"")) is Refusal.MISSING
     assert refusal(WebhookVerifier((), SECRET, 300), sign(KEY, BODY, NOW)) is Refusal.MISSING
 
 
-def test_where_nothing_is_configured_nothing_is_believed() -> None:
+def test_without_a_key_or_a_secret_nothing_is_accepted() -> None:
     nothing = WebhookVerifier.of(("", ""), "", 300)
     assert not nothing.configured
     assert refusal(nothing, sign(KEY, BODY, NOW) | hmac_headers(secret=b"")) is Refusal.NOT_CONFIGURED
 
 
 @pytest.mark.parametrize("text", ["short", base64.b64encode(bytes(31)).decode(), "é"])
-def test_a_public_key_that_is_none_is_an_error_at_the_start(text: str) -> None:
+def test_an_invalid_public_key_is_an_error_at_startup(text: str) -> None:
     with pytest.raises(ValueError, match="public key"):
         public_key(text)
 
@@ -152,7 +154,7 @@ class WatchedKey:
 
 
 @pytest.mark.parametrize("signer", [KEY, NEXT, OTHER], ids=["first", "second", "neither"])
-def test_every_key_is_tried_whichever_signed(signer: Ed25519PrivateKey) -> None:
+def test_every_key_is_tried_whichever_signed_the_body(signer: Ed25519PrivateKey) -> None:
     keys = (WatchedKey(KEY), WatchedKey(NEXT))
     verifier = WebhookVerifier(keys, b"", 300)  # type: ignore[arg-type]
     headers = sign(signer, BODY, NOW)
@@ -163,7 +165,7 @@ def test_every_key_is_tried_whichever_signed(signer: Ed25519PrivateKey) -> None:
     assert [key.tried for key in keys] == [1, 1]
 
 
-def test_digests_are_compared_in_constant_time_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digests_are_compared_whole_and_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[bytes, bytes]] = []
 
     def recording(one: bytes, other: bytes) -> bool:
@@ -191,7 +193,7 @@ def test_a_signature_with_any_part_missing_or_changed_is_refused() -> None:
         assert refusal(BOTH, forged) is Refusal.WRONG
 
 
-def test_the_same_signed_bytes_are_believed_again_within_the_tolerance_only() -> None:
+def test_the_same_signed_bytes_are_accepted_again_only_within_the_tolerance() -> None:
     headers = CIMultiDict(sign(KEY, BODY, NOW))
     for later in (0, 2, 300):
         BOTH.verify(headers, BODY, NOW + later)

@@ -1,4 +1,4 @@
-"""A stream token lets in the stream it was issued for, until it expires, and no other."""
+"""A stream token admits only the stream it was issued for, until it expires."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx import stream_tokens
 from dispatchai.telnyx.stream_tokens import MAX_TOKEN_CHARS, Subject, issue, stream_secret, verify
 
 SECRET = b"sixteen bytes or more"
@@ -23,12 +23,12 @@ def test_a_token_names_its_leg_and_its_call_until_it_expires() -> None:
     assert verify(SECRET, token, 1_000) is None
 
 
-def test_a_token_of_another_secret_is_none() -> None:
+def test_a_token_of_another_secret_is_refused() -> None:
     assert verify(b"another secret, as long", issue(SECRET, LEG, 1_000), 0) is None
 
 
 @given(IDENTIFIERS, IDENTIFIERS)
-def test_all_identifiers_come_back_and_their_token_fits_a_header(leg: str, call: str) -> None:
+def test_a_token_fits_a_header_and_holds_any_identifiers(leg: str, call: str) -> None:
     token = issue(SECRET, Subject(leg, call), 2_000_000_000)
     assert verify(SECRET, token, 0) == Subject(leg, call)
     assert len(token) <= MAX_TOKEN_CHARS
@@ -62,7 +62,7 @@ def test_the_mac_is_compared_in_constant_time_before_anything_is_read(monkeypatc
         compared.append((one, other))
         return compare_digest(one, other)
 
-    monkeypatch.setattr(tokens.hmac, "compare_digest", recording)
+    monkeypatch.setattr(stream_tokens.hmac, "compare_digest", recording)
     expired = issue(SECRET, LEG, 1_000)
     for token in (expired, expired[:-1], "", "a.b.c.d", "." * 500):
         assert verify(SECRET, token, 2_000) is None
@@ -88,7 +88,7 @@ def test_the_mac_is_compared_in_constant_time_before_anything_is_read(monkeypatc
         (SECRET, "leg", "call", -1),
     ],
 )
-def test_what_cannot_be_a_token_is_not_issued(secret: bytes, leg: str, call: str, expires_at_s: int) -> None:
+def test_an_invalid_token_is_not_issued(secret: bytes, leg: str, call: str, expires_at_s: int) -> None:
     with pytest.raises(ValueError, match=r"secret|call control id|expiry"):
         issue(secret, Subject(leg, call), expires_at_s)
 

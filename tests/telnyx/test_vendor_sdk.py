@@ -1,5 +1,5 @@
-"""The vendor's own SDK agrees: with the commands that are sent, by its parameter names and values, and with the
-signatures of the simulated carrier, by its verification."""
+"""The vendor's SDK agrees with the parameters of the commands that are sent, and verifies the signatures of the
+simulated carrier."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ CASES: list[tuple[Command, Any, str]] = [
 ]
 
 
-def test_every_command_is_held_to_the_sdk() -> None:
+def test_every_command_is_checked_against_the_sdk() -> None:
     assert {type(command) for command, _, _ in CASES} == set(COMMANDS.values())
 
 
 @pytest.mark.parametrize(("command", "params", "_method"), CASES)
-def test_a_body_has_the_parameters_that_the_sdk_knows_and_needs_with_values_that_it_allows(
+def test_a_body_has_the_sdks_required_parameters_only_known_ones_and_valid_values(
     command: Command, params: Any, _method: str
 ) -> None:
     body = command.body()
@@ -78,7 +78,7 @@ def test_the_check_of_values_can_fail() -> None:
 
 @asynccontextmanager
 async def recording_server() -> AsyncIterator[tuple[str, list[tuple[str, str, str, Any]]]]:
-    """A server that takes every request and remembers method, path, authorization and body."""
+    """A server that accepts every request and records its method, path, authorization and body."""
     seen: list[tuple[str, str, str, Any]] = []
 
     async def handle(request: web.Request) -> web.Response:
@@ -135,7 +135,7 @@ async def test_the_sdk_verifies_what_the_simulated_carrier_signs(tmp_path: Path)
     finally:
         await runner.cleanup()
     assert [json.loads(body)["data"]["event_type"] for body, _ in received] == ["call.initiated", "call.hangup"]
-    # With text and awaited: the SDK's unwrap takes bytes for their repr, and verifies nothing until it is awaited.
+    # With text, and awaited: the SDK's unwrap uses the repr of bytes, and verifies nothing until it is awaited.
     async with AsyncTelnyx(api_key="KEY-of-the-test", public_key=account.public_key) as vendor:
         unwrap: Any = vendor.webhooks.unwrap
         for body, headers in received:

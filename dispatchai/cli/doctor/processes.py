@@ -12,6 +12,7 @@ from yarl import URL
 
 from dispatchai.cli.doctor.http_probe import Answer, NoAnswer, probe
 from dispatchai.cli.doctor.result import Check, Result, fail, ok, skipped, warn
+from dispatchai.process import health
 from dispatchai.process.run_info import RunInfo
 from dispatchai.settings import Settings
 
@@ -47,9 +48,9 @@ async def _process(http: aiohttp.ClientSession, check: Check, base: URL, setting
             return skipped(check, f"not running here; port {base.port} is free")
         case NoAnswer():
             return fail(check, answer.seen, f"another program may use the port: stop it, or set {setting}")
-        case Answer(status=200, body={"status": "ready" | "ok"}):
+        case Answer(status=200, body={"status": health.READY}):
             return ok(check, f"ready at {base}")
-        case Answer(status=503, body={"status": str()} as body):
+        case Answer(status=503, body={"status": health.UNREADY} as body):
             return fail(check, f"runs at {base} and is not ready: {_unready(body)}", _UNREADY_TODO)
         case _:
             return fail(
@@ -67,14 +68,14 @@ _UNREADY_TODO: Final = (
 def _unready(body: Mapping[str, Any]) -> str:
     """What a health page reports as missing. Only names of checks and topics are repeated."""
     match body:
-        case {"checks": dict() as checks}:
-            return ", ".join(sorted(str(name) for name, holds in checks.items() if not holds)) or "no reason given"
         case {"kafka": {"reachable": False}}:
             return "Kafka cannot be reached"
         case {"kafka": {"missing_topics": [_, *_] as missing}}:
             return f"topics are missing: {', '.join(map(str, missing))}"
         case {"kafka": {"problem": str() as problem}}:
             return problem
+        case {"checks": dict() as checks}:
+            return ", ".join(sorted(str(name) for name, holds in checks.items() if not holds)) or "no reason given"
         case _:
             return "no reason given"
 

@@ -19,7 +19,7 @@ from dispatchai.cli.doctor.http_probe import LOCAL_NAMES, url_of
 from dispatchai.cli.doctor.result import Check, Result, fail, ok, skipped, warn
 from dispatchai.gateway.app import MEDIA_PATH, WEBHOOK_PATH
 from dispatchai.settings import Settings, Verification
-from dispatchai.telnyx import stream_tokens as tokens
+from dispatchai.telnyx import stream_tokens
 from dispatchai.telnyx.signatures import public_key
 
 SIMILAR: Final = 0.8
@@ -150,7 +150,7 @@ def _what_it_is(text: str) -> str:
 
 def _stream_token(settings: Settings) -> Result:
     try:
-        secret = tokens.stream_secret(
+        secret = stream_tokens.stream_secret(
             settings.stream_token_secret.get_secret_value(), settings.telnyx_api_key.get_secret_value()
         )
     except ValueError as error:

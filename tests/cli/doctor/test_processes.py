@@ -54,7 +54,7 @@ async def test_a_run_that_does_not_answer_is_a_fault(http: aiohttp.ClientSession
             "topics are missing: audio-frames",
         ),
         (
-            answering(503, {"status": "starting", "checks": {"views": True, "processing": False}}),
+            answering(503, {"status": "unready", "checks": {"views": True, "processing": False}}),
             Verdict.FAIL,
             "not ready: processing",
         ),

@@ -1,0 +1,97 @@
+"""The one form of the gateway's error responses, and the middleware that gives it to every error.
+
+Body: ``{"error": {"code", "message", "hint"}}``. It holds no content of the request.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from http import HTTPStatus
+from typing import Final
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from dispatchai.gateway.metrics import GatewayMetrics
+from dispatchai.process.log_limit import LogLimit
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+_ROUTES: Final = "POST /api/v1/call/incoming, GET /ws, GET /health/live, GET /health/ready, GET /metrics"
+
+_NOT_SERVED: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.UPGRADE_REQUIRED})
+
+_LOGGED_FRAMES: Final = 5
+"""Innermost stack frames of an unexpected error that are logged."""
+
+
+def error_response(status: int, code: str, message: str, hint: str) -> web.Response:
+    """An error in JSON: `code` is for programs, `message` says what is wrong, `hint` what to do about it."""
+    return web.json_response({"error": {"code": code, "message": message, "hint": hint}}, status=status)
+
+
+class UnreadableRequests(logging.Handler):
+    """The log handler of aiohttp's server: counts the requests it cannot read, and logs them without their content.
+
+    aiohttp's own lines quote the request, which may hold a token or a caller's number.
+    """
+
+    def __init__(self, metrics: GatewayMetrics) -> None:
+        super().__init__(logging.ERROR)
+        self._metrics = metrics
+        self._limit = LogLimit()
+
+    @classmethod
+    def logger(cls, metrics: GatewayMetrics) -> logging.Logger:
+        """A logger for one server, apart from all others."""
+        logger = logging.Logger(__name__, logging.ERROR)
+        logger.addHandler(cls(metrics))
+        return logger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count one request."""
+        self._metrics.requests_unreadable += 1
+        if count := self._limit.add():
+            error = record.exc_info[0] if record.exc_info else None
+            log.warning("requests_unreadable", requests=count, error=error.__name__ if error else "")
+
+
+def errors_as_json(metrics: GatewayMetrics) -> Middleware:
+    """A middleware that turns aiohttp's own errors, and a handler's unexpected errors, into the one form.
+
+    This boundary catches everything: an unexpected error is answered 500, which the carrier retries.
+    """
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = await _answer(request, handler)
+        if response.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            metrics.internal_errors += 1
+        elif response.status in _NOT_SERVED:
+            metrics.requests_not_served += 1
+        return response
+
+    return middleware
+
+
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPNotFound:
+        return error_response(404, "not_found", "nothing is served at this path", f"served: {_ROUTES}")
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        response = error_response(405, "method_not_allowed", "this path does not allow the method", f"use {allowed}")
+        response.headers["Allow"] = allowed
+        return response
+    except web.HTTPException as error:
+        phrase = HTTPStatus(error.status).phrase
+        code = phrase.lower().replace(" ", "_")
+        return error_response(error.status, code, phrase, f"served: {_ROUTES}")
+    except Exception as error:  # noqa: BLE001 - the boundary
+        # Neither its message nor local variables are logged: they may hold what the caller said.
+        places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+        log.error("request_failed", error=type(error).__name__, places=places[-_LOGGED_FRAMES:])
+        return error_response(500, "internal_error", "the request failed", "send it again; the log has the cause")

@@ -1,0 +1,28 @@
+"""Gateways for the tests of this folder, on the embedded broker."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from dispatchai.kafka.connection import KafkaConnection
+from tests.support.gateway import Gateway, running_gateway
+
+if TYPE_CHECKING:
+    from tests.support.kafka.brokers import Brokers
+
+
+@pytest.fixture
+def embedded(brokers: Brokers) -> KafkaConnection:
+    """The embedded broker with the topics, for tests that do not depend on the broker."""
+    connection = brokers.connection("embedded")
+    brokers.topics(connection)
+    return connection
+
+
+@pytest.fixture
+async def gateway(embedded: KafkaConnection) -> AsyncIterator[Gateway]:
+    async with running_gateway(embedded, bad_messages_max=5, media_message_max_bytes=4096) as gateway:
+        yield gateway
