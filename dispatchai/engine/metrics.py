@@ -1,7 +1,7 @@
-"""What a process counts, for Prometheus: the names, labels and buckets of all that the engine knows of itself.
+"""What an application on the engine counts, for Prometheus: names, labels and buckets.
 
-Decides how things are counted and shown: on the hot path once a batch, never once a record. Leaves to the agents which
-moments lie between two stages, and to `watch` what standing still means for the life of the process.
+On the hot path something is counted once a batch, never once a record. Agents name the stages whose latency is
+measured; `stall_detection` ends a process that makes no progress.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ BATCH_BUCKETS: Final = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000)
 """Records that one fetch brought: 1 on an idle worker, thousands on one that catches up."""
 
 LABEL_VALUES_MAX: Final = 64
-"""Values of a label that come from outside of this file (names of errors): what comes beyond is counted as OTHER."""
+"""Most values of a label that are not listed here, such as names of errors. Further ones are counted as OTHER."""
 
 OTHER: Final = "other"
 
 JOURNEYS_MAX: Final = 10_000
-"""Keys on their way between two stages that are remembered. The oldest is forgotten first, unmeasured."""
+"""Most keys between two stages that are remembered. The oldest is dropped first, unmeasured."""
 
 
 class Journey:
-    """How long it takes from one moment of a key to another, which different agents of one process see.
+    """The time from one moment of a key to another, which different agents of one process see.
 
-    A key whose first moment this process has not seen is not measured. Times are microseconds of the wall clock, which
-    on another machine may be another one: what would be less than nothing counts as nothing.
+    A key whose first moment this process did not see is not measured. Times are microseconds of the wall clock. Another
+    machine's clock may differ, so a negative time counts as 0.
     """
 
     def __init__(self, latency: Histogram) -> None:
@@ -42,13 +42,13 @@ class Journey:
         self._begun_at_us: dict[str, int] = {}
 
     def begin(self, key: str, at_us: int) -> None:
-        """The first moment of `key`. Without effect while a journey of `key` is under way."""
+        """The first moment of `key`. No effect while a journey of `key` is in progress."""
         if len(self._begun_at_us) >= JOURNEYS_MAX:
             del self._begun_at_us[next(iter(self._begun_at_us))]
         self._begun_at_us.setdefault(key, at_us)
 
     def end(self, key: str) -> None:
-        """The last moment of `key`, which is now. Without effect if none is under way."""
+        """The last moment of `key`, which is now. No effect if no journey of `key` is in progress."""
         begun_at_us = self._begun_at_us.pop(key, None)
         if begun_at_us is not None:
             self._latency.observe(max(0.0, time.time() - begun_at_us / 1e6))
@@ -66,14 +66,14 @@ class EngineMetrics(ProcessMetrics):
         registry = self.registry
         self._batch_records = Histogram(
             "dispatchai_batch_records",
-            "Records that an agent took at once: the sum is the records, the mean how far they are coalesced.",
+            "Records that an agent took at once: the sum counts records, the mean shows how far they are coalesced.",
             ["agent", "topic"],
             buckets=BATCH_BUCKETS,
             registry=registry,
         )
         self._batch_seconds = Histogram(
             "dispatchai_batch_seconds",
-            "How long an agent was at one batch, waiting for others included.",
+            "How long an agent worked on one batch, including waits.",
             ["agent", "topic"],
             buckets=DELAY_BUCKETS_S,
             registry=registry,
@@ -88,7 +88,10 @@ class EngineMetrics(ProcessMetrics):
             registry=registry,
         )
         self._snapshots = Counter(
-            "dispatchai_snapshots", "Snapshots of states written, tombstones too.", ["table"], registry=registry
+            "dispatchai_snapshots",
+            "Snapshots of states that were written, including tombstones.",
+            ["table"],
+            registry=registry,
         )
         self._changelog_bytes = Counter(
             "dispatchai_changelog_bytes", "Bytes of the values of these snapshots.", ["table"], registry=registry
@@ -98,34 +101,32 @@ class EngineMetrics(ProcessMetrics):
             "Records of compacted topics that a former owner's late request had overwritten.",
             registry=registry,
         )
-        self.rebalances = Counter(
-            "dispatchai_rebalances", "Times that partitions were assigned anew.", registry=registry
-        )
+        self.rebalances = Counter("dispatchai_rebalances", "How often partitions were reassigned.", registry=registry)
         self.seeks_again = Counter(
             "dispatchai_positions_sought_again",
-            "Partitions that were read from the wrong position after a rebalance, and set right.",
+            "Partitions that were read from a wrong position after a rebalance, and sought again.",
             registry=registry,
         )
         self.logs_truncated = Counter(
-            "dispatchai_logs_truncated", "Partitions whose log lost records that were not read.", registry=registry
+            "dispatchai_logs_truncated", "Partitions whose log lost records before they were read.", registry=registry
         )
         self._sent_to: dict[str, Counter] = {}
-        """Of each topic its count: finding one by its label costs more than counting."""
+        """The counter of each topic: finding one by its label costs more than counting."""
         self._errors: set[str] = set()
         self._journeys: dict[str, Journey] = {}
 
     def journey(self, stage: str) -> Journey:
-        """The journey whose latency is that of `stage`; the same one for all who ask."""
+        """The journey that measures `stage`; the same one for every caller."""
         if stage not in self._journeys:
             self._journeys[stage] = Journey(self.stage(stage))
         return self._journeys[stage]
 
     def reader(self, agent: str, topic: str) -> BatchCounts:
-        """What `agent` counts of `topic`. To be asked for once, and kept."""
+        """What `agent` counts of `topic`. Ask once and keep it."""
         return BatchCounts(self._batch_records.labels(agent, topic), self._batch_seconds.labels(agent, topic))
 
     def dead_letter(self, reader: str, error: BaseException) -> None:
-        """A record was buried because of `error`."""
+        """A record went to the dead-letter topic because of `error`."""
         name = type(error).__name__
         if name not in self._errors and len(self._errors) >= LABEL_VALUES_MAX:
             name = OTHER
