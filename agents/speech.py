@@ -16,7 +16,7 @@ from typing import Final
 
 from faust.types import TP
 
-from agents.orphans import Leftovers
+from agents.orphans import OrphanedStates
 from dispatchai.calls.events import EventType
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
@@ -59,7 +59,7 @@ class SpeechAgent:
             dead_letter=self._dead_letter,
             clock=now_micros,
         )
-        self.leftovers = Leftovers(app, states, Topic.AUDIO_FRAMES, self._give_up, after_s=longest_s)
+        self.orphans = OrphanedStates(app, states, Topic.AUDIO_FRAMES, self._give_up, after_s=longest_s)
         """States that are older than any call."""
         self._started = asyncio.Event()
 
@@ -162,7 +162,7 @@ def make(app: App, partitions: int, settings: Settings) -> SpeechAgent:
     longest_s = settings.call_longest_s + settings.call_deadline_s + settings.call_expiry_s
     made = SpeechAgent(app, states, recognizer, longest_s=longest_s)
     agent.run_batches(app, NAME, SOURCES, made.process)
-    for run in (made.run, made.keep_reporting, made.leftovers.run, made.keep_ending):
+    for run in (made.run, made.keep_reporting, made.orphans.run, made.keep_ending):
         app.background(run)
     app.on_reset.append(made.reset)
     app.on_close.append(recognizer.close)

@@ -14,8 +14,7 @@ import faust.web
 import orjson
 from aiohttp import web
 
-from agents import calls, ranking, signals, speech, triage
-from agents import orphans as leftovers
+from agents import calls, orphans, ranking, signals, speech, triage
 from dispatchai.calls.config import CallFlowConfig
 from dispatchai.console import actions
 from dispatchai.console import metrics as console_metrics
@@ -71,7 +70,7 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
         signals.NAME: signals.make(app, partitions),
         triage.NAME: (triaged := triage.make(app, partitions, Rules.load())),
     }
-    leftovers.make(app, triaged, counts=lambda state: state.call is None, after_s=settings.call_expiry_s)
+    orphans.make(app, triaged, is_orphaned=lambda state: state.call is None, after_s=settings.call_expiry_s)
     ranking.make(app)
     app.on_close.append(client.close)
 

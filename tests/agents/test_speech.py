@@ -260,18 +260,18 @@ async def test_a_state_that_is_older_than_any_call_is_given_up(
     broker: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:
     """As one is that was made by a frame which was read after its call had expired."""
-    left = call_name("left")
+    orphan = call_name("orphan")
     group = await new_group(broker, tmp_path, tables=[speech.NAME], sources=speech.SOURCES)
     app, made = speech_app(group)
     longest_s = SETTINGS.call_longest_s + SETTINGS.call_deadline_s + SETTINGS.call_expiry_s
     async with running(app):
-        places = await produce(broker, FRAMES, left, call_of(3)[:-1])
+        places = await produce(broker, FRAMES, orphan, call_of(3)[:-1])
         await until(lambda: has_read(app, places[-1]))
-        assert made.states.get(left) is not None
-        await made.leftovers.look(0.0)
-        await made.leftovers.look(longest_s - 1)
-        assert made.states.get(left) is not None
-        await made.leftovers.look(longest_s)
-        assert made.states.get(left) is None
-        await until(lambda: left not in made.states.store.values)
+        assert made.states.get(orphan) is not None
+        await made.orphans.look(0.0)
+        await made.orphans.look(longest_s - 1)
+        assert made.states.get(orphan) is not None
+        await made.orphans.look(longest_s)
+        assert made.states.get(orphan) is None
+        await until(lambda: orphan not in made.states.store.values)
     assert await committed(group, places[-1]) > places[-1].offset
