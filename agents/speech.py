@@ -54,7 +54,7 @@ class SpeechAgent:
             NAME,
             recognizer,
             states=states,
-            holds=app.coverage,
+            coverage=app.coverage,
             write=self._write,
             dead_letter=self._dead_letter,
             clock=now_micros,

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 import structlog
 from faust.types import TP
 
+from dispatchai.engine.coverage import Coverage
 from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.engine.fetch import Record
 from dispatchai.records import Micros, SpeechState, Track, Utterance
@@ -28,19 +29,6 @@ log = structlog.get_logger(__name__)
 
 NO_END: Final = "no END by the call's deadline"
 """Why a stream is abandoned whose END never came."""
-
-
-class OffsetHolds(Protocol):
-    """The offsets that are held; see `dispatchai.engine.coverage.Coverage`."""
-
-    def hold(self, tp: TP, holder: Hashable, offset: int) -> None:
-        """Keep commits of `tp` at or below `offset`."""
-
-    def advance(self, tp: TP, holder: Hashable, offset: int) -> None:
-        """Hold the later `offset` instead."""
-
-    def release(self, tp: TP, holder: Hashable) -> None:
-        """Hold nothing of `tp` any more."""
 
 
 class States(Protocol):
@@ -98,17 +86,17 @@ class CallSessions:
         recognizer: Recognizer,
         *,
         states: States,
-        holds: OffsetHolds,
+        coverage: Coverage,
         write: Write,
         dead_letter: DeadLetter,
         clock: Callable[[], Micros],
     ) -> None:
-        """`name` is the agent's; it holds the offsets. `clock` is the wall clock, for the time of recognition."""
+        """`name` is the agent's, which holds the offsets. `clock` is the wall clock, for the time of recognition."""
         self.overdue: OverdueCalls[ReadDeadline] = OverdueCalls()
         self._name = name
         self._recognizer = recognizer
         self._states = states
-        self._holds = holds
+        self._coverage = coverage
         self._write = write
         self._dead_letter = dead_letter
         self._clock = clock
@@ -137,7 +125,7 @@ class CallSessions:
         step = call.session.frames([one.heard for one in heard.inputs], self._clock())
         if call.held_from is None:
             call.held_from = heard.inputs[0].offset
-            self._holds.advance(tp, self._audio_of(call_id), call.held_from)
+            self._coverage.advance(tp, self._audio_of(call_id), call.held_from)
         await self._apply(call_id, call, step)
 
     async def take(self, event: Event) -> None:
@@ -155,7 +143,7 @@ class CallSessions:
         if call is not None and call.deadline is not None:
             return
         if self.overdue.add(deadline.tp.partition, call_id, deadline):
-            self._holds.hold(deadline.tp, self._deadline_of(call_id), deadline.record.offset)
+            self._coverage.hold(deadline.tp, self._deadline_of(call_id), deadline.record.offset)
 
     async def end_overdue(self, audio: TP, now_s: float, idle_s: float) -> None:
         """End the streams of those calls whose deadline has passed and of which no audio in `audio` is unread.
@@ -239,19 +227,19 @@ class CallSessions:
             self._states.put(call_id, call.session.state, deadline.tp, deadline.record.offset, snapshot=True)
         call.held_from = call.pending.first_offset(call.session.uncovered)
         if call.held_from is None:
-            self._holds.release(call.tp, self._audio_of(call_id))
+            self._coverage.release(call.tp, self._audio_of(call_id))
         else:
-            self._holds.advance(call.tp, self._audio_of(call_id), call.held_from)
+            self._coverage.advance(call.tp, self._audio_of(call_id), call.held_from)
 
     def _let_go(self, call_id: str, call: _Call) -> None:
         """Stop hearing a call, and hold nothing for it but what its state holds until its snapshot."""
         self._calls.pop(call_id, None)
-        self._holds.release(call.tp, self._audio_of(call_id))
+        self._coverage.release(call.tp, self._audio_of(call_id))
         if call.deadline is not None:
             self._release_deadline(call_id, call.deadline)
 
     def _release_deadline(self, call_id: str, deadline: ReadDeadline) -> None:
-        self._holds.release(deadline.tp, self._deadline_of(call_id))
+        self._coverage.release(deadline.tp, self._deadline_of(call_id))
 
     def _audio_of(self, call_id: str) -> Hashable:
         return self._name, "frames", call_id

@@ -6,8 +6,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import aiokafka
-
 from agents import ranking
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.topics import Topic, Topics
@@ -28,17 +26,6 @@ from tests.support.application import (
 from tests.support.recorded_call import assessment, event
 
 BURST = 60
-
-
-def test_a_live_assessment_that_another_follows_is_passed_over_and_no_other_is_left_out() -> None:
-    kinds = [AssessmentKind.LIVE, AssessmentKind.FINAL, AssessmentKind.LIVE, AssessmentKind.LIVE]
-    made = [(consumed(number, b""), assessment(kind)) for number, kind in enumerate(kinds)]
-    assert ranking._without_overtaken(made) == [made[1], made[3]]
-    assert ranking._without_overtaken(made[1:2]) == made[1:2]
-
-
-def consumed(offset: int, value: bytes | None) -> aiokafka.ConsumerRecord:
-    return aiokafka.ConsumerRecord(Topic.ASSESSMENTS, 0, offset, 0, 0, b"call", value, None, 0, 0, ())
 
 
 async def test_live_entries_come_at_a_readable_pace_and_a_packet_takes_their_place(

@@ -85,7 +85,7 @@ class Process:
             "speech",
             self.recognizer,
             states=self.states,
-            holds=self.coverage,
+            coverage=self.coverage,
             write=self._write,
             dead_letter=self._dead_letter,
             clock=lambda: 0,

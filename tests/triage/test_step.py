@@ -23,11 +23,9 @@ from dispatchai.records import (
     Utterance,
     UtteranceKind,
     decode_as,
-    decode_fields,
     encode,
 )
-from dispatchai.triage.live_encoding import encode_live
-from dispatchai.triage.ranking import live_call, packet
+from dispatchai.triage.ranking import decode_assessed, encode_live, live_call, packet
 from dispatchai.triage.step import is_complete, step, version_of
 from tests.support.recorded_call import (
     CARDIAC_ARREST,
@@ -359,7 +357,7 @@ def test_what_was_read_of_a_call_is_kept_over_a_packet_that_more_words_may_follo
 def test_live_entries_are_written_as_the_codec_writes_them(data: st.DataObject) -> None:
     for one in run(data.draw(readings(data.draw(odd_calls()))))[1]:
         value = encode(one)
-        assert encode_live("call", value, decode_fields(value)[1]) == encode(live_call("call", one))
+        assert encode_live("call", decode_assessed(value)) == encode(live_call("call", one))
 
 
 # --- When a call is final
