@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.rivals import loop
 from dispatchai.audio import signals
-from dispatchai.audio.many_signals import Voices, hear
+from dispatchai.audio.voice_columns import Voices, hear
 from dispatchai.records import AudioFrame, Signal, SignalState, decode_as, encode
 from dispatchai.records.columns import encode_columns
 from dispatchai.records.frames import decode_frames

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dispatchai.audio import signals
 from dispatchai.audio.g711 import encode_mulaw
-from dispatchai.audio.many_signals import Voices, hear
+from dispatchai.audio.voice_columns import Voices, hear
 from dispatchai.records import AudioFrame, FrameKind, Signal, SignalState, Track, decode_as, encode
 from dispatchai.records.columns import encode_columns
 from dispatchai.records.frames import decode_frames
