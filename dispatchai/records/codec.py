@@ -34,8 +34,11 @@ HEADER_LENGTH = 10
 """Marker (2 bytes) and fingerprint (8 bytes)."""
 
 type_of_record: dict[str, type] = {
-    name: value for name, value in vars(values).items() if isinstance(value, type) and dataclasses.is_dataclass(value)
+    name: value
+    for name, value in vars(values).items()
+    if isinstance(value, type) and dataclasses.is_dataclass(value) and not name.startswith("_")
 }
+"""The dataclasses of the records and of what is in them, by name."""
 
 Record = Any
 """A frozen dataclass of `dispatchai.records.values` that has a schema file."""

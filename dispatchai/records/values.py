@@ -6,11 +6,25 @@ the two together. Times are microseconds since the Unix epoch, UTC.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Any, TypeVar
+
+from dispatchai.resources import data_path
 
 Micros = int
 """Microseconds since the Unix epoch, UTC."""
+
+T = TypeVar("T")
+
+
+def _in_schema_order(cls: type[T]) -> type[T]:
+    """`cls`, a dataclass, with its fields in the order of its schema, which JSON shows: inherited ones come first."""
+    schema = json.loads((data_path("schemas") / f"{cls.__name__}.avsc").read_text(encoding="utf-8"))
+    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
+    cls.__dataclass_fields__ = {field["name"]: known[field["name"]] for field in schema["fields"]}  # type: ignore[attr-defined]
+    return cls
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,16 +228,11 @@ class Part:
     evidence: tuple[Evidence, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Assessment:
-    """What triage concludes of a call, each time that it changed. Topic assessments, key call_id."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CallFacts:
+    """What `Assessment`, `LiveCall` and `CallPacket` say of a call alike."""
 
-    version: int
-    kind: AssessmentKind
-    as_of: Micros
-    complete: bool
     call_control_id: str
-    status: CallStatus
     from_number: str | None
     to_number: str | None
     started_at: Micros | None
@@ -231,18 +240,36 @@ class Assessment:
     ended_at: Micros | None
     hangup_cause: str | None
     degraded: str | None
-    transcript: str
-    partial: str
     audio: AudioSummary
-    emotion: Emotion
-    category: Category
     services: tuple[Service, ...]
-    tags: tuple[str, ...]
     risk: Risk
     parts: tuple[Part, ...]
     unknowns: tuple[str, ...]
     summary: str
     rules_version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CallInProgress(_CallFacts):
+    """What `Assessment` and `LiveCall` say of a call alike."""
+
+    status: CallStatus
+    transcript: str
+    partial: str
+    emotion: Emotion
+    category: Category
+    tags: tuple[str, ...]
+
+
+@_in_schema_order
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment(_CallInProgress):
+    """What triage concludes about a call, each time that it changed. Topic assessments, key call_id."""
+
+    version: int
+    kind: AssessmentKind
+    as_of: Micros
+    complete: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,33 +281,13 @@ class Ranking:
     created_at: Micros
 
 
-@dataclass(frozen=True, slots=True)
-class LiveCall:
+@_in_schema_order
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveCall(_CallInProgress):
     """What a dispatcher sees of a call in progress."""
 
     call_id: str
     updated_at: Micros
-    call_control_id: str
-    status: CallStatus
-    from_number: str | None
-    to_number: str | None
-    started_at: Micros | None
-    answered_at: Micros | None
-    ended_at: Micros | None
-    hangup_cause: str | None
-    degraded: str | None
-    transcript: str
-    partial: str
-    audio: AudioSummary
-    emotion: Emotion
-    category: Category
-    services: tuple[Service, ...]
-    tags: tuple[str, ...]
-    risk: Risk
-    parts: tuple[Part, ...]
-    unknowns: tuple[str, ...]
-    summary: str
-    rules_version: str
     ranking: Ranking
 
 
@@ -300,8 +307,9 @@ class Nlp:
     tags: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class CallPacket:
+@_in_schema_order
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallPacket(_CallFacts):
     """The triage of a call that is over."""
 
     call_id: str
@@ -309,23 +317,18 @@ class CallPacket:
     complete: bool
     status: PacketStatus
     duration_seconds: int
-    from_number: str | None
-    to_number: str | None
-    call_control_id: str
-    started_at: Micros | None
-    answered_at: Micros | None
-    ended_at: Micros | None
-    hangup_cause: str | None
-    degraded: str | None
-    audio: AudioSummary
     nlp: Nlp
-    services: tuple[Service, ...]
-    risk: Risk
-    parts: tuple[Part, ...]
-    unknowns: tuple[str, ...]
-    summary: str
     ranking: Ranking
-    rules_version: str
+
+
+def shared_with_live(assessment: Assessment) -> dict[str, Any]:
+    """The fields of `assessment` that a `LiveCall` has too."""
+    return {field.name: getattr(assessment, field.name) for field in fields(_CallInProgress)}
+
+
+def shared_with_packet(assessment: Assessment) -> dict[str, Any]:
+    """The fields of `assessment` that a `CallPacket` has too, with the same meaning."""
+    return {field.name: getattr(assessment, field.name) for field in fields(_CallFacts)}
 
 
 class ActionKind(StrEnum):

@@ -26,6 +26,7 @@ from dispatchai.records import (
     encode,
 )
 from dispatchai.records.carry import Carrier
+from dispatchai.records.values import shared_with_live, shared_with_packet
 
 PRIORITY: Final[dict[RiskLevel, int]] = {
     RiskLevel.CRITICAL: 1,
@@ -61,28 +62,8 @@ def live_call(call_id: str, assessment: Assessment) -> LiveCall:
     return LiveCall(
         call_id=call_id,
         updated_at=assessment.as_of,
-        call_control_id=assessment.call_control_id,
-        status=assessment.status,
-        from_number=assessment.from_number,
-        to_number=assessment.to_number,
-        started_at=assessment.started_at,
-        answered_at=assessment.answered_at,
-        ended_at=assessment.ended_at,
-        hangup_cause=assessment.hangup_cause,
-        degraded=assessment.degraded,
-        transcript=assessment.transcript,
-        partial=assessment.partial,
-        audio=assessment.audio,
-        emotion=assessment.emotion,
-        category=assessment.category,
-        services=assessment.services,
-        tags=assessment.tags,
-        risk=assessment.risk,
-        parts=assessment.parts,
-        unknowns=assessment.unknowns,
-        summary=assessment.summary,
-        rules_version=assessment.rules_version,
         ranking=rank_live(assessment.risk, assessment.started_at, assessment.as_of),
+        **shared_with_live(assessment),
     )
 
 
@@ -96,28 +77,14 @@ def packet(call_id: str, assessment: Assessment) -> CallPacket:
         complete=assessment.complete,
         status=PacketStatus.OPEN,
         duration_seconds=min(max(0, round((ended_at - started_at) / 1_000_000)), LONGEST_DURATION_S),
-        from_number=assessment.from_number,
-        to_number=assessment.to_number,
-        call_control_id=assessment.call_control_id,
-        started_at=assessment.started_at,
-        answered_at=assessment.answered_at,
-        ended_at=assessment.ended_at,
-        hangup_cause=assessment.hangup_cause,
-        degraded=assessment.degraded,
-        audio=assessment.audio,
         nlp=Nlp(
             transcript=assessment.transcript,
             emotion=assessment.emotion,
             category=assessment.category,
             tags=assessment.tags,
         ),
-        services=assessment.services,
-        risk=assessment.risk,
-        parts=assessment.parts,
-        unknowns=assessment.unknowns,
-        summary=assessment.summary,
         ranking=rank(assessment.risk, ended_at),
-        rules_version=assessment.rules_version,
+        **shared_with_packet(assessment),
     )
 
 

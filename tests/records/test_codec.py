@@ -69,6 +69,12 @@ def test_any_record_can_be_told_as_json(name: str, data: st.DataObject) -> None:
     )
 
 
+@pytest.mark.parametrize("name", RECORD_NAMES)
+def test_json_has_the_fields_in_the_order_of_the_schema(name: str) -> None:
+    names = [field["name"] for field in load(current_path(name))["fields"]]
+    assert list(to_json(example(record_class(name)))) == names
+
+
 @pytest.mark.parametrize(
     ("micros", "told"),
     [
