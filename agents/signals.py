@@ -26,8 +26,8 @@ from dispatchai.engine.app import App
 from dispatchai.engine.fetch import Batch, Fetch
 from dispatchai.kafka.topics import Topic
 from dispatchai.records import AudioFrame, CallEvent, Signal, SignalState, decode_as, encode
-from dispatchai.records.columns import encode_columns
-from dispatchai.records.frames import decode_frame, decode_frames
+from dispatchai.records.column_encoder import encode_columns
+from dispatchai.records.frame_decoder import decode_frame, decode_frames
 
 NAME: Final = "signals"
 SOURCES: Final = (Topic.AUDIO_FRAMES, Topic.CALL_EVENTS)

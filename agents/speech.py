@@ -25,7 +25,7 @@ from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.topics import Topic
 from dispatchai.process.clock import now_micros
 from dispatchai.records import CallEvent, SpeechState, Utterance, decode_as, encode
-from dispatchai.records.frames import decode_frame
+from dispatchai.records.frame_decoder import decode_frame
 from dispatchai.settings import Settings
 from dispatchai.speech.call_sessions import CallSessions, ReadDeadline
 from dispatchai.speech.engines import recognizer as make_recognizer

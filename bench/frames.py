@@ -11,6 +11,7 @@ from functools import cache
 from typing import Final
 
 from dispatchai.records import AudioFrame, FrameKind, Track, encode
+from dispatchai.records.avro_primitives import encode_long
 from dispatchai.simulator import load
 from dispatchai.speech.engines import RECORDINGS
 from tests.support.callers import CALLERS
@@ -25,20 +26,9 @@ _SEQUENCES_KEPT: Final = FRAMES_PER_S * 600
 """Numbers whose encoding is kept: those of a call of ten minutes."""
 
 
-def zigzag(number: int) -> bytes:
-    """A non-negative Avro `long`. Source: Apache Avro 1.12 specification, "Primitive Types"."""
-    number <<= 1
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
-
-
 @cache
 def _sequences() -> tuple[bytes, ...]:
-    return tuple(zigzag(number) for number in range(_SEQUENCES_KEPT))
+    return tuple(encode_long(number) for number in range(_SEQUENCES_KEPT))
 
 
 def _frame(stream_id: str, kind: FrameKind, sequence: int, captured_at: int, payload: bytes = b"") -> AudioFrame:
@@ -49,7 +39,7 @@ def _cut(stream_id: str, payload: bytes) -> tuple[bytes, bytes]:
     """The record of a frame before its sequence and behind its time."""
     zero, one = (encode(_frame(stream_id, FrameKind.FRAME, sequence, 0, payload)) for sequence in (0, 1))
     at = next(index for index, (left, right) in enumerate(zip(zero, one, strict=True)) if left != right)
-    return zero[:at], zero[at + len(zigzag(0)) * 2 :]
+    return zero[:at], zero[at + len(encode_long(0)) * 2 :]
 
 
 @cache
@@ -93,12 +83,12 @@ class Call:
         return encode(_frame(self.stream_id, FrameKind.START, 0, captured_at))
 
     def frame(self, time: bytes) -> bytes:
-        """The record of the next frame. `time` is `zigzag` of its microseconds since the epoch."""
+        """The record of the next frame. `time` is `encode_long` of its microseconds since the epoch."""
         self.sequence += 1
         self._at += 1
         if self._at >= len(self._tails):
             self._at = 0
-        number = _sequences()[self.sequence] if self.sequence < _SEQUENCES_KEPT else zigzag(self.sequence)
+        number = _sequences()[self.sequence] if self.sequence < _SEQUENCES_KEPT else encode_long(self.sequence)
         return b"".join((self._head, number, time, self._tails[self._at]))
 
     def end(self, captured_at: int) -> bytes:

@@ -21,7 +21,7 @@ from typing import Final
 from uuid import uuid4
 
 from bench.arrivals import Arrivals
-from bench.frames import FRAME_S, Call, zigzag
+from bench.frames import FRAME_S, Call
 from bench.lanes import Lanes
 from dispatchai.calls.events import EventType
 from dispatchai.engine.app import use_uvloop
@@ -30,6 +30,7 @@ from dispatchai.kafka.topics import Topic
 from dispatchai.process import memory
 from dispatchai.process.child import Child
 from dispatchai.records import CallEvent, encode
+from dispatchai.records.avro_primitives import encode_long
 from dispatchai.settings import Settings
 
 SLICES: Final = 10
@@ -139,7 +140,7 @@ class Load:
         self._frames.append(live.partition, key, call.start(int(now * MICROS)), int(now * 1000))
 
     def _send(self, part: list[_Live], now: float, late_s: float) -> None:
-        captured_at, timestamp_ms = zigzag(int(now * MICROS)), int(now * 1000)
+        captured_at, timestamp_ms = encode_long(int(now * MICROS)), int(now * 1000)
         append = self._frames.append
         over = False
         for live in part:

@@ -18,10 +18,11 @@ from aiokafka import AIOKafkaProducer
 from confluent_kafka import KafkaError, Message, Producer
 
 from bench import command
-from bench.frames import FRAME_S, Call, zigzag
+from bench.frames import FRAME_S, Call
 from bench.lanes import BATCH_BYTES, Lanes
 from dispatchai.gateway.kafka_writer import LINGER_S
 from dispatchai.kafka.topics import Topic
+from dispatchai.records.avro_primitives import encode_long
 from tests.support.kafka.measured import Broker, broker
 from tests.support.report import machine, table
 
@@ -32,7 +33,7 @@ Portions = Sequence[Sequence[tuple[bytes, bytes]]]
 def portions(calls: int, seconds: float) -> Portions:
     """The frames of `calls` for `seconds`, made before anything is measured."""
     live = [Call(f"outbox-{number:05d}", number) for number in range(calls)]
-    at = zigzag(time.time_ns() // 1000)
+    at = encode_long(time.time_ns() // 1000)
     return [[(call.call_id.encode(), call.frame(at)) for call in live] for _ in range(round(seconds / FRAME_S))]
 
 

@@ -29,7 +29,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from bench import command
-from bench.frames import Call, zigzag
+from bench.frames import Call
 from bench.lanes import Lanes
 from bench.load import Plan, Sent, load
 from bench.worker import UPDATED
@@ -37,6 +37,7 @@ from dispatchai.app import WORKER as WORKER_GROUP
 from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.process.child import Child
+from dispatchai.records.avro_primitives import encode_long
 from dispatchai.records.codec import decode_fields
 from tests.support.follow import Progress, follow
 from tests.support.kafka.measured import Broker, broker
@@ -221,7 +222,7 @@ async def probe(kafka: Broker, seen: Seen, progress: Progress) -> None:
         for call in calls:
             key = call.call_id.encode()
             partition, at, at_ms = lanes.partition(key), int(now * 1_000_000), int(now * 1000)
-            for value in (call.start(at), call.frame(zigzag(at)), call.end(at)):
+            for value in (call.start(at), call.frame(encode_long(at)), call.end(at)):
                 lanes.append(partition, key, value, at_ms)
     wanted = {call.call_id for call in calls}
     await progress.until(lambda: seen.ended.keys() >= wanted, START_S)

@@ -32,7 +32,7 @@ import aiokafka
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from bench import command
-from bench.frames import FRAMES_PER_S, Call, zigzag
+from bench.frames import FRAMES_PER_S, Call
 from bench.lanes import Lanes
 from bench.rivals import job
 from dispatchai.audio import signals
@@ -41,6 +41,7 @@ from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.process.child import Child
 from dispatchai.records import AudioFrame, decode_as, encode
+from dispatchai.records.avro_primitives import encode_long
 from tests.support.follow import follow
 from tests.support.kafka.measured import Broker, broker
 from tests.support.paths import ROOT
@@ -135,7 +136,7 @@ class Frames:
     def _frames(self, count: int) -> Records:
         for _ in range(count):
             self._at += 1_000_000 // FRAMES_PER_S
-            captured_at = zigzag(self._at)
+            captured_at = encode_long(self._at)
             yield from ((call.call_id, call.frame(captured_at)) for call in self.calls)
 
 

@@ -11,8 +11,8 @@ from bench.rivals import loop
 from dispatchai.audio import signals
 from dispatchai.audio.voice_columns import Voices, hear
 from dispatchai.records import AudioFrame, Signal, SignalState, decode_as, encode
-from dispatchai.records.columns import encode_columns
-from dispatchai.records.frames import decode_frames
+from dispatchai.records.column_encoder import encode_columns
+from dispatchai.records.frame_decoder import decode_frames
 
 
 class Bare:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from dispatchai.audio.voice_columns import Voices
 from dispatchai.records import SignalState, decode_as, encode
-from dispatchai.records.columns import encode_columns
+from dispatchai.records.column_encoder import encode_columns
 
 
 class StateColumns:

@@ -20,8 +20,8 @@ from dispatchai.audio.g711 import samples_in
 from dispatchai.audio.loudness import ALPHA, DECAY, GAIN, VOICED_RMS, rms_of_rows
 from dispatchai.audio.signals import SIGNAL_EVERY_MS, TRANSITION_APART_MS
 from dispatchai.records import SignalKind, SignalState, StreamSignal
-from dispatchai.records.columns import Column, OneItem, Same, Text
-from dispatchai.records.frames import STREAM_BYTES, FrameColumns, stream_key, stream_name
+from dispatchai.records.column_encoder import Column, OneItem, Same, Text
+from dispatchai.records.frame_decoder import STREAM_BYTES, FrameColumns, stream_key, stream_name
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -13,7 +13,7 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from dispatchai.records import AudioFrame, Track
-from dispatchai.records.frames import decode_frames
+from dispatchai.records.frame_decoder import decode_frames
 from dispatchai.speech.session import FrameRun
 
 
@@ -103,8 +103,7 @@ class FrameBatch(Generic[R]):
             if not inbound[row]:
                 continue
             run = columns.runs[layout]
-            size = run.payloads.shape[1]
-            payload = value[len(value) - 1 - size : -1]  # the last byte says that there is no detail
+            payload = run.payload_in(value)
             call = calls.setdefault(key, CallInputs())
             call.records.append(record)
             known = open_runs.get(key)

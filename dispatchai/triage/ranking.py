@@ -25,7 +25,7 @@ from dispatchai.records import (
     decode_fields,
     encode,
 )
-from dispatchai.records.carry import Carrier
+from dispatchai.records.splice import RecordSplicer
 from dispatchai.records.values import shared_with_live, shared_with_packet
 
 PRIORITY: Final[dict[RiskLevel, int]] = {
@@ -128,7 +128,7 @@ def encode_packet(call_id: str, assessed: Assessed) -> bytes:
 
 _RANKING: Final = tuple(Ranking.__slots__)
 
-_ASSESSMENT_TO_LIVE: Final = Carrier(Assessment.__name__, LiveCall.__name__, "call_control_id")
+_ASSESSMENT_TO_LIVE: Final = RecordSplicer(Assessment.__name__, LiveCall.__name__, "call_control_id")
 """A live entry is an assessment with another beginning, and its place in the queue at the end."""
 
 

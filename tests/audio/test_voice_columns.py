@@ -13,8 +13,8 @@ from dispatchai.audio import signals
 from dispatchai.audio.g711 import encode_mulaw
 from dispatchai.audio.voice_columns import Voices, hear
 from dispatchai.records import AudioFrame, FrameKind, Signal, SignalState, Track, decode_as, encode
-from dispatchai.records.columns import encode_columns
-from dispatchai.records.frames import decode_frames
+from dispatchai.records.column_encoder import encode_columns
+from dispatchai.records.frame_decoder import decode_frames
 
 TONE = encode_mulaw((np.sin(np.arange(160) / 4) * 12_000).astype(np.int16))
 PAYLOADS = (b"\xff" * 160, TONE, TONE[:80], encode_mulaw((np.sin(np.arange(160) / 9) * 900).astype(np.int16)))

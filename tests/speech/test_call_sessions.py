@@ -15,7 +15,7 @@ from dispatchai.engine.coverage import Coverage
 from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.engine.fetch import Record
 from dispatchai.records import AudioFrame, FrameKind, SpeechState, Utterance, UtteranceKind, encode
-from dispatchai.records.frames import decode_frame
+from dispatchai.records.frame_decoder import decode_frame
 from dispatchai.speech.call_sessions import CallSessions, ReadDeadline
 from dispatchai.speech.frame_runs import FrameBatch
 from dispatchai.speech.recognizer import AudioFormat

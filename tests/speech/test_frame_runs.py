@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatchai.records import AudioFrame, FrameKind, Track, encode
-from dispatchai.records.frames import decode_frame
+from dispatchai.records.frame_decoder import decode_frame
 from dispatchai.speech.frame_runs import FrameBatch, Input
 from dispatchai.speech.session import FrameRun
 from tests.speech.audio import record

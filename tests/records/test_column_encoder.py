@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatchai.records import Signal, SignalKind, SignalState, StreamSignal, encode
-from dispatchai.records.columns import Column, OneItem, Same, Text, encode_columns
+from dispatchai.records.column_encoder import Column, OneItem, Same, Text, encode_columns
 
 longs = st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(-200, 200)
 doubles = st.floats(allow_nan=False)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatchai.records import AudioFrame, FrameKind, Track, decode_as, encode
-from dispatchai.records.frames import ENCODINGS, SEQUENCE_MAX, STREAM_BYTES, decode_frames, stream_key
+from dispatchai.records.frame_decoder import ENCODINGS, SEQUENCE_MAX, STREAM_BYTES, decode_frames, stream_key
 from tests.records.examples import RECORD_NAMES, example, record_class
 
 FRAMES = st.builds(
