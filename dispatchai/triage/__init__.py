@@ -3,7 +3,9 @@
 Nothing here knows of Kafka, the clock or the network: what is concluded is a function of what was said.
 """
 
-from dispatchai.triage.scoring import Conclusion, Rules, RulesError, conclude
+from dispatchai.triage.errors import RulesError
+from dispatchai.triage.rules import Rules
+from dispatchai.triage.scoring import Conclusion, conclude
 from dispatchai.triage.summary import LISTENING
 
 __all__ = ["LISTENING", "Conclusion", "Rules", "RulesError", "conclude"]

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from dispatchai.triage.errors import PatternError
+
 
 def word_set(words: str) -> frozenset[str]:
     """The words of `words`, parted by spaces."""
@@ -114,10 +116,6 @@ MAX_GAP = 6
 
 NEGATORS = frozenset({"no", "not", "never", "nobody", "none", "nothing", "neither", "nor", "without", "noone"})
 """Words that deny what follows. A pattern that names one itself ("not breathing") is a finding, never denied."""
-
-
-class PatternError(ValueError):
-    """The text of a pattern is wrong. The message says how."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from dispatchai.records.values import (
     Utterance,
     UtteranceKind,
 )
-from dispatchai.triage.rules_file import UNITS, Analysis, Rule, Rules, RulesError
+from dispatchai.triage.rules import UNITS, Analysis, Rule, Rules
 from dispatchai.triage.summary import (
     LISTENING,
     MoodOfWords,
@@ -35,7 +35,7 @@ from dispatchai.triage.summary import (
     unknowns,
 )
 
-__all__ = ["MAX_EVIDENCE", "Conclusion", "Reading", "Rules", "RulesError", "conclude", "read", "weigh"]
+__all__ = ["MAX_EVIDENCE", "Conclusion", "Reading", "Rules", "conclude", "read", "weigh"]
 
 MAX_EVIDENCE = 3
 """Places that are shown for one part: the first ones, so that what a dispatcher reads does not move."""

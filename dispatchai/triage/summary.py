@@ -11,7 +11,8 @@ from heapq import nlargest
 from math import isfinite
 
 from dispatchai.records.values import AudioSummary, Emotion, Utterance
-from dispatchai.triage.rules_file import Analysis, Mood, Place, Rules
+from dispatchai.triage.rules import Analysis, Place, Rules
+from dispatchai.triage.rules_file import Mood
 
 LISTENING = "Listening…"
 """Summary of a call in which no word was understood yet."""

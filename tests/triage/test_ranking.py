@@ -26,7 +26,7 @@ from dispatchai.records import (
     encode,
 )
 from dispatchai.triage.ranking import live_call, packet, rank
-from dispatchai.triage.rules_file import UNITS
+from dispatchai.triage.rules import UNITS
 from dispatchai.triage.step import step
 from tests.support.recorded_call import RULES, T0, S, assessment, whole_call
 
