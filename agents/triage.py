@@ -11,13 +11,13 @@ from functools import partial
 from typing import Final
 
 from dispatchai.calls.events import EventType
-from dispatchai.calls.state import fold as fold_call
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.topics import Topic
 from dispatchai.records import CallEvent, Micros, Signal, TriageState, Utterance, decode_as, encode
-from dispatchai.triage.scoring import Reading, Rules
+from dispatchai.triage.rules import Rules
+from dispatchai.triage.scoring import Reading
 from dispatchai.triage.step import step
 
 NAME: Final = "triage"
@@ -54,7 +54,7 @@ class TriageAgent:
                 case CallEvent(type=EventType.HANGUP):
                     self._on_hangup(call_id, value.received_at)
         reading = self._readings.pop(call_id, None)
-        stepped = step(state, inputs, fold_call=fold_call, rules=self._rules, reading=reading)
+        stepped = step(state, inputs, rules=self._rules, reading=reading)
         if stepped.reading is not None:
             self._readings[call_id] = stepped.reading
         outputs = [agent.Output(Topic.ASSESSMENTS, encode(assessment)) for assessment in stepped.assessments]

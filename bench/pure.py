@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from dispatchai.audio import signals
-from dispatchai.calls.state import fold as fold_call
 from dispatchai.records import AudioFrame, CallEvent, FrameKind, Signal, Track, TriageState, Utterance, encode
 from dispatchai.simulator import load
 from dispatchai.speech.engines import RECORDINGS
 from dispatchai.speech.recognizer import Ended
 from dispatchai.speech.scripted import ScriptedRecognizer, load_script
 from dispatchai.speech.session import CallSpeech, FrameRun, Streams
-from dispatchai.triage import step as folds
-from dispatchai.triage.scoring import Reading, Rules
+from dispatchai.triage.rules import Rules
+from dispatchai.triage.scoring import Reading
+from dispatchai.triage.step import step as triage_step
 from tests.support.report import machine, table, write_section
 
 CALLS: Final = (
@@ -121,7 +121,7 @@ def triage_costs(records: Sequence[Record], rules: Rules) -> list[Cost]:
     costs = []
     for record in records:
         began = time.thread_time()
-        step = folds.step(state, [record], fold_call=fold_call, rules=rules, reading=reading)
+        step = triage_step(state, [record], rules=rules, reading=reading)
         stepped = time.thread_time()
         for assessment in step.assessments:
             encode(assessment)

@@ -29,7 +29,7 @@ from dispatchai.settings import Settings
 from dispatchai.speech import metrics as speech_metrics
 from dispatchai.telnyx import stream_tokens as tokens
 from dispatchai.telnyx.client import TelnyxClient
-from dispatchai.triage.scoring import Rules
+from dispatchai.triage.rules import Rules
 
 WORKER: Final = "dispatchai-worker"
 SPEECH: Final = "dispatchai-speech"

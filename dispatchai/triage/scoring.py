@@ -35,7 +35,7 @@ from dispatchai.triage.summary import (
     unknowns,
 )
 
-__all__ = ["MAX_EVIDENCE", "Conclusion", "Reading", "Rules", "conclude", "read", "weigh"]
+__all__ = ["MAX_EVIDENCE", "Conclusion", "Reading", "conclude", "read", "weigh"]
 
 MAX_EVIDENCE = 3
 """Places that are shown for one part: the first ones, so that what a dispatcher reads does not move."""

@@ -10,10 +10,12 @@ is made depends on how the topics interleaved and on where batches were cut, wha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from dispatchai.calls.events import OWN_EVENTS, EventType
+from dispatchai.calls.state import fold as fold_call
 from dispatchai.records import (
     Assessment,
     AssessmentKind,
@@ -30,13 +32,9 @@ from dispatchai.records import (
     UtteranceKind,
     encode,
 )
-from dispatchai.triage.scoring import Reading, Rules, read, weigh
-
-FoldCall = Callable[[CallState | None, CallEvent], CallState]
-"""How a call's life is folded from its events; the same fold that the calls agent uses."""
-
-EXPIRED: Final = "dispatchai.expired"
-"""Type of the event after which a call's state is given up."""
+from dispatchai.triage.finality import is_complete, version_of
+from dispatchai.triage.rules import Rules
+from dispatchai.triage.scoring import Reading, read, weigh
 
 SNAPSHOT_EVERY: Final[Micros] = 5_000_000
 """Signals and partial texts ask for a snapshot only when this much time of the call has passed since the one before:
@@ -85,7 +83,6 @@ def step(
     before: TriageState | None,
     records: Sequence[CallEvent | Signal | Utterance],
     *,
-    fold_call: FoldCall,
     rules: Rules,
     reading: Reading | None = None,
 ) -> TriageStep:
@@ -99,7 +96,7 @@ def step(
             break  # late events of a call that is given up, wherever the batch was cut
         match record:
             case CallEvent():
-                state = fold_event(state, record, fold_call)
+                state = fold_event(state, record)
             case Signal():
                 state = fold_signal(state, record)
             case Utterance():
@@ -128,41 +125,16 @@ def step(
     return TriageStep(state, (live,), _is_worth_storing(before, state, records), reading)
 
 
-def version_of(state: TriageState) -> int:
-    """The version of the packet that follows from `state`. Odd: all of the call is in. Even: the deadline passed
-    before that. So a call that ends as calls do gets version 1, and version 0 before that if its deadline came first.
-
-    It rises with each fact that may follow after all of a call seemed to be in: an event that changes what is known
-    of a call's life after its end (`TriageState.late_events` counts them), and a stream that no event announced.
-    The two counts are paired by Cantor's function, which rises with each of them, and also when an event announces a
-    stream later, so that no two pairs share a number. Hence:
-
-    * As folds advance it never falls, however the topics interleave, and the last one is the same in every reading.
-    * Two complete packets of one version say the same. Packets of one even version are drafts of one packet: the last
-      that was written counts. They cannot be numbered so that the numbers stay below the 1 of a complete packet, and
-      a complete packet whose number depended on drafts would depend on whether the deadline was read before the text.
-
-    Reference: G. Cantor, "Ein Beitrag zur Mannigfaltigkeitslehre" (1878), the pairing polynomial.
-    """
-    call = state.call
-    late, unannounced = state.late_events, 0
-    if call is not None:
-        announced = max(call.streams_started, 0 if call.answered_at is None else 1)
-        unannounced = max(0, len(streams_of(state)) - announced)
-    diagonal = late + unannounced
-    return 2 * (diagonal * (diagonal + 1) // 2 + late) + is_complete(state)
-
-
-def fold_event(state: TriageState, event: CallEvent, fold_call: FoldCall) -> TriageState:
+def fold_event(state: TriageState, event: CallEvent) -> TriageState:
     """The state with `event` in it. Repeats and late events change nothing, as `fold_call` sees to.
 
     A signal or text that is read after its call expired makes a state of a call that nothing is known of. It is given
     up when it is said once more that the call expired, which follows after a while (`agents.orphans`).
     """
     before = state.call
-    if before is None and event.type.startswith("dispatchai."):
+    if before is None and event.type.startswith(OWN_EVENTS):
         # Facts of a call whose state was given up meanwhile make no call of it.
-        return replace(state, expired=True) if event.type == EXPIRED and state != NO_STATE else state
+        return replace(state, expired=True) if event.type == EventType.EXPIRED and state != NO_STATE else state
     call = fold_call(before, event)
     if call == before:
         return state
@@ -171,7 +143,7 @@ def fold_event(state: TriageState, event: CallEvent, fold_call: FoldCall) -> Tri
     return replace(
         state,
         call=call,
-        expired=state.expired or event.type == EXPIRED,
+        expired=state.expired or event.type == EventType.EXPIRED,
         late_events=state.late_events + late,
         as_of=max(state.as_of, event.occurred_at),
     )
@@ -236,35 +208,6 @@ def fold_utterance(state: TriageState, utterance: Utterance) -> TriageState:
     known[utterance.utterance_id] = utterance
     ordered = sorted(known.values(), key=lambda item: (item.stream_id, item.start_ms, item.utterance_id))
     return replace(state, utterances=tuple(ordered))
-
-
-def streams_of(state: TriageState) -> tuple[str, ...]:
-    """The streams of the call: in the order in which their audio began, then those of which only text is known."""
-    return tuple(
-        dict.fromkeys(
-            (
-                *(fold.stream_id for fold in state.signals),
-                *state.transcripts_ended,
-                *(item.stream_id for item in state.utterances),
-            )
-        )
-    )
-
-
-def is_complete(state: TriageState) -> bool:
-    """Whether all of the call is in: hangup, the end of each audio stream, and the end of each one's speech."""
-    call = state.call
-    if call is None or call.status is not CallStatus.ENDED:
-        return False
-    streams = streams_of(state)
-    if call.answered_at is None and not streams and not call.streams_started:
-        return True  # hung up before anybody answered: there is no audio to wait for
-    audio_ended = {fold.stream_id for fold in state.signals if fold.ended}
-    return (
-        bool(streams)
-        and len(streams) >= call.streams_started
-        and all(stream in audio_ended and stream in state.transcripts_ended for stream in streams)
-    )
 
 
 def _is_call(state: TriageState) -> bool:

@@ -720,7 +720,7 @@ def test_no_content_of_our_own_events_makes_it_raise(payload: bytes, kind: Event
 
 def test_facts_of_a_call_that_triage_gave_up_make_no_call_of_it() -> None:
     late = outcome_event(Answer("v3:abc", "c"), 1, Done(1), T0)
-    assert fold_event(NO_STATE, late, fold) == NO_STATE
+    assert fold_event(NO_STATE, late) == NO_STATE
 
 
 # ---- the agent -----------------------------------------------------------------------------------------------------

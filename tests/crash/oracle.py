@@ -31,9 +31,9 @@ from dispatchai.speech.engines import RECORDINGS
 from dispatchai.speech.recognizer import Ended, Failed, StreamKey
 from dispatchai.speech.scripted import ScriptedRecognizer, load_script
 from dispatchai.speech.session import CallSpeech, Step, Streams
-from dispatchai.triage import step as folds
 from dispatchai.triage.ranking import packet
-from dispatchai.triage.scoring import Rules
+from dispatchai.triage.rules import Rules
+from dispatchai.triage.step import step as triage_step
 
 NO_TIME = 0
 """Stands for the time of recognition, which is one of processing."""
@@ -76,7 +76,7 @@ async def expected(call_id: str, events: Sequence[CallEvent], frames: Sequence[A
         call_id, frames, over=any(each.type == EventType.DEADLINE for each in events)
     )
     made = () if stepped is None else stepped.signals
-    triaged = folds.step(None, [*events, *made, *utterances], fold_call=fold, rules=rules())
+    triaged = triage_step(None, [*events, *made, *utterances], rules=rules())
     finals = [each for each in triaged.assessments if each.kind is AssessmentKind.FINAL]
     return Expected(
         call_id=call_id,

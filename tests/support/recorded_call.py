@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dispatchai.calls.events import EventType
-from dispatchai.calls.state import fold
 from dispatchai.records import Assessment, AssessmentKind, CallEvent, Signal, SignalKind, Utterance, UtteranceKind
-from dispatchai.triage.scoring import Rules
+from dispatchai.triage.rules import Rules
 from dispatchai.triage.step import NO_STATE, assess, fold_event, read_call
 
 S = 1_000_000
@@ -165,5 +164,5 @@ def assessment(
     kind: AssessmentKind = AssessmentKind.LIVE, *, transcript: str = "", version: int = 0, call: str = "call"
 ) -> Assessment:
     """What triage says of a call that rang, with another transcript."""
-    state = fold_event(NO_STATE, event("call.initiated", call=call), fold)
+    state = fold_event(NO_STATE, event("call.initiated", call=call))
     return replace(assess(state, RULES, read_call(state, RULES), kind), transcript=transcript, version=version)

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.calls.state import fold as fold_call
 from dispatchai.console import json_view as shape
 from dispatchai.records import (
     Assessment,
@@ -41,7 +40,7 @@ def final(*said: str) -> Assessment:
     """What triage ends with for a caller who says this."""
     state, made = None, []
     for topic in whole_call(said or ("Someone's been shot, we need help now.",)).topics:
-        stepped = step(state, topic, fold_call=fold_call, rules=RULES)
+        stepped = step(state, topic, rules=RULES)
         state, made = stepped.state, [*made, *stepped.assessments]
     assert made[-1].kind is AssessmentKind.FINAL
     return made[-1]

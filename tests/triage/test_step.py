@@ -10,7 +10,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dispatchai.calls.state import fold as fold_call
 from dispatchai.records import (
     Assessment,
     AssessmentKind,
@@ -25,8 +24,9 @@ from dispatchai.records import (
     decode_as,
     encode,
 )
+from dispatchai.triage.finality import is_complete, version_of
 from dispatchai.triage.ranking import decode_assessed, encode_live, live_call, packet
-from dispatchai.triage.step import is_complete, step, version_of
+from dispatchai.triage.step import step
 from tests.support.recorded_call import (
     CARDIAC_ARREST,
     DEADLINE,
@@ -56,7 +56,7 @@ def run(batches: Sequence[Batch], before: TriageState | None = None) -> tuple[Tr
     """Step through `batches`; the state after them and all that was concluded on the way."""
     state, made = before, []
     for batch in batches:
-        stepped = step(state, batch, fold_call=fold_call, rules=RULES)
+        stepped = step(state, batch, rules=RULES)
         state = stepped.state
         made.extend(stepped.assessments)
     return state, made
@@ -322,7 +322,7 @@ def test_the_reading_of_the_step_before_changes_nothing_but_the_cost(data: st.Da
     batches = data.draw(readings(data.draw(odd_calls())))
     state, reading, made = None, None, []
     for batch in batches:
-        stepped = step(state, batch, fold_call=fold_call, rules=RULES, reading=reading)
+        stepped = step(state, batch, rules=RULES, reading=reading)
         state, reading = stepped.state, stepped.reading
         made.extend(stepped.assessments)
     assert (state, made) == run(batches)
@@ -332,22 +332,22 @@ def test_what_was_read_of_a_call_is_kept_until_its_packet() -> None:
     batches = one_by_one(*WHOLE.topics)
     state, reading = None, None
     for batch in batches[:-1]:
-        stepped = step(state, batch, fold_call=fold_call, rules=RULES, reading=reading)
+        stepped = step(state, batch, rules=RULES, reading=reading)
         assert stepped.reading is not None
         kept, state, reading = reading, stepped.state, stepped.reading
         if kept is not None and isinstance(batch[0], Signal):
             assert reading is kept, "a signal of the voice changes no word"
-    last = step(state, batches[-1], fold_call=fold_call, rules=RULES, reading=reading)
+    last = step(state, batches[-1], rules=RULES, reading=reading)
     assert kinds(last.assessments) == [AssessmentKind.FINAL]
     assert last.reading is None
 
 
 def test_what_was_read_of_a_call_is_kept_over_a_packet_that_more_words_may_follow() -> None:
     *before, last = WHOLE.with_events(DEADLINE).transcripts
-    draft = step(None, [*WHOLE.with_events(DEADLINE).events, *WHOLE.signals, *before], fold_call=fold_call, rules=RULES)
+    draft = step(None, [*WHOLE.with_events(DEADLINE).events, *WHOLE.signals, *before], rules=RULES)
     assert kinds(draft.assessments) == [AssessmentKind.FINAL]
     assert draft.reading is not None
-    whole = step(draft.state, [last], fold_call=fold_call, rules=RULES, reading=draft.reading)
+    whole = step(draft.state, [last], rules=RULES, reading=draft.reading)
     assert kinds(whole.assessments) == [AssessmentKind.FINAL]
     assert whole.reading is None
 
