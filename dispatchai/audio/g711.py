@@ -11,6 +11,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from dispatchai.audio.errors import CodecError
+
 Samples = npt.NDArray[np.int16]
 """Linear samples, shape (n,), full scale ±32768."""
 
@@ -57,17 +59,17 @@ TABLES: Final[dict[str, Samples]] = {"PCMU": MULAW, "PCMA": ALAW}
 
 
 def decode(encoding: str, payload: bytes) -> Samples:
-    """Linear samples of `payload`. Raises ValueError for an encoding outside `DECODABLE` or a part of a sample."""
+    """Linear samples of `payload`. Raises CodecError for an encoding outside `DECODABLE` or a part of a sample."""
     match encoding:
         case "PCMU" | "PCMA":
             return TABLES[encoding][np.frombuffer(payload, dtype=np.uint8)]
         case "L16" | "L16BE":
             if len(payload) % 2:
-                raise ValueError(f"an L16 payload of {len(payload)} bytes ends within a sample")
+                raise CodecError(f"an L16 payload of {len(payload)} bytes ends within a sample")
             order = "<i2" if encoding == L16_LITTLE else ">i2"
             return np.frombuffer(payload, dtype=order).astype(np.int16, copy=False)
         case _:
-            raise ValueError(f"cannot decode {encoding!r}: known are {', '.join(sorted(DECODABLE))}")
+            raise CodecError(f"cannot decode {encoding!r}: known are {', '.join(sorted(DECODABLE))}")
 
 
 def samples_in(encoding: str, payload_length: int) -> int:

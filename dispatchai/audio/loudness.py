@@ -42,7 +42,7 @@ def rms_of_rows(encoding: str, payloads: npt.NDArray[np.uint8]) -> npt.NDArray[n
     """RMS of each payload, shape (k,), 1.0 = full scale, of `payloads`, shape (k, bytes); 0 for an empty one.
 
     A byte that is half a sample at the end of a payload counts for nothing. Squares are summed as integers, so the
-    result does not depend on which frames are measured together. Raises ValueError for an encoding that cannot be
+    result does not depend on which frames are measured together. Raises CodecError for an encoding that cannot be
     decoded.
     """
     count, length = payloads.shape

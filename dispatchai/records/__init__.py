@@ -1,7 +1,6 @@
 """The typed values of the topics and their Avro codec. Imports nothing of the rest of the project."""
 
 from dispatchai.records.codec import (
-    DecodeError,
     Record,
     decode,
     decode_as,
@@ -11,6 +10,7 @@ from dispatchai.records.codec import (
     schema_text,
     to_json,
 )
+from dispatchai.records.errors import DecodeError
 from dispatchai.records.values import (
     Action,
     ActionKind,

@@ -25,6 +25,7 @@ from fastavro import parse_schema, schemaless_reader, schemaless_writer
 from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 from dispatchai.records import values
+from dispatchai.records.errors import DecodeError
 from dispatchai.resources import data_path
 
 MARKER = b"\xc3\x01"
@@ -44,10 +45,6 @@ Record = Any
 """A frozen dataclass of `dispatchai.records.values` that has a schema file."""
 
 R = TypeVar("R")
-
-
-class DecodeError(ValueError):
-    """The bytes are no record that this version can read. The message says why; no content is in it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

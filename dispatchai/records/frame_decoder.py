@@ -25,7 +25,8 @@ from dispatchai.records.avro_primitives import (
     decode_longs,
     encode_long,
 )
-from dispatchai.records.codec import HEADER_LENGTH, DecodeError, decode_as, header_of
+from dispatchai.records.codec import HEADER_LENGTH, decode_as, header_of
+from dispatchai.records.errors import DecodeError
 from dispatchai.records.values import AudioFrame, FrameKind, Track
 
 STREAM_BYTES: Final = 64

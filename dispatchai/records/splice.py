@@ -14,6 +14,7 @@ from typing import Any
 from fastavro import parse_schema, schemaless_reader, schemaless_writer
 
 from dispatchai.records.codec import HEADER_LENGTH, encode_fields, header_of, parsed_schema
+from dispatchai.records.errors import SchemaError
 
 
 class RecordSplicer:
@@ -21,14 +22,13 @@ class RecordSplicer:
     `target` too, in the same order and of the same types; the fields of `target` before and behind them are given."""
 
     def __init__(self, source: str, target: str, first: str) -> None:
-        """Raises ValueError if the fields differ."""
+        """Raises SchemaError if they are not."""
         of_source, of_target = parsed_schema(source)["fields"], parsed_schema(target)["fields"]
-        head = [field["name"] for field in of_source].index(first)
-        start = [field["name"] for field in of_target].index(first)
+        head, start = _index(of_source, first), _index(of_target, first)
         end = start + len(of_source) - head
-        for ours, theirs in zip(of_source[head:], of_target[start:end], strict=True):
-            if (ours["name"], ours["type"]) != (theirs["name"], theirs["type"]):
-                raise ValueError(f"{source}.{ours['name']} differs from {target}.{theirs['name']}")
+        shared = _plain(of_source[head:])
+        if not shared or shared != _plain(of_target[start:end]):
+            raise SchemaError(f"the fields of {source} from {first} on are not those of {target}")
         self._source = source
         self._header = header_of(target)
         self._skipped = _record("Skipped", of_source[:head])
@@ -53,6 +53,15 @@ class RecordSplicer:
         made.write(data[body.tell() :])
         schemaless_writer(made, self._behind, given)
         return made.getvalue()
+
+
+def _index(fields: list[Any], name: str) -> int:
+    """Where the field `name` is among `fields`; behind them if it is not."""
+    return next((index for index, field in enumerate(fields) if field["name"] == name), len(fields))
+
+
+def _plain(fields: list[Any]) -> list[Any]:
+    return [(field["name"], field["type"]) for field in fields]
 
 
 def _record(name: str, fields: list[Any]) -> Any:

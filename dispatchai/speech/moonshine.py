@@ -18,6 +18,7 @@ from typing import Final
 from dispatchai.audio import g711
 from dispatchai.speech import moonshine_worker as worker
 from dispatchai.speech.endpointing import WINDOW_MS
+from dispatchai.speech.errors import RecognizerError, UnsupportedFormatError
 from dispatchai.speech.moonshine_worker import Kind
 from dispatchai.speech.recognizer import (
     BACKLOG_LIMIT_MS,
@@ -28,7 +29,6 @@ from dispatchai.speech.recognizer import (
     EventQueue,
     Failed,
     Hypothesis,
-    RecognizerError,
     RecognizerStats,
     StreamKey,
 )
@@ -288,7 +288,7 @@ class MoonshineRecognizer:
     def open(self, key: StreamKey, audio: AudioFormat, start_ms: int = 0) -> MoonshineStream:
         """See `Recognizer.open`. The slot with the fewest streams takes it, ready ones first."""
         if not self.accepts(audio):
-            raise ValueError(f"cannot hear {audio.encoding} at {audio.sample_rate} Hz")
+            raise UnsupportedFormatError(audio.encoding, audio.sample_rate)
         slot = min(self._slots, key=lambda candidate: (not candidate.ready.is_set(), len(candidate.streams)))
         return slot.open(key, audio, start_ms)
 

@@ -28,10 +28,6 @@ ROOM_MS: Final = 30_000
 """`Recognizer.room` waits while any stream holds more unheard audio than this."""
 
 
-class RecognizerError(RuntimeError):
-    """The recogniser cannot run at all: its model or its program is missing or broken."""
-
-
 @dataclass(frozen=True, slots=True)
 class AudioFormat:
     """What a stream's payloads are: codec as the carrier names it (PCMU, PCMA, L16), samples per second."""
@@ -159,7 +155,7 @@ class Recognizer(Protocol):
         """Whether `open` takes this format."""
 
     def open(self, key: StreamKey, audio: AudioFormat, start_ms: int = 0) -> RecognizerStream:
-        """A stream whose first sample lies `start_ms` after the origin. Raises ValueError for a format not accepted."""
+        """A stream whose first sample lies `start_ms` after the origin. Raises UnsupportedFormatError."""
 
     def events(self) -> AsyncIterator[Event]:
         """Events of all streams, until `close`."""

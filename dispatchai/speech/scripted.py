@@ -18,13 +18,13 @@ import numpy.typing as npt
 
 from dispatchai.audio import g711
 from dispatchai.records.values import Word
+from dispatchai.speech.errors import RecognizerError, UnsupportedFormatError
 from dispatchai.speech.recognizer import (
     AudioFormat,
     Ended,
     Event,
     EventQueue,
     Hypothesis,
-    RecognizerError,
     RecognizerStats,
     StreamKey,
 )
@@ -262,7 +262,7 @@ class ScriptedRecognizer:
     def open(self, key: StreamKey, audio: AudioFormat, start_ms: int = 0) -> ScriptedStream:
         """See `Recognizer.open`."""
         if not self.accepts(audio):
-            raise ValueError(f"cannot hear {audio.encoding} at {audio.sample_rate} Hz")
+            raise UnsupportedFormatError(audio.encoding, audio.sample_rate)
         self._streams = [stream for stream in self._streams if not stream._done]
         stream = ScriptedStream(key, audio, start_ms, self._events, self._script, self._update_ms)
         self._streams.append(stream)

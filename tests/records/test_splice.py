@@ -7,6 +7,7 @@ from dataclasses import fields
 import pytest
 
 from dispatchai.records import LiveCall, Ranking, codec, decode, decode_fields, encode
+from dispatchai.records.errors import SchemaError
 from dispatchai.records.splice import RecordSplicer
 from tests.support.recorded_call import assessment
 
@@ -46,7 +47,7 @@ def test_a_record_of_a_past_schema_is_written_as_one_of_the_current(monkeypatch:
     ],
 )
 def test_schemas_that_have_not_the_same_fields_are_refused(source: str, target: str, first: str) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(SchemaError, match=source):
         RecordSplicer(source, target, first)
 
 

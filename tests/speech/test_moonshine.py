@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dispatchai.speech import moonshine
+from dispatchai.speech.errors import RecognizerError
 from dispatchai.speech.moonshine import MoonshineRecognizer
 from dispatchai.speech.recognizer import (
     AudioFormat,
@@ -22,7 +23,6 @@ from dispatchai.speech.recognizer import (
     Failed,
     Hypothesis,
     Progress,
-    RecognizerError,
     StreamKey,
 )
 from tests.speech.audio import chunks, recording

@@ -11,8 +11,9 @@ import yaml
 
 from dispatchai.settings import Settings, SpeechEngine
 from dispatchai.speech.engines import RECORDINGS, recognizer
+from dispatchai.speech.errors import RecognizerError
 from dispatchai.speech.moonshine import MoonshineRecognizer
-from dispatchai.speech.recognizer import AudioFormat, Ended, Event, Hypothesis, RecognizerError, StreamKey
+from dispatchai.speech.recognizer import AudioFormat, Ended, Event, Hypothesis, StreamKey
 from dispatchai.speech.scripted import ScriptedRecognizer, load_script
 from tests.speech.audio import chunks, pcmu, quiet, recording, tone
 from tests.support.paths import ROOT
