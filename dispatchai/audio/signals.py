@@ -39,13 +39,11 @@ NO_STATE: Final = SignalState(
 
 @dataclass(frozen=True, slots=True)
 class SignalStep:
-    """What a run of frames made: the state, the signals, and whether a second's snapshot is due. `duplicates` of the
-    frames came again: read twice after a crash, or stored twice; that says nothing of the call."""
+    """The result of a run of frames: the state, the signals, and whether a snapshot is due."""
 
     state: SignalState
     signals: tuple[Signal, ...]
     snapshot: bool
-    duplicates: int = 0
 
 
 def step(before: SignalState | None, frames: Sequence[AudioFrame]) -> SignalStep:
@@ -58,7 +56,7 @@ def step(before: SignalState | None, frames: Sequence[AudioFrame]) -> SignalStep
     for index, frame in enumerate(frames):
         if frame.track is Track.INBOUND:
             call.apply(frame, rms[index])
-    return SignalStep(call.state(), tuple(call.signals), call.snapshot, call.duplicates)
+    return SignalStep(call.state(), tuple(call.signals), call.snapshot)
 
 
 def _rms_of(frames: Sequence[AudioFrame]) -> list[float | None]:
@@ -87,7 +85,6 @@ class _Call:
         self._distress_sum = before.distress_sum
         self._distress_max = before.distress_max
         self._missing = before.missing_frames
-        self.duplicates = 0
         self._frames = before.frames
         self.signals: list[Signal] = []
         self.snapshot = False
@@ -114,7 +111,7 @@ class _Call:
             case FrameKind.START:
                 pass
             case FrameKind.FRAME if stream.ended or frame.sequence < stream.next_sequence:
-                self.duplicates += 1
+                pass  # it was read twice after a crash, or stored twice
             case FrameKind.FRAME:
                 self._audio(stream, frame, rms)
             case FrameKind.END if not stream.ended:

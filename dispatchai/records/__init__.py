@@ -7,7 +7,6 @@ from dispatchai.records.codec import (
     decode_fields,
     encode,
     encode_fields,
-    schema_text,
     to_json,
 )
 from dispatchai.records.errors import DecodeError
@@ -98,6 +97,5 @@ __all__ = [
     "decode_fields",
     "encode",
     "encode_fields",
-    "schema_text",
     "to_json",
 ]

@@ -78,11 +78,6 @@ def _load(path: Path) -> _Schema:
     )
 
 
-def schema_text(name: str) -> str:
-    """The text of the current schema file of the record `name`."""
-    return (data_path("schemas") / f"{name}.avsc").read_text(encoding="utf-8")
-
-
 @cache
 def _current(name: str) -> _Schema:
     return _load(data_path("schemas") / f"{name}.avsc")

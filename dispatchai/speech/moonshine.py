@@ -101,7 +101,6 @@ class _Slot:
 
     def __init__(self, recognizer: MoonshineRecognizer) -> None:
         self.streams: dict[int, MoonshineStream] = {}
-        self.process: BaseProcess | None = None
         self.ready = asyncio.Event()
         self.tried = asyncio.Event()
         self.restarts = 0
@@ -151,7 +150,6 @@ class _Slot:
         try:
             await asyncio.to_thread(process.start)
             theirs.close()
-            self.process = process
             reader, self._writer = await asyncio.open_unix_connection(sock=ours)
             self._writer.writelines(self._unsent)
             self._unsent.clear()
@@ -249,12 +247,6 @@ class MoonshineRecognizer:
     def name(self) -> str:
         """See `Recognizer.name`."""
         return f"moonshine/{worker.MODEL}"
-
-    @property
-    def process_ids(self) -> tuple[int, ...]:
-        """Of the processes that live now."""
-        processes = (slot.process for slot in self._slots)
-        return tuple(process.pid for process in processes if process is not None and process.pid is not None)
 
     async def start(self) -> None:
         """See `Recognizer.start`. Returns when every process has loaded its models."""

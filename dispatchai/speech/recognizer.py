@@ -205,11 +205,6 @@ class EventQueue:
         for key in list(islice(self._moved, most)):
             self._tell(key)
 
-    @property
-    def unreported(self) -> int:
-        """How many streams moved since their last `Progress`."""
-        return len(self._moved)
-
     def _tell(self, key: StreamKey) -> None:
         if (moved := self._moved.pop(key, None)) is not None:
             stream, covered_ms, heard_ms = moved
