@@ -20,6 +20,7 @@ from agents.orphans import OrphanedStates
 from dispatchai.calls.events import EventType
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
+from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.engine.fetch import Batch, Record, consumer_record
 from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.topics import Topic
@@ -50,13 +51,14 @@ class SpeechAgent:
         self._app = app
         self.states = states
         self.recognizer = recognizer
-        self._sessions = CallSessions(
+        self._sessions: CallSessions[Record] = CallSessions(
             NAME,
             recognizer,
             states=states,
             coverage=app.coverage,
             write=self._write,
             dead_letter=self._dead_letter,
+            assignment_over=AssignmentOverError,
             clock=now_micros,
         )
         self.orphans = OrphanedStates(app, states, Topic.AUDIO_FRAMES, self._give_up, after_s=longest_s)

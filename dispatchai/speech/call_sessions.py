@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Generic, Protocol, TypeAlias
 
 import structlog
 from faust.types import TP
 
-from dispatchai.engine.coverage import Coverage
-from dispatchai.engine.errors import AssignmentOverError
-from dispatchai.engine.fetch import Record
 from dispatchai.records import Micros, SpeechState, Track, Utterance
-from dispatchai.speech.frame_runs import CallInputs
+from dispatchai.speech.frame_runs import CallInputs, R
 from dispatchai.speech.pending import PendingRecords
 from dispatchai.speech.recognizer import Ended, Event, Failed, Recognizer
 from dispatchai.speech.session import CallSpeech, Step, Streams
@@ -29,6 +26,19 @@ log = structlog.get_logger(__name__)
 
 NO_END: Final = "no END by the call's deadline"
 """Why a stream is abandoned whose END never came."""
+
+
+class Coverage(Protocol):
+    """The offsets that are held; see `dispatchai.engine.coverage.Coverage`."""
+
+    def hold(self, tp: TP, holder: Hashable, offset: int) -> None:
+        """Keep commits of `tp` at or below `offset`."""
+
+    def advance(self, tp: TP, holder: Hashable, offset: int) -> None:
+        """Hold the later `offset` instead."""
+
+    def release(self, tp: TP, holder: Hashable) -> None:
+        """Hold nothing of `tp` any more."""
 
 
 class States(Protocol):
@@ -44,20 +54,20 @@ class States(Protocol):
 Write = Callable[[str, int, Utterance], Awaitable[None]]
 """Writes an utterance of a call: (call id, partition, utterance)."""
 
-DeadLetter = Callable[[TP, Record, Exception], Awaitable[None]]
+DeadLetter: TypeAlias = Callable[[TP, R, Exception], Awaitable[None]]
 """Sends a record of the partition to the dead-letter topic, with the error that it caused."""
 
 
 @dataclass(frozen=True, slots=True)
-class ReadDeadline(Deadline):
+class ReadDeadline(Deadline, Generic[R]):
     """A call's deadline, and where it was read."""
 
     tp: TP
-    record: Record
+    record: R
 
 
 @dataclass(slots=True)
-class _Call:
+class _Call(Generic[R]):
     """A call that is being heard."""
 
     session: CallSpeech
@@ -68,7 +78,7 @@ class _Call:
     """The offset of the audio that is held; None if none is."""
     heard_ms: int = 0
     """Time of the last record that was read, in ms since the epoch; 0 before the first."""
-    deadline: ReadDeadline | None = None
+    deadline: ReadDeadline[R] | None = None
     """Why its streams are being ended; None if they are not."""
     writing: int = 0
     """Steps whose utterances are being written. The last of them stores the state: a snapshot must not contain an
@@ -77,7 +87,7 @@ class _Call:
     """Whether the state is to be stored then."""
 
 
-class CallSessions:
+class CallSessions(Generic[R]):
     """The sessions of the calls that are being heard. Used from one event loop."""
 
     def __init__(
@@ -88,35 +98,40 @@ class CallSessions:
         states: States,
         coverage: Coverage,
         write: Write,
-        dead_letter: DeadLetter,
+        dead_letter: DeadLetter[R],
+        assignment_over: type[Exception],
         clock: Callable[[], Micros],
     ) -> None:
-        """`name` is the agent's, which holds the offsets. `clock` is the wall clock, for the time of recognition."""
-        self.overdue: OverdueCalls[ReadDeadline] = OverdueCalls()
+        """`name` is the agent's, which holds the offsets. `clock` is the wall clock, for the time of recognition.
+
+        `write` and `dead_letter` raise `assignment_over` when partitions were reassigned; no record is to blame then.
+        """
+        self.overdue: OverdueCalls[ReadDeadline[R]] = OverdueCalls()
         self._name = name
         self._recognizer = recognizer
         self._states = states
         self._coverage = coverage
         self._write = write
         self._dead_letter = dead_letter
+        self._assignment_over = assignment_over
         self._clock = clock
         self._streams = Streams(recognizer)
-        self._calls: dict[str, _Call] = {}
+        self._calls: dict[str, _Call[R]] = {}
 
-    async def hear(self, call_id: str, tp: TP, heard: CallInputs[Record]) -> None:
+    async def hear(self, call_id: str, tp: TP, heard: CallInputs[R]) -> None:
         """Hear audio of a call in the partition `tp`. Records on which its session fails are dead-lettered.
 
-        Raises AssignmentOverError.
+        Raises `assignment_over`.
         """
         try:
             await self._hear(call_id, tp, heard)
-        except AssignmentOverError:
+        except self._assignment_over:
             raise
         except Exception as error:  # noqa: BLE001 - an agent never raises
             for record in heard.records:
                 await self._dead_letter(tp, record, error)
 
-    async def _hear(self, call_id: str, tp: TP, heard: CallInputs[Record]) -> None:
+    async def _hear(self, call_id: str, tp: TP, heard: CallInputs[R]) -> None:
         call = self._calls.get(call_id) or self._new_call(call_id, tp)
         call.heard_ms = max(call.heard_ms, heard.records[-1].timestamp)
         for one in heard.inputs:
@@ -137,7 +152,7 @@ class CallSessions:
             self._streams.ended(event.key)
         await self._apply(call_id, call, call.session.event(event, self._clock()))
 
-    def deadline_passed(self, call_id: str, deadline: ReadDeadline) -> None:
+    def deadline_passed(self, call_id: str, deadline: ReadDeadline[R]) -> None:
         """The deadline of a call was read. Without effect if an earlier one waits or is ending its streams."""
         call = self._calls.get(call_id)
         if call is not None and call.deadline is not None:
@@ -149,20 +164,20 @@ class CallSessions:
         """End the streams of those calls whose deadline has passed and of which no audio in `audio` is unread.
 
         `now_s` and `idle_s` as in `OverdueCalls.due`. A deadline on which this fails is dead-lettered. Raises
-        AssignmentOverError.
+        `assignment_over`.
         """
         for call_id, deadline in self.overdue.due(audio.partition, now_s, idle_s):
             if not self.overdue.remove(audio.partition, call_id, deadline):
                 continue  # another round ends it, the call was given up, or partitions were reassigned meanwhile
             try:
                 await self._end_streams(call_id, audio, deadline)
-            except AssignmentOverError:
+            except self._assignment_over:
                 raise
             except Exception as error:  # noqa: BLE001 - an agent never raises
                 await self._dead_letter(deadline.tp, deadline.record, error)
                 self._release_deadline(call_id, deadline)
 
-    async def _end_streams(self, call_id: str, audio: TP, deadline: ReadDeadline) -> None:
+    async def _end_streams(self, call_id: str, audio: TP, deadline: ReadDeadline[R]) -> None:
         call = self._calls.get(call_id)
         if call is None:
             state = self._states.get(call_id)
@@ -192,12 +207,12 @@ class CallSessions:
         self._calls.clear()
         self.overdue.reset()
 
-    def _new_call(self, call_id: str, tp: TP) -> _Call:
+    def _new_call(self, call_id: str, tp: TP) -> _Call[R]:
         session = CallSpeech(self._states.get(call_id), self._recognizer.name, self._recognizer.accepts)
         call = self._calls[call_id] = _Call(session, tp)
         return call
 
-    async def _apply(self, call_id: str, call: _Call, step: Step) -> None:
+    async def _apply(self, call_id: str, call: _Call[R], step: Step) -> None:
         """Do what a step of the call asks for. Its commands are given before anything is awaited."""
         self._streams.apply(call_id, step.commands)
         call.changed = call.changed or step.changed
@@ -219,7 +234,7 @@ class CallSessions:
             # Every stream has ended. If another begins, the session is made again from its state.
             self._let_go(call_id, call)
 
-    def _store(self, call_id: str, call: _Call, *, over: bool) -> None:
+    def _store(self, call_id: str, call: _Call[R], *, over: bool) -> None:
         """Store the state, and let offsets be committed up to the first record that must be read again."""
         if call.held_from is not None:
             self._states.put(call_id, call.session.state, call.tp, call.held_from, snapshot=True)
@@ -231,14 +246,14 @@ class CallSessions:
         else:
             self._coverage.advance(call.tp, self._audio_of(call_id), call.held_from)
 
-    def _let_go(self, call_id: str, call: _Call) -> None:
+    def _let_go(self, call_id: str, call: _Call[R]) -> None:
         """Stop hearing a call, and hold nothing for it but what its state holds until its snapshot."""
         self._calls.pop(call_id, None)
         self._coverage.release(call.tp, self._audio_of(call_id))
         if call.deadline is not None:
             self._release_deadline(call_id, call.deadline)
 
-    def _release_deadline(self, call_id: str, deadline: ReadDeadline) -> None:
+    def _release_deadline(self, call_id: str, deadline: ReadDeadline[R]) -> None:
         self._coverage.release(deadline.tp, self._deadline_of(call_id))
 
     def _audio_of(self, call_id: str) -> Hashable:

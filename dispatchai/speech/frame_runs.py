@@ -18,9 +18,11 @@ from dispatchai.speech.session import FrameRun
 
 
 class AudioRecord(Protocol):
-    """What is needed of a record of `audio-frames`."""
+    """A record of `audio-frames`, as far as speech needs it."""
 
     offset: int
+    timestamp: int
+    """Milliseconds since the epoch."""
     key: bytes | None
     value: bytes | None
 

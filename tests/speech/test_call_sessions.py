@@ -6,14 +6,12 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 from faust.types import TP
 
 from dispatchai.engine.coverage import Coverage
 from dispatchai.engine.errors import AssignmentOverError
-from dispatchai.engine.fetch import Record
 from dispatchai.records import AudioFrame, FrameKind, SpeechState, Utterance, UtteranceKind, encode
 from dispatchai.records.frame_decoder import decode_frame
 from dispatchai.speech.call_sessions import CallSessions, ReadDeadline
@@ -81,13 +79,14 @@ class Process:
         self.dead: list[int] = []
         self.may_write = asyncio.Event()
         self.may_write.set()
-        self.sessions = CallSessions(
+        self.sessions: CallSessions[Stored] = CallSessions(
             "speech",
             self.recognizer,
             states=self.states,
             coverage=self.coverage,
             write=self._write,
             dead_letter=self._dead_letter,
+            assignment_over=AssignmentOverError,
             clock=lambda: 0,
         )
 
@@ -96,7 +95,7 @@ class Process:
         await self.may_write.wait()
         self.written.append(utterance)
 
-    async def _dead_letter(self, tp: TP, record: Record, error: Exception) -> None:
+    async def _dead_letter(self, tp: TP, record: Stored, error: Exception) -> None:
         self.dead.append(record.offset)
 
     async def read(self, frames: Sequence[AudioFrame], offset: int) -> None:
@@ -133,10 +132,9 @@ class Process:
         return [one.kind for one in self.written if one.kind in kinds]
 
 
-def deadline(offset: int, after_frames: int = len(CALL)) -> ReadDeadline:
+def deadline(offset: int, after_frames: int = len(CALL)) -> ReadDeadline[Stored]:
     """A deadline that was recorded when so many frames had come in."""
-    record: Any = Stored(offset, b"call", b"", 0)
-    return ReadDeadline(HEARD_MS + after_frames * 20, 0.0, EVENTS, record)
+    return ReadDeadline(HEARD_MS + after_frames * 20, 0.0, EVENTS, Stored(offset, b"call", b"", 0))
 
 
 async def test_frames_hold_their_offset_until_a_final_covers_them() -> None:

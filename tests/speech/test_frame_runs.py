@@ -22,6 +22,7 @@ class Stored:
     offset: int
     key: bytes | None
     value: bytes | None
+    timestamp: int = 0
 
 
 def stored(frames: Iterable[tuple[str, AudioFrame]]) -> list[Stored]:
