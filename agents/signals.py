@@ -76,12 +76,13 @@ class SignalStates:
 
 
 class SignalsAgent:
-    """Applies fetches to the states."""
+    """Applies fetches to the states, once `app` has started."""
 
     def __init__(self, app: App, partitions: int) -> None:
         self._app = app
         self.states = SignalStates(app, partitions)
         self._latency = app.metrics.stage("frame_to_signal")
+        agent.run_fetches(app, NAME, SOURCES, self.process)
 
     async def process(self, fetch: Fetch) -> None:
         """Apply the records that one fetch brought of either topic."""
@@ -142,6 +143,4 @@ class SignalsAgent:
 
 def make(app: App, partitions: int) -> SignalStates:
     """Make the agent."""
-    made = SignalsAgent(app, partitions)
-    agent.run_fetches(app, NAME, SOURCES, made.process)
-    return made.states
+    return SignalsAgent(app, partitions).states

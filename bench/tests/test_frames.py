@@ -1,4 +1,4 @@
-"""The records and arrivals of a measurement are those of the program and of real calls."""
+"""The records of a measurement are those of the program, and its arrivals those of real calls."""
 
 from itertools import islice
 from pathlib import Path
@@ -36,14 +36,14 @@ def test_a_call_is_opened_and_closed_around_its_frames() -> None:
     assert (start.kind, start.sequence, end.kind, end.sequence) == (FrameKind.START, 0, FrameKind.END, 2)
 
 
-def test_about_as_many_calls_are_live_as_are_asked_for() -> None:
+def test_about_as_many_calls_are_live_as_requested() -> None:
     live, ramp_s, at_s = 500, 10.0, 300.0
     plan = islice(Arrivals.load().plan(live, ramp_s, Random(7)), 5000)
     going_on = sum(call.at_s <= at_s < call.at_s + call.length_s for call in plan)
     assert going_on == pytest.approx(live, rel=0.15)
 
 
-def test_the_hour_of_the_day_is_not_in_the_fitted_gaps() -> None:
+def test_the_fitted_gaps_do_not_depend_on_the_hour_of_the_day() -> None:
     busy = [number * 36.0 for number in range(100)]
     quiet = [3600.0 + number * 360.0 for number in range(11)]
     gaps = fit_gaps([*busy, *quiet])
