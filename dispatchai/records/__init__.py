@@ -1,4 +1,4 @@
-"""The typed values of the topics and their Avro codec. Imports nothing of the rest of the project."""
+"""The typed values of the topics and their Avro codec. Imports no other package of the project."""
 
 from dispatchai.records.codec import (
     Record,

@@ -1,7 +1,7 @@
 """The values of the topics and tables, as frozen dataclasses.
 
-Each class mirrors the Avro record of its name in `schemas/`, where every field is documented; a test holds
-the two together. Times are microseconds since the Unix epoch, UTC.
+Each class mirrors the Avro record of its name in `schemas/`, where every field is documented; a test compares the two.
+Times are microseconds since the Unix epoch, UTC.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class CallEvent:
 
 
 class FrameKind(StrEnum):
-    """What the record is."""
+    """The kind of the record."""
 
     START = "START"
     FRAME = "FRAME"
@@ -73,7 +73,7 @@ class AudioFrame:
 
 
 class SignalKind(StrEnum):
-    """Place of the record in its stream."""
+    """The place of the record in its stream."""
 
     START = "START"
     UPDATE = "UPDATE"
@@ -99,7 +99,7 @@ class Signal:
 
 
 class UtteranceKind(StrEnum):
-    """What the record is."""
+    """The kind of the record."""
 
     PARTIAL = "PARTIAL"
     FINAL = "FINAL"
@@ -118,7 +118,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One revision of what the recogniser heard. Topic transcripts, key call_id."""
+    """One revision of an utterance that the recogniser heard. Topic transcripts, key call_id."""
 
     stream_id: str
     utterance_id: str
@@ -135,7 +135,7 @@ class Utterance:
 
 
 class AssessmentKind(StrEnum):
-    """What the record is."""
+    """The kind of the record."""
 
     LIVE = "LIVE"
     FINAL = "FINAL"
@@ -143,7 +143,7 @@ class AssessmentKind(StrEnum):
 
 
 class CallStatus(StrEnum):
-    """Where a call is in its life. It only moves to the right."""
+    """The stage of a call's life. It only moves down this list."""
 
     RINGING = "RINGING"
     ACTIVE = "ACTIVE"
@@ -152,7 +152,7 @@ class CallStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AudioSummary:
-    """The voice signals of a call in short."""
+    """A summary of a call's voice signals."""
 
     distress_score: float
     distress_max: float
@@ -165,7 +165,7 @@ class AudioSummary:
 
 @dataclass(frozen=True, slots=True)
 class Emotion:
-    """What the caller's words and voice say of their state."""
+    """The caller's state by words and voice."""
 
     label: str
     intensity: float
@@ -210,7 +210,7 @@ class Risk:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The caller's words that support a part."""
+    """Words of the caller that support a part."""
 
     text: str
     utterance_id: str | None
@@ -230,7 +230,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _CallFacts:
-    """What `Assessment`, `LiveCall` and `CallPacket` say of a call alike."""
+    """The fields of a call that `Assessment`, `LiveCall` and `CallPacket` share."""
 
     call_control_id: str
     from_number: str | None
@@ -251,7 +251,7 @@ class _CallFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _CallInProgress(_CallFacts):
-    """What `Assessment` and `LiveCall` say of a call alike."""
+    """The fields of a call that `Assessment` and `LiveCall` share beside those."""
 
     status: CallStatus
     transcript: str
@@ -264,7 +264,7 @@ class _CallInProgress(_CallFacts):
 @_in_schema_order
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assessment(_CallInProgress):
-    """What triage concludes about a call, each time that it changed. Topic assessments, key call_id."""
+    """The conclusions of triage about a call, each time that they change. Topic assessments, key call_id."""
 
     version: int
     kind: AssessmentKind
@@ -274,7 +274,7 @@ class Assessment(_CallInProgress):
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Where the call stands. Order by weight descending, then created_at, then call_id."""
+    """The place of a call in the queue. Order by weight descending, then created_at, then call_id."""
 
     priority: int
     weight: int
@@ -284,7 +284,7 @@ class Ranking:
 @_in_schema_order
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveCall(_CallInProgress):
-    """What a dispatcher sees of a call in progress."""
+    """A call in progress, as a dispatcher sees it."""
 
     call_id: str
     updated_at: Micros
@@ -292,14 +292,14 @@ class LiveCall(_CallInProgress):
 
 
 class PacketStatus(StrEnum):
-    """Where the dispatcher's work on the packet is."""
+    """The stage of the dispatcher's work on the packet."""
 
     OPEN = "OPEN"
 
 
 @dataclass(frozen=True, slots=True)
 class Nlp:
-    """What was said and what it means."""
+    """The caller's words and their meaning."""
 
     transcript: str
     emotion: Emotion
@@ -332,7 +332,7 @@ def shared_with_packet(assessment: Assessment) -> dict[str, Any]:
 
 
 class ActionKind(StrEnum):
-    """What was done."""
+    """The kind of an action."""
 
     ACKNOWLEDGE = "ACKNOWLEDGE"
     ASSIGN = "ASSIGN"
@@ -348,7 +348,7 @@ class ActionKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What a dispatcher did to a call. Topic dispatch-actions, key call_id."""
+    """An action of a dispatcher on a call. Topic dispatch-actions, key call_id."""
 
     action_id: str
     kind: ActionKind
@@ -360,7 +360,7 @@ class Action:
 
 
 class StreamStatus(StrEnum):
-    """What was last recorded of a call's media stream. Of two at one moment the later of this list counts."""
+    """The last recorded status of a call's media stream. Of two at one moment the later in this list counts."""
 
     STARTED = "STARTED"
     STOPPED = "STOPPED"
@@ -369,7 +369,7 @@ class StreamStatus(StrEnum):
 
 
 class CommandOutcome(StrEnum):
-    """How giving a command to the carrier ended. Of two outcomes of one round the later of this list counts."""
+    """How a command to the carrier ended. Of two outcomes of one round the later in this list counts."""
 
     UNAVAILABLE = "UNAVAILABLE"
     NOT_ANSWERED = "NOT_ANSWERED"
@@ -422,7 +422,7 @@ class CallState:
 
 @dataclass(frozen=True, slots=True)
 class StreamSignal:
-    """Signal figures of one stream."""
+    """The figures of one stream."""
 
     stream_id: str
     next_sequence: int
@@ -453,7 +453,7 @@ class SignalState:
 
 @dataclass(frozen=True, slots=True)
 class StreamSpeech:
-    """One stream."""
+    """The speech of one stream."""
 
     stream_id: str
     next_sequence: int
@@ -464,14 +464,14 @@ class StreamSpeech:
 
 @dataclass(frozen=True, slots=True)
 class SpeechState:
-    """State of the speech agent for one call: what needs no second hearing. Table speech."""
+    """State of the speech agent for one call: how far its audio need not be heard again. Table speech."""
 
     streams: tuple[StreamSpeech, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class StreamFold:
-    """Last signal of one stream."""
+    """The last signal of one stream."""
 
     stream_id: str
     sequence: int

@@ -37,23 +37,23 @@ def written(schema: object, value: object) -> bytes:
 @pytest.mark.parametrize(
     ("number", "encoded"), [(0, b"\x00"), (1, b"\x02"), (63, b"\x7e"), (64, b"\x80\x01"), (8192, b"\x80\x80\x01")]
 )
-def test_the_specifications_examples(number: int, encoded: bytes) -> None:
+def test_the_examples_of_the_specification(number: int, encoded: bytes) -> None:
     assert encode_long(number) == encoded
 
 
 @given(naturals)
-def test_a_number_is_the_librarys(number: int) -> None:
+def test_a_number_is_encoded_as_by_the_library(number: int) -> None:
     assert encode_long(number) == written("long", number)
 
 
 @given(st.lists(naturals | st.integers(1_779_233_415_000_000, 1_779_233_420_000_000)))
-def test_times_are_the_librarys_whatever_came_before(times: list[int]) -> None:
+def test_times_are_encoded_as_by_the_library_whatever_came_before(times: list[int]) -> None:
     encoder = TimeEncoder()
     assert [encoder.encode(time) for time in times] == [written("long", time) for time in times]
 
 
 @given(st.text())
-def test_a_text_is_the_librarys(text: str) -> None:
+def test_a_text_is_encoded_as_by_the_library(text: str) -> None:
     assert encode_string(text) == written("string", text)
 
 
@@ -77,7 +77,7 @@ def test_a_number_that_is_longer_than_asked_for_is_refused() -> None:
 
 
 @given(st.lists(longs, min_size=1, max_size=20))
-def test_a_column_of_numbers_is_each_number(numbers: list[int]) -> None:
+def test_a_column_of_numbers_is_encoded_like_each_number(numbers: list[int]) -> None:
     encoded, counts = encode_longs(np.array(numbers, np.int64))
     assert [row[count].tobytes() for row, count in zip(encoded, counts, strict=True)] == [
         written("long", number) for number in numbers
@@ -95,7 +95,7 @@ def test_a_column_of_numbers_of_one_length_is_decoded(data: st.DataObject, lengt
 
 
 @given(st.lists(st.floats(allow_nan=False), min_size=1))
-def test_a_column_of_doubles_is_each_double(values: list[float]) -> None:
+def test_a_column_of_doubles_is_encoded_like_each_double(values: list[float]) -> None:
     assert [row.tobytes() for row in encode_doubles(np.array(values))] == [written("double", value) for value in values]
 
 
