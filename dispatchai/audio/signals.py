@@ -1,7 +1,7 @@
 """The pure step of the signals agent: the media frames of one call in, its voice signals out.
 
-Each frame is applied once, in the order of its sequence number; what comes again is skipped and what is missing is
-counted. Outputs depend on frame numbers and on the audio only, never on how many frames arrived together.
+Each frame is applied once, in the order of its sequence number; repeated frames are skipped and missing ones counted.
+The signals depend on frame numbers and audio only, never on how many frames arrived together.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ SIGNAL_EVERY_MS: Final = 1000
 """A signal comes at least this often, in audio time."""
 
 TRANSITION_APART_MS: Final = 200
-"""A voice transition is signalled when the last signal is this long ago: at most 5 a second."""
+"""A voice transition is signalled if the last signal was this long ago: at most 5 a second."""
 
 STREAMS_KEPT: Final = 16
-"""A call that reconnects more often forgets its oldest streams; their late frames would then count again."""
+"""Streams that a call's state remembers. If it reconnects more often, late frames of the oldest would count again."""
 
 NO_STATE: Final = SignalState(
     streams=(),
@@ -49,7 +49,7 @@ class SignalStep:
 def step(before: SignalState | None, frames: Sequence[AudioFrame]) -> SignalStep:
     """Apply `frames`, records of one call in the order of their offsets, to its state.
 
-    Only the caller's track counts. A frame that cannot be decoded counts as missing.
+    Only the caller's track counts. A frame that cannot be decoded is missing.
     """
     call = _Call(before or NO_STATE)
     rms = _rms_of(frames)
@@ -60,7 +60,7 @@ def step(before: SignalState | None, frames: Sequence[AudioFrame]) -> SignalStep
 
 
 def _rms_of(frames: Sequence[AudioFrame]) -> list[float | None]:
-    """RMS of each frame, None where there is no audio to measure; frames of one encoding are measured together."""
+    """RMS of each frame, None for one without audio; frames of one encoding are measured together."""
     rms: list[float | None] = [None] * len(frames)
     by_encoding: dict[str, list[int]] = {}
     for index, frame in enumerate(frames):
@@ -90,7 +90,7 @@ class _Call:
         self.snapshot = False
 
     def state(self) -> SignalState:
-        """The state after what was applied."""
+        """The state after the frames applied so far."""
         return SignalState(
             streams=tuple(self._streams.values())[-STREAMS_KEPT:],
             audio_ms=self._audio_ms,
