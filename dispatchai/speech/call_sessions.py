@@ -191,7 +191,7 @@ class CallSessions(Generic[R]):
 
     def give_up(self, call_id: str, tp: TP, offset: int) -> None:
         """Discard a call and its state, because of the record of `tp` at `offset` or what was read before it."""
-        self._streams.forget(call_id)
+        self._streams.cancel(call_id)
         if (call := self._calls.get(call_id)) is not None:
             # Its END will not come. What was not heard to the end must not hold the partition's offsets for ever.
             self._let_go(call_id, call)
@@ -203,7 +203,7 @@ class CallSessions(Generic[R]):
     def reset(self) -> None:
         """Discard every call: partitions were reassigned, and what was not covered is read again."""
         for call_id in self._calls:
-            self._streams.forget(call_id)
+            self._streams.cancel(call_id)
         self._calls.clear()
         self.overdue.reset()
 

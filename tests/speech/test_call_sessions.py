@@ -1,4 +1,4 @@
-"""The sessions of all calls hold an offset for as long as its record must be read again after a crash. No broker."""
+"""The sessions hold an offset for as long as its record must be read again after a crash. Needs no broker."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ async def test_the_first_deadline_counts_while_it_waits() -> None:
     assert process.floors()[1] is None
 
 
-async def test_a_call_that_is_given_up_holds_nothing_and_is_heard_of_no_more() -> None:
+async def test_a_call_that_is_given_up_holds_nothing_and_writes_nothing_more() -> None:
     process = Process()
     await process.read(CALL[:40], 500)
     process.sessions.deadline_passed("call", deadline(7))

@@ -72,7 +72,7 @@ def test_a_start_or_another_stream_or_another_length_ends_a_run() -> None:
     assert [one.offset for one in found[b"a"]] == [100, 101, 102, 103, 104, 105]
 
 
-def test_what_is_no_frame_is_left_to_the_caller_and_is_in_no_call() -> None:
+def test_records_that_are_no_frames_are_left_to_the_caller_and_are_in_no_call() -> None:
     records = [
         Stored(1, b"a", b"no record"),
         Stored(2, None, encode(audio(1))),

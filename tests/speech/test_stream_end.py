@@ -29,11 +29,11 @@ def test_audio_from_long_enough_after_the_deadline_says_that_all_before_it_was_r
     assert is_due(overdue((-60_000, -50_000), (-50_000, SILENT_MS)))
 
 
-def test_records_that_are_older_than_those_before_take_nothing_back() -> None:
+def test_older_records_do_not_undo_what_was_read() -> None:
     assert is_due(overdue((-60_000, SILENT_MS), (-60_000, -59_000)))
 
 
-def test_a_reader_that_begins_after_the_deadline_reads_on_for_as_long_before_it_knows() -> None:
+def test_a_reader_that_starts_after_the_deadline_needs_as_much_audio_before_it_knows() -> None:
     begin = 30_000
     assert not is_due(overdue((begin, begin + SILENT_MS - 1)))
     assert is_due(overdue((begin, begin + SILENT_MS)))
