@@ -1,8 +1,7 @@
 """Decides when a call is complete, and which version its packet has.
 
-Both are functions of what was folded from the call's topics (`step`), so they do not depend on how the topics
-interleaved or where batches were cut. A version is not a count of the packets that were written: how often one is
-written depends on both, what the last one says does not.
+Both are functions of the call's state (`step`), so they do not depend on how its topics interleaved or where batches
+were cut. A version does not count packets: how often a packet is written depends on both, its last content does not.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from dispatchai.records import CallStatus, TriageState
 
 
 def streams_of(state: TriageState) -> tuple[str, ...]:
-    """The streams of the call: in the order in which their audio began, then those of which only text is known."""
+    """The streams of the call: in the order in which their audio began, then those with text only."""
     return tuple(
         dict.fromkeys(
             (
@@ -24,13 +23,13 @@ def streams_of(state: TriageState) -> tuple[str, ...]:
 
 
 def is_complete(state: TriageState) -> bool:
-    """Whether all of the call is in: hangup, the end of each audio stream, and the end of each one's speech."""
+    """Whether everything of the call was read: hangup, and for each stream the end of its audio and of its speech."""
     call = state.call
     if call is None or call.status is not CallStatus.ENDED:
         return False
     streams = streams_of(state)
     if call.answered_at is None and not streams and not call.streams_started:
-        return True  # hung up before anybody answered: there is no audio to wait for
+        return True  # it was hung up before it was answered, and has no audio
     audio_ended = {fold.stream_id for fold in state.signals if fold.ended}
     return (
         bool(streams)
@@ -40,18 +39,20 @@ def is_complete(state: TriageState) -> bool:
 
 
 def version_of(state: TriageState) -> int:
-    """The version of the packet that follows from `state`. Odd: all of the call is in. Even: the deadline passed
-    before that. So a call that ends as calls do gets version 1, and version 0 before that if its deadline came first.
+    """The version of the packet that follows from `state`. Odd: the call is complete. Even: the deadline passed before.
+    So an ordinary call gets version 1, and version 0 before that if its deadline came first.
 
-    It rises with each fact that may follow after all of a call seemed to be in: an event that changes what is known
-    of a call's life after its end (`TriageState.late_events` counts them), and a stream that no event announced.
-    The two counts are paired by Cantor's function, which rises with each of them, and also when an event announces a
-    stream later, so that no two pairs share a number. Hence:
+    It rises with each fact that may follow after a call seemed complete: an event that changes what is known of a
+    call's life after its end (`TriageState.late_events` counts these), and a stream that no event announced. Cantor's
+    pairing function combines the two counts. It rises with each of them, also when an event announces a stream later,
+    and no two pairs share a number. Hence:
 
-    * As folds advance it never falls, however the topics interleave, and the last one is the same in every reading.
-    * Two complete packets of one version say the same. Packets of one even version are drafts of one packet: the last
-      that was written counts. They cannot be numbered so that the numbers stay below the 1 of a complete packet, and
-      a complete packet whose number depended on drafts would depend on whether the deadline was read before the text.
+    * As more records are folded the version never falls, however the topics interleave, and the last one is the same
+      in every order.
+    * Two complete packets of one version have the same content. Packets of one even version are drafts of one packet,
+      and the last one written counts. Drafts cannot have numbers of their own below the 1 of a complete packet, and
+      the number of a complete packet must not depend on drafts: it would depend on whether the deadline was read
+      before the text.
 
     Reference: G. Cantor, "Ein Beitrag zur Mannigfaltigkeitslehre" (1878), the pairing polynomial.
     """

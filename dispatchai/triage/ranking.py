@@ -58,7 +58,7 @@ def rank_live(risk: Risk, started_at: Micros | None, as_of: Micros) -> Ranking:
 
 
 def live_call(call_id: str, assessment: Assessment) -> LiveCall:
-    """What a dispatcher sees of a call in progress."""
+    """The live entry of a call in progress."""
     return LiveCall(
         call_id=call_id,
         updated_at=assessment.as_of,

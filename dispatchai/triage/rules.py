@@ -1,7 +1,7 @@
-"""The rules of triage in compiled, immutable form, and what one text says by them.
+"""The rules of triage in compiled, immutable form, and the analysis of a text by them.
 
-Decides how entries of the rules file refer to each other. `rules_file` says which fields an entry has, `patterns` what
-a pattern matches, `scoring` how the findings of a call become a score.
+Decides how entries of the rules file refer to each other. `rules_file` decides which fields an entry has, `patterns`
+what a pattern matches, `scoring` how the findings of a call become a score.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ UNITS: Final = 10_000
 """Units of the score in 1.0. Points are summed as whole units, so that the parts of a score add up exactly."""
 
 _SEAM_WORDS: Final = 8
-"""Words on each side of the seam of two utterances that are read together. Above the reach of a negation."""
+"""Words on each side of the seam between two utterances that are analysed together. Above the reach of a negation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A finding. `units` count when it leads the call, `adds` when a stronger one does; see `rules.conclude`."""
+    """A finding. `units` count if it leads the call, `adds` if a stronger one does; see `scoring.conclude`."""
 
     name: str
     tags: tuple[str, ...]
@@ -49,9 +49,9 @@ class Rule:
     says: str
     reason: str
     quiet: bool
-    """Not named in the summary when another finding leads."""
+    """Whether the summary leaves it out when another finding leads."""
     when_all: tuple[frozenset[int], ...]
-    """For a combined rule: it holds when of each set at least one rule holds. Numbers of earlier rules."""
+    """A combined rule holds when at least one rule of each set holds. Numbers of earlier rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A rule found in a text. `spans` are character offsets: one, or two where it lies across a seam."""
+    """A rule found in a text. `spans` are character offsets: one, or two for a hit across a seam."""
 
     rule: int
     spans: tuple[tuple[int, int], ...]
@@ -91,7 +91,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """What one text says by the rules: hits in order of their place in the text, each rule's first hit only."""
+    """The analysis of a text: hits in the order of their places, only the first hit of each rule."""
 
     words: int
     hits: tuple[Hit, ...]
@@ -108,7 +108,7 @@ class Rules:
     levels: tuple[tuple[RiskLevel, int], ...]
     """Level and the units from which it holds, highest first. Below the last there is LOW."""
     unrecognised: Rule
-    """What stands for a caller who speaks of nothing that the rules know."""
+    """Stands for the words of a caller in which no rule found anything."""
     voice_units: int
     voice_reason: str
     rules: tuple[Rule, ...]
@@ -134,7 +134,7 @@ class Rules:
             raise RulesError(str(error)) from error
 
     def analyse(self, text: str) -> Analysis:
-        """What `text` says. A pure function of it."""
+        """The analysis of `text`. A pure function of it."""
         tokens = tokenize(text)
         hits: dict[int, Hit] = {}
         for label, positions in self._hits(tokens):
@@ -152,15 +152,15 @@ class Rules:
         )
 
     def analyse_seam(self, before: str, after: str) -> Analysis:
-        """What only the end of `before` and the beginning of `after` say together ("He's not" / "breathing").
+        """The analysis of what the end of `before` and the start of `after` say only together: "He's not" / "breathing".
 
-        Spans of hits count from the beginning of `before` in their first part, of `after` in their second.
+        The first span of a hit counts from the beginning of `before`, the second from that of `after`.
         """
         left = tokenize(before)[-_SEAM_WORDS:]
         right = tokenize(after)[:_SEAM_WORDS]
         if not left or not right:
             return Analysis(0, (), frozenset(), (), ())
-        # A pause has the force of a full stop: no gap and no negation reaches across it, only neighbouring words do.
+        # A pause acts as a full stop: no gap and no negation reaches across it, only neighbouring words match.
         tokens = (*left, Token(right[0].word, right[0].start, right[0].end, Break.SENTENCE), *right[1:])
         seam = len(left)
 
@@ -204,7 +204,7 @@ class Rules:
 def _kept(
     tokens: Sequence[Token], wanted: Matcher, unless: Matcher, *, deniable: bool = True
 ) -> list[tuple[int, tuple[int, ...]]]:
-    """Labels and positions of the matches that no negation denies and no idiom of the same label contains."""
+    """Labels and positions of the matches that no negation denies and that no idiom of the same label contains."""
     idioms: dict[int, list[tuple[int, int]]] = {}
     for label, _, positions in unless.find(tokens):
         idioms.setdefault(label, []).append((positions[0], positions[-1]))

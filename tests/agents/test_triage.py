@@ -1,4 +1,4 @@
-"""The triage agent writes what the step concludes, whatever it remembers of a call. No broker."""
+"""The triage agent writes the assessments of the step, whatever it remembers of a call. Needs no broker."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_call_becomes_live_assessments_and_one_final_one() -> None:
     assert "CARDIAC_ARREST" in process.written[-1].tags
 
 
-def test_what_is_remembered_of_a_call_changes_nothing_that_is_written() -> None:
+def test_the_agents_memory_of_a_call_changes_no_output() -> None:
     remembering, forgetful = Process(), Process()
     remembering.read_one_by_one()
     forgetful.read_one_by_one(forgetful=True)
@@ -51,7 +51,7 @@ def test_what_is_remembered_of_a_call_changes_nothing_that_is_written() -> None:
     assert remembering.state == forgetful.state
 
 
-def test_the_times_at_which_a_call_came_in_and_ended_are_noted() -> None:
+def test_the_times_of_a_calls_start_and_hangup_are_noted() -> None:
     process = Process()
     process.read_one_by_one()
     assert process.initiated == [("call", T0 + 40_000)]

@@ -1,4 +1,4 @@
-"""The rules file: wrong ones are refused with a message that says where and why; the shipped one is sound."""
+"""A wrong rules file is refused with a message that says where and why; the shipped one is sound."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_table_in_the_documents_is_that_of_these_rules() -> None:
     assert written == report(run(read_lines(), rules), rules), "run python -m evals.triage --write"
 
 
-def test_words_that_yaml_takes_for_yes_and_no_stay_words(tmp_path: Path) -> None:
+def test_words_that_yaml_may_read_as_booleans_stay_words(tmp_path: Path) -> None:
     path = tmp_path / "rules.yaml"
     path.write_text(DEFAULT_PATH.read_text(encoding="utf-8").replace("[not, never, no,", "[not, never, no, off, yes,"))
     Rules.load(path)
