@@ -1,7 +1,4 @@
-"""Wires the agents to their topics: what a worker is, and what a speech process is.
-
-Decides which parts run together. What the parts do is theirs.
-"""
+"""Builds the applications, a worker and a speech process: which parts run together, and how they are connected."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ WORKER: Final = "dispatchai-worker"
 SPEECH: Final = "dispatchai-speech"
 
 STREAM_TOKEN_VALID_S: Final = 4 * 3600
-"""How long a stream's token is good: the carrier may reconnect with it as long as a call lasts at the longest."""
+"""How long a stream's token is valid: the carrier may reconnect with it for as long as the longest call lasts."""
 
 
 def worker_app(settings: Settings, *, port: int | None = None) -> App:
@@ -87,7 +84,8 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
     app.web.web_app.add_routes(
         actions.routes(feed, writer, hosts=settings.console_host_names, can_transfer=bool(settings.human_line))
     )
-    _table_views(app, tables)
+    for name, states in tables.items():
+        _table_view(app, name, states)
     return app
 
 
@@ -115,7 +113,7 @@ def speech_app(settings: Settings) -> App:
 
 
 def _data_dir(settings: Settings, name: str) -> Path:
-    """The folder that Faust asks for, made if it is not there. Nothing in it outlives the process."""
+    """The folder that Faust needs, created if it is missing. Nothing in it outlives the process."""
     folder = settings.state_dir / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
@@ -139,13 +137,9 @@ def _metrics(app: App) -> None:
     app.web.web_app.add_routes([web.get("/metrics", app.metrics.show)])
 
 
-def _table_views(app: App, tables: Mapping[str, KeyedStates[Any] | signals.SignalStates]) -> None:
-    """`/tables/<agent>/{call_id}`: the live state of an agent for one call, from whichever worker holds it."""
-    for name, states in tables.items():
-        _table_view(app, name, states)
-
-
 def _table_view(app: App, name: str, states: KeyedStates[Any] | signals.SignalStates) -> None:
+    """`/tables/<agent>/{call_id}`: the live state of an agent for one call, from whichever worker holds it."""
+
     @app.page(f"/tables/{name}/{{call_id}}", name=f"table-{name}")
     @app.table_route(app.tables[name], match_info="call_id")
     async def view(self: faust.web.View, request: faust.web.Request, call_id: str) -> faust.web.Response:

@@ -152,7 +152,7 @@ class Rules:
         )
 
     def analyse_seam(self, before: str, after: str) -> Analysis:
-        """The analysis of what the end of `before` and the start of `after` say only together: "He's not" / "breathing".
+        """The analysis of what the end of `before` and the start of `after` say together ("He's not" / "breathing").
 
         The first span of a hit counts from the beginning of `before`, the second from that of `after`.
         """
