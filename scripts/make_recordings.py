@@ -69,7 +69,7 @@ def load(name: str) -> Caller:
 
 
 def speak(caller: Caller, line: Line, folder: Path) -> Samples:
-    """The sentence at 8 kHz in the telephone band, at its level, without silence around it. Raises CalledProcessError."""
+    """The sentence at 8 kHz in the telephone band, at its level, without silence. Raises CalledProcessError."""
     spoken, shaped = folder / "spoken.wav", folder / "shaped.wav"
     flite = ["flite", "-voice", caller.voice, "--setf", f"duration_stretch={caller.stretch}", "-t", line.text]
     subprocess.run([*flite, "-o", str(spoken)], check=True, capture_output=True)  # noqa: S603

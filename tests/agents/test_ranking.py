@@ -12,9 +12,9 @@ from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import AssessmentKind, Risk, RiskLevel
 from dispatchai.triage.ranking import live_call, packet
 from tests.support.application import (
-    buried,
     call_name,
     committed,
+    dead_letters,
     new_group,
     produce,
     read,
@@ -57,7 +57,7 @@ async def test_live_entries_come_at_a_readable_pace_and_a_packet_takes_their_pla
         await produce(broker, Topic.ASSESSMENTS, gone, [told[0], assessment(AssessmentKind.EXPIRED, call=gone)])
         packets = await read_call(broker, Topic.DISPATCH_QUEUE, over, bool)
         good = await read_call(broker, Topic.DISPATCH_QUEUE, poison, bool)
-        letters = await buried(broker, poison, len(broken))
+        letters = await dead_letters(broker, poison, len(broken))
         ends = await read(
             broker,
             Topic.LIVE_CALLS,
