@@ -1,4 +1,4 @@
-"""The calls agent gives a command only to a call that goes on, and records each outcome and timer once. No broker."""
+"""The calls agent gives commands only to calls in progress, and records each outcome and timer once. No broker."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def test_a_pending_command_of_a_call_that_is_over_is_left_out(end: CallEve
     assert process.written == []
 
 
-async def test_how_a_command_ended_is_not_recorded_of_a_call_that_ended_meanwhile() -> None:
+async def test_an_outcome_is_not_recorded_for_a_call_that_ended_meanwhile() -> None:
     process = Process()
     effects = process.read(INITIATED)
 
@@ -136,7 +136,7 @@ def speak(action_id: str) -> Action:
     return Action(action_id, ActionKind.SPEAK, "desk 4", T0, "Help is coming.", None, None)
 
 
-async def test_after_a_reset_a_call_that_was_reported_over_is_asked_about_again() -> None:
+async def test_after_a_reset_commands_of_a_call_that_was_reported_over_are_given_again() -> None:
     process = Process()
     process.outcome = AlreadyEnded()
     effects = process.read(INITIATED)
@@ -163,7 +163,7 @@ async def test_a_timer_is_written_once_however_long_it_takes_to_be_read_back() -
     assert len(process.written) == 1
 
 
-async def test_a_timer_that_a_former_assignment_did_not_write_is_written_by_the_next_under_the_same_id() -> None:
+async def test_a_timer_is_written_again_in_the_next_assignment_under_the_same_id() -> None:
     process = Process()
     process.read(INITIATED, HANGUP)
     process.now = HANGUP.occurred_at + 31 * S

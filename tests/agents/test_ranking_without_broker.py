@@ -1,4 +1,4 @@
-"""The ranking agent holds live entries back, and neither loses one nor lets one follow its tombstone. No broker."""
+"""The ranking agent holds live entries back, loses none, and lets none follow its tombstone. Needs no broker."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Process:
         self.dead: list[int] = []
         self.shown: list[str] = []
         self.cycles: list[int] = []
-        """How many turns of the event loop the next writes take."""
+        """How many cycles of the event loop the next writes take."""
         self.over = False
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self.agent = RankingAgent(
@@ -183,7 +183,7 @@ async def test_an_expired_call_makes_no_packet() -> None:
     assert process.written == [(Topic.LIVE_CALLS, "call", None)]
 
 
-async def test_an_assessment_of_which_no_entry_can_be_made_is_dead_lettered_and_holds_nothing() -> None:
+async def test_an_assessment_without_a_valid_entry_is_dead_lettered_and_holds_nothing() -> None:
     process = Process()
     broken = replace(said("one"), risk=Risk(RiskLevel.HIGH, float("nan")))
     offset = await process.read(("call", broken), ("other", said("one")))
@@ -192,7 +192,7 @@ async def test_an_assessment_of_which_no_entry_can_be_made_is_dead_lettered_and_
     assert process.coverage.floor(SOURCE) is None
 
 
-async def test_what_was_held_back_is_dropped_with_its_assignment() -> None:
+async def test_a_held_back_entry_is_dropped_with_its_assignment() -> None:
     process = Process()
     await process.read(("call", said("one")))
     await process.read(("call", said("two")))
@@ -217,7 +217,7 @@ steps = st.lists(
 
 
 @given(steps, st.lists(st.integers(0, 6), max_size=40))
-def test_however_reading_and_writing_meet_no_entry_is_lost_and_none_follows_its_tombstone(
+def test_in_any_interleaving_no_entry_is_lost_and_none_follows_its_tombstone(
     steps: list[list[tuple[str, AssessmentKind]] | float], cycles: list[int]
 ) -> None:
     asyncio.run(run(steps, cycles))
