@@ -255,9 +255,9 @@ async def assert_dead_letters_hold_the_bytes(
     for place, kind in line.poison.items():
         if place.topic != "call-events":
             continue
-        letter = entries[place].newest_letter
-        assert letter is not None
-        found = await Letterbox(broker).letter(letter)
+        dead_letter = entries[place].newest_letter
+        assert dead_letter is not None
+        found = await Letterbox(broker).letter(dead_letter)
         assert isinstance(found, Letter)
         assert found.origin == place
         key, value = POISON[kind](found.key or b"", GOOD[place.topic])

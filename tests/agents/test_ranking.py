@@ -57,7 +57,7 @@ async def test_live_entries_come_at_a_readable_pace_and_a_packet_replaces_them(
         await produce(broker, Topic.ASSESSMENTS, gone, [burst[0], assessment(AssessmentKind.EXPIRED, call=gone)])
         packets = await read_call(broker, Topic.DISPATCH_QUEUE, over, bool)
         good = await read_call(broker, Topic.DISPATCH_QUEUE, poison, bool)
-        letters = await dead_letters(broker, poison, len(broken))
+        dead = await dead_letters(broker, poison, len(broken))
         ends = await read(
             broker,
             Topic.LIVE_CALLS,
@@ -85,9 +85,9 @@ async def test_live_entries_come_at_a_readable_pace_and_a_packet_replaces_them(
         assert of_call.count(None) == 1
         assert of_call[-1] is None, "an entry came back after the call was over"
 
-    assert {letter.value for letter in letters[:1]} == {b"no record"}
-    assert len(letters) == len(broken)
-    assert {dict(letter.headers)["reader"] for letter in letters} == {ranking.NAME.encode()}
+    assert {letter.value for letter in dead[:1]} == {b"no record"}
+    assert len(dead) == len(broken)
+    assert {dict(letter.headers)["reader"] for letter in dead} == {ranking.NAME.encode()}
     assert [value.version for value in good] == [2], "a broken record stopped the packet behind it"
 
     assert await committed(group, places[-1]) > places[-1].offset

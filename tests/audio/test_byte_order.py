@@ -31,15 +31,15 @@ def recorded(path: Path) -> g711.Samples:
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
 def test_every_second_of_a_call_has_its_byte_order_as_verdict_or_is_silent(path: Path) -> None:
     samples = recorded(path)
-    told = 0
+    verdicts = 0
     for start in range(0, len(samples) - 8000, 8000):
         second = samples[start : start + 8000]
         little, big = verdict(second.astype("<i2").tobytes()), verdict(second.astype(">i2").tobytes())
         assert (little, big) in (("L16", "L16BE"), (None, None))
-        told += little is not None
+        verdicts += little is not None
         if np.abs(second).max() > 300:
             assert little == "L16"
-    assert told > 10
+    assert verdicts > 10
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(1, 16_000))

@@ -120,7 +120,7 @@ def test_encoding_is_as_close_as_the_segment_allows_and_rises_with_the_sample(
     assert callable(encode)
     decoded = table[np.frombuffer(encode(ALL_SAMPLES), np.uint8)].astype(np.int32)
     assert (np.diff(decoded) >= 0).all()
-    # The widest step of either law is 1024 in 16 bits; what lies beyond the last code is clipped to it.
+    # The widest step of either law is 1024 in 16 bits; values beyond the last code are clipped to it.
     inside = np.abs(ALL_SAMPLES.astype(np.int32)) <= 32124
     error = np.abs(decoded - ALL_SAMPLES)[inside]
     assert (error <= np.maximum(np.abs(ALL_SAMPLES.astype(np.int32))[inside] / 16, 16)).all()

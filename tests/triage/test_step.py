@@ -301,8 +301,8 @@ def test_streams_are_in_the_order_of_their_audio_whichever_was_recognised_first(
     call = replace(TWO_STREAMS, transcripts=(*first[:1], *second, *first[1:]))
     straight = replace(TWO_STREAMS, transcripts=(*first, *second))
     turned = replace(TWO_STREAMS, transcripts=(*second, *first))
-    told = {last_final(run(one_by_one(*one.topics))[1]).transcript for one in (call, straight, turned)}
-    assert told == {" ".join(CARDIAC_ARREST)}
+    transcripts = {last_final(run(one_by_one(*one.topics))[1]).transcript for one in (call, straight, turned)}
+    assert transcripts == {" ".join(CARDIAC_ARREST)}
 
 
 @few
