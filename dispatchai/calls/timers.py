@@ -54,12 +54,6 @@ def due_timers(state: CallState, call_id: str, now: Micros, config: CallFlowConf
     )
 
 
-def next_timer_at(state: CallState, call_id: str, config: CallFlowConfig) -> Micros | None:
-    """When the next timer that was not recorded yet is due; None when all were."""
-    pending = [timer.due for timer in _timers(state, config) if timer.event_id(call_id) not in state.seen_event_ids]
-    return min(pending, default=None)
-
-
 @dataclass(frozen=True, slots=True)
 class _Timer:
     """One timer. `about` tells it from others of its type in the call; `payload` is JSON-ready, None for nothing."""
