@@ -102,7 +102,7 @@ class CallsAgent:
                 await self._perform_command(call_id, command, number)
 
     async def _perform_command(self, call_id: str, command: Command, number: int) -> None:
-        """Give `command` and record how that ended, unless the call is over by then."""
+        """Give `command`, unless the call is over, and record how it ended."""
         logger = log.bind(call_id=call_id, action=command.action, round=number)
         state = self._states.get(call_id)
         if state is None or not takes_commands(state) or call_id in self._over or is_settled(state, command):

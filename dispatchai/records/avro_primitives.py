@@ -129,4 +129,4 @@ NULL: Final = encode_long(0)
 
 ONE_ITEM: Final = encode_long(1)
 NO_MORE_ITEMS: Final = encode_long(0)
-"""What stands before the item of an array that has one, and behind it: the counts of items in its two blocks."""
+"""The bytes before and behind the item of an array that has one: the counts of items in its two blocks."""

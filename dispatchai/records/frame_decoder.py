@@ -49,7 +49,7 @@ _HEADER: Final = header_of(AudioFrame.__name__)
 (_INBOUND,) = encode_long(tuple(Track).index(Track.INBOUND))
 (_OUTBOUND,) = encode_long(tuple(Track).index(Track.OUTBOUND))
 (_NULL,) = NULL
-"""What the bytes of enums and of a detail that is null are."""
+"""The bytes of the enums, and of a detail that is null."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def decode_frames(values: Sequence[bytes]) -> FrameColumns:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where the fields of a record begin: the offset of the first byte of each, and of the byte behind some."""
+    """The offsets of a record's fields: of the first byte of each, and of the byte behind some."""
 
     stream: int
     stream_end: int

@@ -56,7 +56,7 @@ class RecordSplicer:
 
 
 def _index(fields: list[Any], name: str) -> int:
-    """Where the field `name` is among `fields`; behind them if it is not."""
+    """The index of the field `name` in `fields`; their number if it is not there."""
     return next((index for index, field in enumerate(fields) if field["name"] == name), len(fields))
 
 

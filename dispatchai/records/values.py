@@ -82,7 +82,7 @@ class SignalKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """What the caller's voice did up to one frame of a stream."""
+    """The figures of the caller's voice up to one frame of a stream."""
 
     stream_id: str
     sequence: int

@@ -34,7 +34,7 @@ class StoredAssessment(Generic[R]):
 
 @dataclass(slots=True)
 class QueueWrites(Generic[R]):
-    """What is to be written."""
+    """The entries to write."""
 
     packets: Entries = field(default_factory=_no_entries)
     live: Entries = field(default_factory=_no_entries)

@@ -1,4 +1,4 @@
-"""Where a call stands in the queue, and what is shown of it: the pure part of the ranking agent.
+"""The place of a call in the queue, and the records that show it: the pure part of the ranking agent.
 
 Decides the order of the queue, and makes live entries and packets of assessments. `scoring` decides the risk.
 """
@@ -35,10 +35,10 @@ PRIORITY: Final[dict[RiskLevel, int]] = {
     RiskLevel.UNKNOWN: 3,
     RiskLevel.LOW: 4,
 }
-"""Priority of each level. A caller of whom nothing is known may be in danger, and is above one whose risk is LOW."""
+"""Priority of each level. A caller whose risk is UNKNOWN may be in danger, and is above one whose risk is LOW."""
 
 UNKNOWN_WEIGHT: Final = 300
-"""Weight of a call of whom nothing is known: where MEDIUM begins."""
+"""Weight of a call whose risk is UNKNOWN: where MEDIUM begins."""
 
 LONGEST_DURATION_S: Final = 2**31 - 1
 """The largest number of Avro's int: a carrier's wrong clock must not cost the packet."""

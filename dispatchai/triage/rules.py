@@ -64,7 +64,7 @@ class Cue:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a dispatcher needs to know. Asked for findings of `kinds`, or always if empty."""
+    """A question that a dispatcher needs answered, for findings of `kinds`, or always if there are none."""
 
     name: str
     kinds: frozenset[str]
@@ -221,7 +221,7 @@ def _kept(
 _LEVELS: Final = (RiskLevel.CRITICAL, RiskLevel.HIGH, RiskLevel.MEDIUM)
 
 _PLACE_ANSWER: Final = "place"
-"""What `answered_by` says for a stated place."""
+"""The word in `answered_by` that stands for a stated place."""
 
 Labelled = list[tuple[int, Pattern]]
 """Patterns, each with the number of its entry."""

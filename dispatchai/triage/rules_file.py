@@ -1,4 +1,4 @@
-"""What the rules file may say, as models; the comment at the top of `rules.yaml` explains the fields.
+"""The rules file as models of its entries. The comment at the top of `rules.yaml` explains the fields.
 
 Checks each entry by itself. `rules` checks what entries say of each other, such as names and word classes.
 """
@@ -59,7 +59,7 @@ class Levels(YamlModel):
 
 
 class UnrecognisedEntry(YamlModel):
-    """What counts for a caller whose words no rule knows."""
+    """Stands for the words of a caller in which no rule found anything."""
 
     points: Points
     says: Text
@@ -67,7 +67,7 @@ class UnrecognisedEntry(YamlModel):
 
 
 class VoiceEntry(YamlModel):
-    """What the voice adds."""
+    """The part of the voice."""
 
     points: Annotated[Points, AfterValidator(_voice_points)]
     reason: Text
@@ -115,7 +115,7 @@ class CueEntry(YamlModel):
 
 
 class QuestionEntry(YamlModel):
-    """What a dispatcher needs to know."""
+    """A question that a dispatcher needs answered."""
 
     kinds: Texts = ()
     answered_by: Texts = ()
