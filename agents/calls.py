@@ -111,7 +111,7 @@ class CallsAgent:
         outcome = await self._give(with_token(command, partial(self._token_for, call_id)))
         code = {"code": outcome.code} if isinstance(outcome, Rejected) else {}
         report = logger.info if achieved(command, outcome) else logger.error
-        report("command_ended", outcome=type(outcome).__name__, **code)
+        report("command", outcome=type(outcome).__name__, **code)
         state = self._states.get(call_id)
         if state is None or not takes_commands(state):
             return  # how a command ended does not matter to a call that is over
