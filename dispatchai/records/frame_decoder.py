@@ -64,7 +64,7 @@ class PayloadRun:
 
     def payload_in(self, value: bytes) -> bytes:
         """The audio in `value`, the record of one of these frames: what stands before the detail, which is null."""
-        end = len(value) - len(NULL)
+        end = len(value) - 1  # of NULL
         return value[end - self.payloads.shape[1] : end]
 
 

@@ -6,6 +6,7 @@ frames of one stream that follow each other and agree in codec and length. Pure:
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -72,9 +73,12 @@ class FrameBatch(Generic[R]):
         for number, run in enumerate(columns.runs):
             layouts[run.rows] = number
         self._layouts: list[int] = layouts.tolist()
+        # The texts of keys and stream ids, of which there are few among the records of a fetch.
+        keys = {key: key is not None and bool(_text(key)) for key in {record.key for record in records}}
         stream_ids = columns.stream.view(f"S{columns.stream.shape[1]}")[:, 0].tolist()
+        texts = {stream_id: _text(stream_id) for stream_id in set(stream_ids)}
         self._stream_ids = [
-            None if layout < 0 or not record.key or _text(record.key) is None else _text(stream_id)
+            texts[stream_id] if layout >= 0 and keys[record.key] else None
             for record, layout, stream_id in zip(records, self._layouts, stream_ids, strict=True)
         ]
         """The stream of each record that a run takes; None for the others."""
@@ -87,27 +91,27 @@ class FrameBatch(Generic[R]):
     def by_call(self, decoded: Iterable[tuple[R, AudioFrame]]) -> dict[bytes, CallInputs[R]]:
         """The inputs of each call, by its key. `decoded` are those of `others` that hold a frame; they have a key."""
         frames = {record.offset: frame for record, frame in decoded}
-        columns = self._columns
-        inbound, sequences = columns.inbound.tolist(), columns.sequence.tolist()
-        calls: dict[bytes, CallInputs[R]] = {}
+        inbound, sequences = self._columns.inbound.tolist(), self._columns.sequence.tolist()
+        runs = self._columns.runs
+        calls: defaultdict[bytes, CallInputs[R]] = defaultdict(CallInputs)
         open_runs: dict[bytes, _OpenRun] = {}
         for row, (record, layout, stream_id) in enumerate(
             zip(self._records, self._layouts, self._stream_ids, strict=True)
         ):
-            key, value = record.key or b"", record.value or b""
+            key = record.key or b""
             if stream_id is None:
                 if (frame := frames.get(record.offset)) is not None:
-                    call = calls.setdefault(key, CallInputs())
+                    call = calls[key]
                     call.records.append(record)
                     call.inputs.append(Input(frame, record.offset))
                     open_runs.pop(key, None)
                 continue
             if not inbound[row]:
                 continue
-            run = columns.runs[layout]
-            payload = run.payload_in(value)
-            call = calls.setdefault(key, CallInputs())
+            call = calls[key]
             call.records.append(record)
+            run = runs[layout]
+            payload = run.payload_in(record.value or b"")
             known = open_runs.get(key)
             if known is not None and known.layout == layout and known.stream_id == stream_id:
                 known.sequences.append(sequences[row])
@@ -116,7 +120,7 @@ class FrameBatch(Generic[R]):
             known = open_runs[key] = _OpenRun(layout, stream_id, [sequences[row]], [payload])
             heard = FrameRun(stream_id, Track.INBOUND, run.encoding, run.sample_rate, known.sequences, known.payloads)
             call.inputs.append(Input(heard, record.offset))
-        return calls
+        return dict(calls)
 
 
 def _text(value: bytes) -> str | None:
