@@ -1,1 +1,1 @@
-"""The actors, one file each: what an agent reads, which pure step it folds, what it writes."""
+"""The actors, one file each: the topics that an agent reads and writes, and the pure step between them."""

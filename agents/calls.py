@@ -1,23 +1,21 @@
-"""The calls agent: follows a call's life from its events and gives the carrier its commands.
+"""The calls agent: follows each call's life from its events and gives the carrier its commands.
 
-Reads `call-events` and `dispatch-actions`; writes to `call-events` how each command ended and the timers of calls
-that fired. What a call's events and a dispatcher's actions call for is decided in
-`dispatchai.calls`.
+Reads `call-events` and `dispatch-actions`; writes to `call-events` how each command ended and the timers that fired.
+`dispatchai.calls` decides which commands a call's events and a dispatcher's actions call for, and when timers are due.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
 from dispatchai.calls.config import CallControlConfig
-from dispatchai.calls.control import Refusal, act, is_settled, outcome_event, round_of, step, with_token
-from dispatchai.calls.events import OWN_EVENTS, EventType
+from dispatchai.calls.control import is_settled, outcome_event, with_token
+from dispatchai.calls.effects import Effect, PendingCommand, RefusedAction, follow
 from dispatchai.calls.state import takes_commands
 from dispatchai.calls.timers import due_timers
 from dispatchai.engine import agent
@@ -26,9 +24,9 @@ from dispatchai.engine.effects import Effects
 from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.topics import Topic
 from dispatchai.process.clock import now_micros
-from dispatchai.records import Action, ActionKind, CallEvent, CallState, decode_as, encode
+from dispatchai.records import Action, CallEvent, CallState, Micros, decode_as, encode
 from dispatchai.telnyx.client import TelnyxClient
-from dispatchai.telnyx.commands import AlreadyEnded, Command, Rejected, achieved
+from dispatchai.telnyx.commands import AlreadyEnded, Command, Outcome, Rejected, achieved
 
 log = structlog.get_logger(__name__)
 
@@ -38,119 +36,134 @@ SOURCES: Final[dict[str, Callable[[bytes], CallEvent | Action]]] = {
     Topic.CALL_EVENTS: partial(decode_as, CallEvent),
     Topic.DISPATCH_ACTIONS: partial(decode_as, Action),
 }
-"""What is read, and how."""
+"""The topics that are read, each with its decoder."""
 
 TIMERS_EVERY_S: Final = 1.0
-"""How often calls are looked through for timers that are due; they are set in whole seconds."""
+"""How often calls are searched for due timers, which are set in whole seconds."""
+
+TokenFor = Callable[[str, str], str]
+"""(call id, call control id) -> the token that the call's media socket must present."""
 
 
-@dataclass(frozen=True, slots=True)
-class Owed:
-    """A command to be given, in its round."""
+class States(Protocol):
+    """The states of the calls; see `KeyedStates`."""
 
-    command: Command
-    round: int
+    def get(self, key: str) -> CallState | None:
+        """The state of a call, or None."""
+
+    def __iter__(self) -> Iterator[tuple[str, CallState]]:
+        """All calls with their states."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A dispatcher's action that has no effect, to be told."""
+Write = Callable[[str, CallEvent], Awaitable[None]]
+"""Writes an event of a call to `call-events`: (call id, event)."""
 
-    action_id: str
-    kind: ActionKind
-    why: Refusal
+Give = Callable[[Command], Awaitable[Outcome]]
+"""Gives a command to the carrier, and again where that helps."""
+
+
+class CallsAgent:
+    """Steps over the records of a call, and the effects and timers that follow from its state."""
+
+    def __init__(
+        self,
+        states: States,
+        *,
+        write: Write,
+        give: Give,
+        config: CallControlConfig,
+        token_for: TokenFor,
+        clock: Callable[[], Micros] = now_micros,
+    ) -> None:
+        self._states = states
+        self._write = write
+        self._give = give
+        self._config = config
+        self._token_for = token_for
+        self._clock = clock
+        self._over: set[str] = set()
+        """Calls that the carrier reported over, until their states say so too."""
+        self._written: set[str] = set()
+        """Event ids of the timers that were written and not read back yet."""
+
+    def step(
+        self, call_id: str, state: CallState | None, records: Sequence[CallEvent | Action]
+    ) -> agent.Stepped[CallState]:
+        """The state of a call after `records`, and the effects that they call for."""
+        state, effects = follow(state, call_id, records, self._config)
+        return agent.Stepped(state, effects=effects)
+
+    async def perform(self, call_id: str, effect: Effect) -> None:
+        """Carry out an effect of `step`."""
+        match effect:
+            case RefusedAction(action_id, kind, reason):
+                log.warning("action_refused", call_id=call_id, action_id=action_id, kind=kind, reason=reason)
+            case PendingCommand(command, number):
+                await self._perform_command(call_id, command, number)
+
+    async def _perform_command(self, call_id: str, command: Command, number: int) -> None:
+        """Give `command`, unless the call is over, and record how it ended."""
+        logger = log.bind(call_id=call_id, action=command.action, round=number)
+        state = self._states.get(call_id)
+        if state is None or not takes_commands(state) or call_id in self._over or is_settled(state, command):
+            logger.info("command_skipped")
+            return
+        outcome = await self._give(with_token(command, partial(self._token_for, call_id)))
+        code = {"code": outcome.code} if isinstance(outcome, Rejected) else {}
+        report = logger.info if achieved(command, outcome) else logger.error
+        report("command", outcome=type(outcome).__name__, **code)
+        state = self._states.get(call_id)
+        if state is None or not takes_commands(state):
+            return  # how a command ended does not matter to a call that is over
+        if isinstance(outcome, AlreadyEnded):
+            self._over.add(call_id)
+        await self._write(call_id, outcome_event(command, number, outcome, self._clock()))
+
+    async def write_due_timers(self) -> None:
+        """Write each timer that is due to `call-events`, once. What it changes is decided when it is read from there.
+
+        Raises AssignmentOverError.
+        """
+        now = self._clock()
+        due: set[str] = set()
+        for call_id, state in self._states:
+            if not takes_commands(state):
+                self._over.discard(call_id)
+            for event in due_timers(state, call_id, now, self._config):
+                due.add(event.event_id)
+                if event.event_id not in self._written:
+                    self._written.add(event.event_id)
+                    await self._write(call_id, event)
+        self._written &= due  # a timer that is not due any more was read back
+
+    async def keep_writing_timers(self) -> None:
+        """Write due timers, until cancelled."""
+        while True:
+            await self.write_due_timers()
+            await asyncio.sleep(TIMERS_EVERY_S)
+
+    def reset(self) -> None:
+        """Partitions were reassigned: their owner writes what is missing."""
+        self._over.clear()
+        self._written.clear()
 
 
 def make(
-    app: App,
-    partitions: int,
-    *,
-    config: CallControlConfig,
-    client: TelnyxClient,
-    token_for: Callable[[str, str], str],
+    app: App, partitions: int, *, config: CallControlConfig, client: TelnyxClient, token_for: TokenFor
 ) -> KeyedStates[CallState]:
-    """Make the agent. `token_for(call_id, call_control_id)` is the token that the media socket asks for."""
+    """Make the agent."""
     states: KeyedStates[CallState] = app.keyed_states(
         NAME, encode=encode, decode=partial(decode_as, CallState), partitions=partitions
     )
-    over: set[str] = set()
-    """Calls that the carrier said are over, until that is known of their state."""
 
-    def fold(call_id: str, state: CallState | None, records: Sequence[CallEvent | Action]) -> agent.Stepped[CallState]:
-        effects: list[Owed | Refused] = []
-        for record in records:
-            commands: tuple[Command, ...] = ()
-            match record:
-                case CallEvent(type=EventType.EXPIRED):
-                    state = None
-                case CallEvent() if state is None and record.type.startswith(OWN_EVENTS):
-                    continue  # of a call whose state was given up meanwhile
-                case CallEvent():
-                    state, commands = step(state, call_id, record, config)
-                case Action() if state is None:
-                    effects.append(Refused(record.action_id, record.kind, Refusal.UNKNOWN_CALL))
-                case Action():
-                    state, commands, why = act(state, record, config)
-                    if why is not None:
-                        effects.append(Refused(record.action_id, record.kind, why))
-            if state is not None:
-                effects.extend(Owed(command, round_of(state, command)) for command in commands)
-        return agent.Stepped(state, effects=effects)
+    async def write(call_id: str, event: CallEvent) -> None:
+        partition = states.partition_of(call_id)
+        await app.emitter.send(Topic.CALL_EVENTS, call_id.encode(), encode(event), partition=partition)
 
-    async def perform(call_id: str, owed: Owed | Refused) -> None:
-        match owed:
-            case Refused():
-                log.warning(
-                    "action_refused", call_id=call_id, action_id=owed.action_id, kind=owed.kind, reason=owed.why
-                )
-            case Owed(command, number):
-                await give(call_id, command, number)
-
-    async def give(call_id: str, command: Command, number: int) -> None:
-        """Give `command` and record how that ended, unless the call is over by then."""
-        told = log.bind(call_id=call_id, action=command.action, round=number)
-        state = states.get(call_id)
-        if state is None or not takes_commands(state) or call_id in over or is_settled(state, command):
-            told.info("command_left_out")
-            return
-        outcome = await client.run(with_token(command, partial(token_for, call_id)))
-        say = told.info if achieved(command, outcome) else told.error
-        code = outcome.code if isinstance(outcome, Rejected) else None
-        say("command", outcome=type(outcome).__name__, **({} if code is None else {"code": code}))
-        state = states.get(call_id)
-        if state is None or not takes_commands(state):
-            return  # what is owed to a call that is over is of no account
-        if isinstance(outcome, AlreadyEnded):
-            over.add(call_id)
-        event = outcome_event(command, number, outcome, now_micros())
-        await app.emitter.send(
-            Topic.CALL_EVENTS, call_id.encode(), encode(event), partition=states.partition_of(call_id)
-        )
-
-    effects: Effects[Owed | Refused] = Effects(states, perform)
-    agent.run(app, states, SOURCES, step=fold, effects=effects)
-
-    async def timers() -> None:
-        """Write each timer that is due to `call-events`; what it means is decided when it is read from there."""
-        written: set[str] = set()
-        app.on_reset.append(written.clear)
-        while True:
-            now = now_micros()
-            due: set[str] = set()
-            for call_id, state in states:
-                if not takes_commands(state):
-                    over.discard(call_id)
-                for event in due_timers(state, call_id, now, config):
-                    due.add(event.event_id)
-                    if event.event_id not in written:
-                        written.add(event.event_id)
-                        await app.emitter.send(
-                            Topic.CALL_EVENTS, call_id.encode(), encode(event), partition=states.partition_of(call_id)
-                        )
-            written &= due  # what is due no more was read back
-            await asyncio.sleep(TIMERS_EVERY_S)
-
-    app.background(timers)
-    app.on_reset.append(over.clear)
+    made = CallsAgent(states, write=write, give=client.run, config=config, token_for=token_for)
+    effects: Effects[Effect] = Effects(states, made.perform)
+    agent.run(app, states, SOURCES, step=made.step, effects=effects)
+    app.background(made.keep_writing_timers)
+    app.on_reset.append(made.reset)
     app.on_close.append(effects.close)
     return states

@@ -1,7 +1,7 @@
 """The triage agent: concludes what a call is about. Reads `call-events`, `signals` and `transcripts`, writes
 `assessments`.
 
-How topics are folded is decided in `dispatchai.triage.step`, what text means in `dispatchai.triage.scoring`.
+`dispatchai.triage.step` decides how the topics are folded, `dispatchai.triage.scoring` what is concluded of the words.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from functools import partial
 from typing import Final
 
 from dispatchai.calls.events import EventType
-from dispatchai.calls.state import fold as fold_call
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.topics import Topic
-from dispatchai.records import CallEvent, Signal, TriageState, Utterance, decode_as, encode
-from dispatchai.triage import step as folds
-from dispatchai.triage.scoring import Reading, Rules
+from dispatchai.records import CallEvent, Micros, Signal, TriageState, Utterance, decode_as, encode
+from dispatchai.triage.rules import Rules
+from dispatchai.triage.scoring import Reading
+from dispatchai.triage.step import step
 
 NAME: Final = "triage"
 
@@ -28,7 +28,41 @@ SOURCES: Final[dict[str, Callable[[bytes], Input]]] = {
     Topic.SIGNALS: partial(decode_as, Signal),
     Topic.TRANSCRIPTS: partial(decode_as, Utterance),
 }
-"""What is read, and how."""
+"""The topics that are read, each with its decoder."""
+
+Begin = Callable[[str, Micros], None]
+"""Notes when something of a call began: (call id, time)."""
+
+
+class TriageAgent:
+    """Steps over the records of a call, and keeps what its words were found to say."""
+
+    def __init__(self, rules: Rules, *, on_initiated: Begin, on_hangup: Begin) -> None:
+        """`on_initiated` and `on_hangup` are called with the time at which such an event was received."""
+        self._rules = rules
+        self._on_initiated = on_initiated
+        self._on_hangup = on_hangup
+        self._readings: dict[str, Reading] = {}
+        """By live call. A reading makes the next step cheaper and changes nothing of it."""
+
+    def step(self, call_id: str, state: TriageState | None, inputs: Sequence[Input]) -> agent.Stepped[TriageState]:
+        """The state of a call after `inputs`, and its assessments."""
+        for value in inputs:
+            match value:
+                case CallEvent(type=EventType.INITIATED):
+                    self._on_initiated(call_id, value.received_at)
+                case CallEvent(type=EventType.HANGUP):
+                    self._on_hangup(call_id, value.received_at)
+        reading = self._readings.pop(call_id, None)
+        stepped = step(state, inputs, rules=self._rules, reading=reading)
+        if stepped.reading is not None:
+            self._readings[call_id] = stepped.reading
+        outputs = [agent.Output(Topic.ASSESSMENTS, encode(assessment)) for assessment in stepped.assessments]
+        return agent.Stepped(stepped.state, outputs, snapshot=stepped.snapshot)
+
+    def reset(self) -> None:
+        """Partitions were reassigned: discard the readings."""
+        self._readings.clear()
 
 
 def make(app: App, partitions: int, rules: Rules) -> KeyedStates[TriageState]:
@@ -36,25 +70,11 @@ def make(app: App, partitions: int, rules: Rules) -> KeyedStates[TriageState]:
     states: KeyedStates[TriageState] = app.keyed_states(
         NAME, encode=encode, decode=partial(decode_as, TriageState), partitions=partitions, evict=True
     )
-
-    readings: dict[str, Reading] = {}
-    """Of each live call, what its words were found to say."""
-    app.on_reset.append(readings.clear)
-
-    to_live, to_packet = app.metrics.journey("webhook_to_live"), app.metrics.journey("hangup_to_packet")
-
-    def fold(call_id: str, state: TriageState | None, inputs: Sequence[Input]) -> agent.Stepped[TriageState]:
-        for value in inputs:
-            match value:
-                case CallEvent(type=EventType.INITIATED):
-                    to_live.begin(call_id, value.received_at)
-                case CallEvent(type=EventType.HANGUP):
-                    to_packet.begin(call_id, value.received_at)
-        stepped = folds.step(state, inputs, fold_call=fold_call, rules=rules, reading=readings.pop(call_id, None))
-        if stepped.reading is not None:
-            readings[call_id] = stepped.reading
-        outputs = [agent.Output(Topic.ASSESSMENTS, encode(assessment)) for assessment in stepped.assessments]
-        return agent.Stepped(stepped.state, outputs, snapshot=stepped.snapshot)
-
-    agent.run(app, states, SOURCES, step=fold)
+    made = TriageAgent(
+        rules,
+        on_initiated=app.metrics.journey("webhook_to_live").begin,
+        on_hangup=app.metrics.journey("hangup_to_packet").begin,
+    )
+    agent.run(app, states, SOURCES, step=made.step)
+    app.on_reset.append(made.reset)
     return states

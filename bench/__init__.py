@@ -1,1 +1,1 @@
-"""Measurements of the whole system. Each module is one command: `python -m bench.calls --help`."""
+"""Measurements of the whole system. Each module is a command: `python -m bench.calls --help`."""

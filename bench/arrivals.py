@@ -1,6 +1,7 @@
-"""When calls come and how long they last: drawn from what is fitted to real calls for service, in arrivals.json.
+"""When calls arrive and how long they last, drawn from distributions that were fitted to real calls for service.
 
-`python -m bench.arrivals CALLS.CSV` fits anew: a column `date_time` with a call's time (ISO 8601) in each line.
+The distributions are in arrivals.json. `python -m bench.arrivals CALLS.CSV` fits them again, from a file with a column
+`date_time` that has the time of a call (ISO 8601) in each line.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _HOUR_S: Final = 3600
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A call that comes `at_s` and lasts `length_s`, in seconds from the beginning."""
+    """A call that arrives `at_s` seconds after the beginning and lasts for `length_s` seconds."""
 
     at_s: float
     length_s: float
@@ -46,7 +47,7 @@ class Arrivals:
 
     @classmethod
     def load(cls) -> Arrivals:
-        """As the file has them."""
+        """The distributions of the file."""
         content = json.loads(FILE.read_text(encoding="utf-8"))
         lengths = content["lengths"]
         return cls(tuple(content["gaps"]["quantiles"]), lengths["median_s"], lengths["sigma"])
@@ -68,17 +69,17 @@ class Arrivals:
         return random.lognormvariate(math.log(self.median_s), self.sigma)
 
     def left_s(self, random: Random) -> float:
-        """How long a call that is found live goes on: long calls are found more often, anywhere in their length."""
+        """How long a call goes on that is live at a random moment: longer calls are found more often, at any point."""
         return random.lognormvariate(math.log(self.median_s) + self.sigma**2, self.sigma) * random.random()
 
     def plan(self, live: int, ramp_s: float, random: Random, *, at_first: int | None = None) -> Iterator[Planned]:
-        """Calls without end, in the order of their times, of a line on which about `live` are live at any time after
-        `ramp_s`. Those that are live at first, `at_first` or as many, come during the ramp."""
+        """An endless series of calls in the order of their times, about `live` of which are live at any time after
+        `ramp_s`. Those that are live at first, `at_first` or as many, arrive during the ramp."""
         first = live if at_first is None else at_first
         for number in range(first):
             at_s = number / first * ramp_s
             yield Planned(at_s, ramp_s - at_s + self.left_s(random))
-        # The mean of the gaps that are drawn: between quantiles they are taken for even, so it is not quite 1.
+        # The mean of the gaps that are drawn. Between two quantiles they are taken as uniform, so it is not quite 1.
         mean_gap = sum(low + high for low, high in pairwise(self.gaps)) / 2 / _STEPS
         at_s = ramp_s
         while True:
@@ -87,7 +88,7 @@ class Arrivals:
 
 
 def fit_gaps(times_s: Sequence[float]) -> list[float]:
-    """Quantiles of the times between neighbours, each over the mean of its hour."""
+    """Quantiles of the times between neighbouring calls, each divided by the mean of its hour."""
     ordered = sorted(times_s)
     by_hour = Counter(int(time_s // _HOUR_S) for time_s in ordered)
     gaps = [(later - time_s) * by_hour[int(time_s // _HOUR_S)] / _HOUR_S for time_s, later in pairwise(ordered)]

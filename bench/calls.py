@@ -1,4 +1,4 @@
-"""Many simulated calls at once through the whole system, on a line that goes wrong: is all recorded once, and how fast.
+"""Many simulated calls at once through the whole system, on a faulty line: is each frame recorded once, and how fast.
 
     python -m bench.calls --calls 100 300 --seconds 30 [--apache | --kafka host:port] [--write]
 
@@ -46,8 +46,7 @@ from tests.support.recorded_run import Packets, Streams, command_differences, de
 from tests.support.report import machine, quantiles_ms, table, write_section
 
 CARRIER: Final = "simulated carrier"
-"""What this process is called among the others."""
-
+"""The name of this process among the others."""
 
 LINE: Final = Faults(frame_duplicates=0.02, frame_swaps=0.02, frame_losses=0.01, command_failures=0.1)
 
@@ -55,10 +54,10 @@ RAMP_CALLS_PER_S: Final = 50.0
 """How fast the calls come in: 300 within six seconds, far beyond any dispatch centre's worst minute."""
 
 PATIENCE_S: Final = 60.0
-"""How long a caller waits to be answered and listened to: what is too slow is to be seen in the numbers."""
+"""How long a caller waits to be answered and heard. It is long, so that delays show in the numbers."""
 
 PACKETS_S: Final = 90.0
-"""How long packets are waited for after the last hangup: three times the deadline of a call."""
+"""How long the run waits for packets after the last hangup: three times the deadline of a call."""
 
 SAMPLE_S: Final = 1.0
 
@@ -75,7 +74,7 @@ each frame once and in order, gaps exactly where frames were lost, no command wi
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is measured."""
+    """The options of a run."""
 
     calls: int
     seconds: float
@@ -87,7 +86,7 @@ class Options:
 
 @dataclass(slots=True)
 class Stages:
-    """How long the stages of the road took, seen in the topics while the calls went on. Times in seconds."""
+    """How long the stages of the road took, read from the topics during the calls. Times in seconds."""
 
     received: dict[str, float] = field(default_factory=dict)
     """When the gateway received the webhook of each call that came in."""
@@ -120,7 +119,7 @@ class Stages:
 
     @asynccontextmanager
     async def followed(self, connection: KafkaConnection) -> AsyncIterator[None]:
-        """While this lasts the topics are followed: `live-calls` is compacted, so afterwards it is too late."""
+        """Follow the topics inside this context: `live-calls` is compacted, so afterwards it is too late."""
         async with (
             follow(connection, Topic.CALL_EVENTS, self.on_event),
             follow(connection, Topic.LIVE_CALLS, self.on_live),
@@ -164,7 +163,7 @@ def caller_audio(seconds: float) -> list[CallerAudio]:
 
 
 async def measure(options: Options) -> Measured:
-    """Makes the run and compares. Raises RuntimeError where the system does not start."""
+    """Makes the run and compares. Raises RuntimeError if the system does not start."""
     measured = Measured(options, load=os.getloadavg()[0])
     with tempfile.TemporaryDirectory(prefix="bench-calls-") as folder:
         async with _system(options, Path(folder)) as (run, connection, measured.broker):
@@ -271,7 +270,7 @@ async def _call(run: processes.Run, options: Options, measured: Measured) -> lis
 
 
 async def _sample(run: processes.Run, measured: Measured, all_speak: asyncio.Event, one_ended: asyncio.Event) -> None:
-    """What each process uses from the moment when all calls speak until the first of them ends."""
+    """Record what each process uses from the moment when all callers speak until the first call ends."""
     await all_speak.wait()
     first, first_own, began = run.used(), time.process_time(), time.monotonic()
     await one_ended.wait()
@@ -284,7 +283,7 @@ async def _sample(run: processes.Run, measured: Measured, all_speak: asyncio.Eve
 
 
 def rows(measured: Measured) -> dict[str, str]:
-    """The numbers of a run by what they are."""
+    """The numbers of a run, by their names."""
     options = measured.options
     return {
         "calls at once": f"{options.calls}",
@@ -330,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="+",
         default=[(300, 1.0)],
         metavar="N[@SPEED]",
-        help="calls at one time, and how many times real time they speak at; a run for each (default 300@1)",
+        help="calls at one time, and how many times faster than real time they speak; a run for each (default 300@1)",
     )
     parser.add_argument("--seconds", type=float, default=30.0, help="how long each caller speaks (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the faults (default %(default)s)")

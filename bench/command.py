@@ -1,4 +1,4 @@
-"""What the commands of the benches have in common: their options, and where their tables go."""
+"""The options that the commands of the measurements share, and where their tables are written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Measure = Callable[[argparse.Namespace], Coroutine[Any, Any, str]]
 
 
 def parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """Of the command `python -m <module>`, which `description`, the module's text, explains in its first line."""
+    """The parser of the command `python -m <module>`; `description` is the module's text, whose first line it shows."""
     made = argparse.ArgumentParser(prog=f"python -m {module}", description=(description or "").partition("\n")[0])
     made.add_argument("--apache", action="store_true", help="Apache Kafka, from the jars of the tests (Java, Maven)")
     made.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
@@ -23,7 +23,7 @@ def parser(module: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def run(module: str, arguments: argparse.Namespace, measure: Measure) -> None:
-    """Measure, print the section and, where it is asked for, write it into the page."""
+    """Measure, print the section and, if the arguments ask for it, write it into the page."""
     use_uvloop()
     text = asyncio.run(measure(arguments))
     print(text)

@@ -1,7 +1,7 @@
-"""Calls as records of `audio-frames`, made by the hundred thousand: the shipped recordings, cut into frames.
+"""Calls as records of `audio-frames`, made by the hundred thousand from the shipped recordings.
 
-Only stream, sequence and time differ between the frames of two calls, so the rest is encoded once. What comes out is
-byte for byte what the gateway writes; a test compares them.
+The frames of two calls differ only in stream, sequence and time, so the rest is encoded once. The records are byte for
+byte those of the gateway; a test compares them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import cache
 from typing import Final
 
 from dispatchai.records import AudioFrame, FrameKind, Track, encode
+from dispatchai.records.avro_primitives import encode_long
 from dispatchai.simulator import load
 from dispatchai.speech.engines import RECORDINGS
 from tests.support.callers import CALLERS
@@ -20,25 +21,13 @@ FRAME_S: Final = 1 / FRAMES_PER_S
 FRAME_BYTES: Final = 160
 """20 ms of PCMU at 8 kHz."""
 
-
 _SEQUENCES_KEPT: Final = FRAMES_PER_S * 600
-"""Numbers whose encoding is kept: those of a call of ten minutes."""
-
-
-def zigzag(number: int) -> bytes:
-    """A non-negative Avro `long`. Source: Apache Avro 1.12 specification, "Primitive Types"."""
-    number <<= 1
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+"""Frame numbers whose encoding is kept: those of a call of ten minutes."""
 
 
 @cache
 def _sequences() -> tuple[bytes, ...]:
-    return tuple(zigzag(number) for number in range(_SEQUENCES_KEPT))
+    return tuple(encode_long(number) for number in range(_SEQUENCES_KEPT))
 
 
 def _frame(stream_id: str, kind: FrameKind, sequence: int, captured_at: int, payload: bytes = b"") -> AudioFrame:
@@ -46,15 +35,15 @@ def _frame(stream_id: str, kind: FrameKind, sequence: int, captured_at: int, pay
 
 
 def _cut(stream_id: str, payload: bytes) -> tuple[bytes, bytes]:
-    """The record of a frame before its sequence and behind its time."""
+    """The parts of a frame's record before its sequence and behind its time."""
     zero, one = (encode(_frame(stream_id, FrameKind.FRAME, sequence, 0, payload)) for sequence in (0, 1))
     at = next(index for index, (left, right) in enumerate(zip(zero, one, strict=True)) if left != right)
-    return zero[:at], zero[at + len(zigzag(0)) * 2 :]
+    return zero[:at], zero[at + len(encode_long(0)) * 2 :]
 
 
 @cache
 def _recordings() -> tuple[tuple[bytes, ...], ...]:
-    """Of each recording, what stands behind the time in the record of each of its frames."""
+    """For each recording, the part behind the time in the record of each of its frames."""
     audios = [load(RECORDINGS / name).pcmu for name in CALLERS]
     return tuple(
         tuple(
@@ -67,15 +56,15 @@ def _recordings() -> tuple[tuple[bytes, ...], ...]:
 
 @dataclass(slots=True)
 class Call:
-    """A call whose frames are made one after the other; a recording that is over begins again.
+    """A call whose frames are made one after the other. At its end the recording begins again.
 
-    `number` chooses the recording and where it begins, so that not all say the same at once.
+    `number` chooses the recording and where it begins, so that the calls differ.
     """
 
     call_id: str
     number: int
     sequence: int = field(default=0, init=False)
-    """Of the last frame made."""
+    """Number of the last frame that was made."""
     stream_id: str = field(init=False)
     _head: bytes = field(init=False)
     _tails: tuple[bytes, ...] = field(init=False)
@@ -93,12 +82,12 @@ class Call:
         return encode(_frame(self.stream_id, FrameKind.START, 0, captured_at))
 
     def frame(self, time: bytes) -> bytes:
-        """The record of the next frame. `time` is `zigzag` of its microseconds since the epoch."""
+        """The record of the next frame. `time` is `encode_long` of its microseconds since the epoch."""
         self.sequence += 1
         self._at += 1
         if self._at >= len(self._tails):
             self._at = 0
-        number = _sequences()[self.sequence] if self.sequence < _SEQUENCES_KEPT else zigzag(self.sequence)
+        number = _sequences()[self.sequence] if self.sequence < _SEQUENCES_KEPT else encode_long(self.sequence)
         return b"".join((self._head, number, time, self._tails[self._at]))
 
     def end(self, captured_at: int) -> bytes:

@@ -1,7 +1,8 @@
-"""The load of a measurement, in a process of its own: live calls, one record for each frame of 20 ms, as they come.
+"""The load of a measurement, in a process of its own: live calls, one record for each frame of 20 ms, at their pace.
 
-Each call's frames are spread over the 20 ms by its own phase. Calls come and end as `bench.arrivals` plans; after the
-end of one, its state is given up by the event that the program itself writes for it. What was sent is told at the end.
+Each call sends its frames at a phase of its own within the 20 ms. Calls arrive and end as `bench.arrivals` plans. Some
+time after a call has ended, the event that expires it is written, as the program does. The process reports at its end
+what it sent.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from typing import Final
 from uuid import uuid4
 
 from bench.arrivals import Arrivals
-from bench.frames import FRAME_S, Call, zigzag
-from bench.lanes import Lanes
+from bench.frames import FRAME_S, Call
+from bench.partition_queues import PartitionQueues
 from dispatchai.calls.events import EventType
 from dispatchai.engine.app import use_uvloop
 from dispatchai.kafka.connection import KafkaConnection
@@ -30,29 +31,30 @@ from dispatchai.kafka.topics import Topic
 from dispatchai.process import memory
 from dispatchai.process.child import Child
 from dispatchai.records import CallEvent, encode
+from dispatchai.records.avro_primitives import encode_long
 from dispatchai.settings import Settings
 
 SLICES: Final = 10
-"""The calls are dealt out over so many slices of a frame's 20 ms, of 2 ms each."""
+"""The calls are spread over this many slices of a frame's 20 ms, of 2 ms each."""
 
 EXPIRY_S: Final = 90.0
-"""How long after its end the state of a call is kept; by default the program keeps it for an hour. A worker must not
-be so far behind: what comes after this counts as missed."""
+"""How long after a call's end its state is kept; the program's default is an hour. A worker must not fall that far
+behind: frames that it reads later count as missing."""
 
 LATE_S: Final = FRAME_S
-"""A slice that is made so late is late: then this process is the limit, and not what is measured."""
+"""A slice that is sent later than this is late. If many are, this process is the limit, and not the worker."""
 
 MICROS: Final = 1_000_000
 
 BEGINNING: Final = (EventType.INITIATED, EventType.ANSWERED, EventType.STREAMING_STARTED)
-"""The events of a call until its caller is heard."""
+"""The events of a call before its caller is heard."""
 
 _CALLER, _CALLED = "+15550100001", "+15550100911"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be sent. `live` calls at a time on average, for `seconds` after a ramp of `ramp_s`."""
+    """The load to send: `live` calls at a time on average, for `seconds` after a ramp of `ramp_s`."""
 
     live: int
     ramp_s: float
@@ -60,12 +62,12 @@ class Plan:
     seed: int = 1
     expiry_s: float = EXPIRY_S
     events: bool = False
-    """Whether the calls' own events are sent too, as a whole worker needs them."""
+    """Whether the calls' events are sent too; a whole worker needs them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What was sent. Lateness in seconds; `cpu_s` is this process's while it sent."""
+    """What was sent. Lateness is in seconds; `cpu_s` is the processor time of the sending process."""
 
     calls: int
     frames: int
@@ -74,7 +76,7 @@ class Sent:
     cpu_s: float
     seconds: float
     unacknowledged: int
-    """At the end of the plan: more than a second of frames says that the broker did not keep up."""
+    """At the end of the plan. If these are more than the frames of a second, the broker did not keep up."""
     peak_live: int
 
 
@@ -89,7 +91,7 @@ class _Live:
 class Load:
     """Sends a plan."""
 
-    def __init__(self, plan: Plan, frames: Lanes, events: Lanes) -> None:
+    def __init__(self, plan: Plan, frames: PartitionQueues, events: PartitionQueues) -> None:
         self._plan = plan
         self._frames = frames
         self._events = events
@@ -101,7 +103,7 @@ class Load:
         self.latest_s = 0.0
 
     async def run(self, stop: asyncio.Event) -> float:
-        """Send until the plan's end or `stop`; then end every call. Returns the seconds that it sent for."""
+        """Send until the plan's end or `stop`, then end every call. Returns for how many seconds it sent."""
         plan = self._plan
         length_s = plan.ramp_s + plan.seconds
         planned = Arrivals.load().plan(plan.live, plan.ramp_s, Random(plan.seed))  # noqa: S311 - repeatable
@@ -109,10 +111,10 @@ class Load:
         began = time.time()
         number = 0
         while (due := began + number * FRAME_S / SLICES) < began + length_s and not stop.is_set():
-            # Sleeps even when it is late, so that what was made can leave.
+            # Sleep even when late, so that the records can leave.
             await asyncio.sleep(max(0.0, due - time.time()))
             now = time.time()
-            # With few calls it can be that none is live for a while: then there is nothing to measure.
+            # With few calls there may be none for a while, and nothing to measure.
             while began + call.at_s <= now or not self._live:
                 self._begin(number, now, now + call.length_s)
                 call = next(planned)
@@ -139,7 +141,7 @@ class Load:
         self._frames.append(live.partition, key, call.start(int(now * MICROS)), int(now * 1000))
 
     def _send(self, part: list[_Live], now: float, late_s: float) -> None:
-        captured_at, timestamp_ms = zigzag(int(now * MICROS)), int(now * 1000)
+        captured_at, timestamp_ms = encode_long(int(now * MICROS)), int(now * 1000)
         append = self._frames.append
         over = False
         for live in part:
@@ -171,7 +173,7 @@ class Load:
         put_event(self._events, call_id, kind, now)
 
 
-def put_event(events: Lanes, call_id: str, kind: EventType, now: float) -> None:
+def put_event(events: PartitionQueues, call_id: str, kind: EventType, now: float) -> None:
     """Write an event of a call to the topic of `events`, as the gateway does for its webhook."""
     at, key, leg = int(now * MICROS), call_id.encode(), f"v3:{call_id}"
     event = CallEvent(
@@ -190,7 +192,7 @@ def put_event(events: Lanes, call_id: str, kind: EventType, now: float) -> None:
 
 @dataclass(slots=True)
 class Running:
-    """A load that is being sent. `lines` is what its process wrote; the first says when it began."""
+    """A load that is being sent. `lines` are those that its process printed; the first says when it began."""
 
     pid: int
     child: Child
@@ -198,7 +200,7 @@ class Running:
     first_line: asyncio.Event
 
     async def began_at(self) -> float:
-        """Wait for the beginning, in seconds since the epoch. Raises RuntimeError where it failed."""
+        """Wait until it begins; returns when, in seconds since the epoch. Raises RuntimeError if it failed."""
         ended = asyncio.create_task(self.child.wait())
         wrote = asyncio.create_task(self.first_line.wait())
         await asyncio.wait([ended, wrote], return_when=asyncio.FIRST_COMPLETED)
@@ -210,7 +212,7 @@ class Running:
             raise RuntimeError("\n".join(["the load generator failed:", *self.lines])) from None
 
     async def sent(self) -> Sent:
-        """Wait for its end. Raises RuntimeError where it failed."""
+        """Wait until it ends. Raises RuntimeError if it failed."""
         if await self.child.wait() != 0:
             raise RuntimeError("\n".join(["the load generator failed:", *self.lines]))
         return Sent(**json.loads(self.lines[-1]))
@@ -218,7 +220,7 @@ class Running:
 
 @asynccontextmanager
 async def load(plan: Plan, environment: dict[str, str]) -> AsyncIterator[Running]:
-    """A process that sends `plan` to the broker that `environment` names."""
+    """Start a process that sends `plan` to the broker that `environment` names."""
     lines: deque[str] = deque(maxlen=40)
     first_line = asyncio.Event()
 
@@ -234,7 +236,10 @@ async def load(plan: Plan, environment: dict[str, str]) -> AsyncIterator[Running
 async def _send(plan: Plan, connection: KafkaConnection) -> Sent:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    async with Lanes(connection, Topic.AUDIO_FRAMES) as frames, Lanes(connection, Topic.CALL_EVENTS) as events:
+    async with (
+        PartitionQueues(connection, Topic.AUDIO_FRAMES) as frames,
+        PartitionQueues(connection, Topic.CALL_EVENTS) as events,
+    ):
         sending = Load(plan, frames, events)
         memory.settle()
         before = time.process_time()

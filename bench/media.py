@@ -1,7 +1,7 @@
 """How many live media sockets one gateway carries: `python -m bench.media --sockets 800 --seconds 20 [--write]`.
 
 Each socket sends a frame of 160 bytes every 20 ms, as the carrier does, spread over the 20 ms. The gateway is a
-process of its own and writes to a real broker; its processor time over the messages that it took is what is reported.
+process of its own and writes to a real broker. Reported is its processor time for each message that it took.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ FRAME_S: Final = 0.02
 _PAYLOAD: Final = bytes(range(160))
 _CONNECT_AT_ONCE: Final = 50
 _SLICES: Final = 20
-"""The sockets send in so many groups, 1 ms apart."""
+"""The sockets send in this many groups, 1 ms apart."""
 
 
 @dataclass(slots=True)
 class Result:
-    """What one run gave. `cpu_s` is the gateway's, while `messages` were sent."""
+    """The result of one run. `cpu_s` is the gateway's, while `messages` were sent."""
 
     sockets: int
     messages: int
     behind: int
-    """Frames that were sent more than one frame late: then the load generator is the limit."""
+    """Frames that were sent more than one frame late. If there are many, the load generator is the limit."""
     seconds: float
     cpu_s: float
     resident_mb: float
@@ -74,7 +74,7 @@ class _Carrier(asyncio.Protocol):
 
 
 def _frame(text: str) -> bytes:
-    """A text message as a client sends it, by RFC 6455; the mask is 0, so that all sockets can send the same bytes."""
+    """A text message as a client sends it (RFC 6455). The mask is 0, so that all sockets can send the same bytes."""
     payload = text.encode()
     if len(payload) >= 126:
         return struct.pack("!BBHI", 0x81, 0x80 | 126, len(payload), 0) + payload
@@ -87,7 +87,7 @@ def call_of(number: int) -> tuple[str, str]:
 
 
 async def connect(port: int, sockets: int) -> list[asyncio.Transport]:
-    """That many media sockets at the gateway's `port`, each with its stream begun."""
+    """Open `sockets` media sockets at the gateway's `port`, and start a stream on each."""
     streams: list[asyncio.Transport] = []
     for first in range(0, sockets, _CONNECT_AT_ONCE):
         numbers = range(first, min(first + _CONNECT_AT_ONCE, sockets))
@@ -121,7 +121,7 @@ async def _connect(port: int, number: int) -> asyncio.Transport:
 
 @dataclass(slots=True)
 class Sending:
-    """Frames to all sockets in turn, each once in FRAME_S, which say `payloads` over and over, from some place on."""
+    """Sends frames to all sockets in turn, one each in FRAME_S; they repeat `payloads`, from different places."""
 
     sockets: Sequence[asyncio.Transport]
     payloads: Sequence[bytes] = (_PAYLOAD,)
@@ -144,7 +144,7 @@ class Sending:
         """Send for `seconds`."""
         self.begun = asyncio.get_running_loop().time()
         encoded = [base64.b64encode(payload).decode() for payload in self.payloads]
-        # Each slice begins elsewhere: callers do not all raise their voices in one moment.
+        # Each slice begins at another place: callers do not all raise their voices at once.
         apart = max(1, len(encoded) // _SLICES)
         for chunk in range(1, int(seconds / FRAME_S) + 1):
             await self._send(chunk, encoded, apart)
@@ -180,7 +180,7 @@ async def measure(running: Running, sockets: int, seconds: float) -> Result:
     before, begun = running.used(), time.monotonic()
     await sending.run(seconds)
     async with aiohttp.ClientSession(f"http://127.0.0.1:{running.port}") as http:
-        # The health page does not tell when it changes. Each question is answered after what was sent before it was
+        # The health page gives no notice of changes. Each answer comes after everything that was sent before it was
         # read; then Kafka has to acknowledge.
         async for _ in rounds(FRAME_S):
             counts = await _counts(http)

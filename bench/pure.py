@@ -1,10 +1,10 @@
-"""What the pure steps of triage and speech cost a record, without Kafka: on what is recorded of the shipped callers.
+"""What a record costs the pure steps of triage and speech, without Kafka, measured on the shipped recordings.
 
     python -m bench.pure [--runs 6] [--write]
 
-Each caller is measured by the signals step and heard by the scripted recogniser; what they write goes through the
-triage step record by record, as when a worker keeps up. Of each record the least processor time of some runs counts, so
-that it may be measured on a machine that does something else as well.
+The signals step measures each caller and the scripted recogniser hears him; their records go through the triage step
+one by one, as in a worker that keeps up. For each record the least processor time of several runs counts, so that the
+machine may do other work at the same time.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from dispatchai.audio import signals
-from dispatchai.calls.state import fold as fold_call
 from dispatchai.records import AudioFrame, CallEvent, FrameKind, Signal, Track, TriageState, Utterance, encode
 from dispatchai.simulator import load
 from dispatchai.speech.engines import RECORDINGS
 from dispatchai.speech.recognizer import Ended
 from dispatchai.speech.scripted import ScriptedRecognizer, load_script
 from dispatchai.speech.session import CallSpeech, FrameRun, Streams
-from dispatchai.triage import step as folds
-from dispatchai.triage.scoring import Reading, Rules
+from dispatchai.triage.rules import Rules
+from dispatchai.triage.scoring import Reading
+from dispatchai.triage.step import step as triage_step
 from tests.support.report import machine, table, write_section
 
 CALLS: Final = (
@@ -35,7 +35,7 @@ CALLS: Final = (
     ("noise_complaint.wav", 1),
     ("noise_complaint.wav", 8),
 )
-"""Callers, and how often each says it all: the last call takes two and a half minutes."""
+"""Callers, and how often each repeats everything: the last call takes two and a half minutes."""
 
 FRAME_BYTES: Final = 160
 T0: Final = 1_772_567_551_000_000
@@ -52,7 +52,7 @@ Record = CallEvent | Signal | Utterance
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Seconds that one record took."""
+    """The seconds that one record took."""
 
     step: float
     assessment: float
@@ -81,7 +81,7 @@ def event(kind: str, at_s: float) -> CallEvent:
 
 
 async def utterances_of(frames: Sequence[AudioFrame]) -> list[Utterance]:
-    """What the speech agent writes of `frames`, each recognised as it came."""
+    """The utterances that the speech agent writes for `frames`, each recognised when it arrived."""
     engine = ScriptedRecognizer(load_script(RECORDINGS / "script.json"))
     streams, session = Streams(engine), CallSpeech(None, engine.name, engine.accepts)
     written: list[Utterance] = []
@@ -104,24 +104,24 @@ async def utterances_of(frames: Sequence[AudioFrame]) -> list[Utterance]:
 
 
 def recorded(name: str, times: int) -> list[Record]:
-    """What triage reads of a call, in the order in which it happened."""
+    """The records of a call that triage reads, in the order of their times."""
     frames = frames_of(load(RECORDINGS / name).pcmu * times)
     texts = asyncio.run(utterances_of(frames))
-    told: list[tuple[int, Record]] = [(one.captured_at, one) for one in signals.step(None, frames).signals]
-    told += [(one.recognized_at, one) for one in texts]
+    timed: list[tuple[int, Record]] = [(one.captured_at, one) for one in signals.step(None, frames).signals]
+    timed += [(one.recognized_at, one) for one in texts]
     begin = [event("call.initiated", 0), event("call.answered", 1), event("streaming.started", 1.5)]
-    ordered = [record for _, record in sorted(told, key=lambda item: item[0])]
+    ordered = [record for _, record in sorted(timed, key=lambda item: item[0])]
     return [*begin, *ordered, event("call.hangup", 2 + len(frames) / 50)]
 
 
 def triage_costs(records: Sequence[Record], rules: Rules) -> list[Cost]:
-    """What each of `records` costs the triage agent."""
+    """The cost of each of `records` in the triage agent."""
     state: TriageState | None = None
     reading: Reading | None = None
     costs = []
     for record in records:
         began = time.thread_time()
-        step = folds.step(state, [record], fold_call=fold_call, rules=rules, reading=reading)
+        step = triage_step(state, [record], rules=rules, reading=reading)
         stepped = time.thread_time()
         for assessment in step.assessments:
             encode(assessment)
@@ -134,7 +134,7 @@ def triage_costs(records: Sequence[Record], rules: Rules) -> list[Cost]:
 
 
 def speech_cost(frames: Sequence[AudioFrame], together: int) -> float:
-    """Seconds a frame of handing runs of `together` frames through the session to the scripted recogniser."""
+    """The seconds for each frame when runs of `together` frames go through the session to the scripted recogniser."""
     engine = ScriptedRecognizer()
     streams, session = Streams(engine), CallSpeech(None, engine.name, engine.accepts)
     audio = [frame for frame in frames if frame.kind is FrameKind.FRAME]
@@ -188,7 +188,7 @@ def text(runs: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.pure", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=6, help="of each, of which the least counts (default %(default)s)")
+    parser.add_argument("--runs", type=int, default=6, help="runs of each; the least counts (default %(default)s)")
     parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     given = parser.parse_args(arguments)
     section = text(given.runs)

@@ -1,8 +1,8 @@
 """A worker with live calls is killed and started again: `python -m bench.recovery --apache [--write]`.
 
-Measured from the kill: until the first signal of the new process, and until its signals are no longer late. Once with
-a fresh changelog, and once with what an hour of such calls leaves in it: as many snapshots, with the times of an hour,
-so that the broker cuts and compacts the segments as it would have; written at once instead of in an hour.
+Measures from the kill until the first signal of the new process, and until its signals are no longer late. Once with a
+fresh changelog, and once with the changelog of an hour of such calls: as many snapshots, with the times of an hour, so
+that the broker cuts and compacts the segments as it would in an hour, but written at once.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import aiokafka
 
 from bench import command
 from bench.arrivals import Arrivals
-from bench.lanes import Lanes
 from bench.load import Plan, load
+from bench.partition_queues import PartitionQueues
 from bench.signals import RAMP_CALLS_PER_S, Seen, probe, workers
 from dispatchai.app import WORKER
 from dispatchai.kafka.topics import Topic
@@ -39,21 +39,21 @@ from tests.support.report import machine, table
 CHANGELOG: Final = f"{WORKER}-signals-changelog"
 
 BEFORE_S: Final = 15.0
-"""The calls are live for so long before the kill."""
+"""How long the calls are live before the kill."""
 
 AFTER_S: Final = 60.0
-"""And after it: three times what it may take to catch up."""
+"""How long they are live after it: three times what catching up may take."""
 
 LATE_S: Final = 0.5
-"""A signal that is made so long after its frame was captured is late: live ones take a tenth of it."""
+"""A signal that is made this long after its frame was captured is late. Live signals take a tenth of it."""
 
 PATIENCE_S: Final = 120.0
 
 EXPIRY_S: Final = 600.0
-"""Longer than a run: while the worker is behind, no state may be given up before its last frames are read."""
+"""Longer than a run: no state may expire before its last frames are read, even while the worker is behind."""
 
 CLEANED_S: Final = 45.0
-"""A changelog that has not become shorter for so long is compacted: the broker looks every 15 s."""
+"""A changelog that has not become shorter for this long is compacted: the broker checks every 15 s."""
 
 POLL_S: Final = 1.0
 
@@ -62,7 +62,7 @@ FETCH_MS: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a kill cost. Seconds from it; `changelog` is how many records the new process had to read, about."""
+    """What a kill cost, in seconds from it. `changelog` is about how many records the new process had to read."""
 
     written: int
     changelog: int
@@ -88,26 +88,26 @@ def past(live: int, seconds: int, now: float) -> Iterator[tuple[int, str]]:
 
 
 def _snapshot(call_id: str) -> bytes:
-    """A state as the agent writes it. What it says does not matter: nobody goes on with these calls."""
+    """A state as the agent writes it. Its content does not matter, because these calls do not go on."""
     stream = StreamSignal(f"stream-{call_id}", 6000, True, 0.1, 0.1, False, 0.1, int(time.time() * 1e6), 1, 1, False)
     return encode(SignalState((stream,), 120_000.0, 60_000.0, 3000, 100.0, 1.0, 0, 6000))
 
 
 async def write_past(kafka: Broker, live: int, seconds: int) -> int:
-    """Put the snapshots of the past into the changelog and wait until it is compacted. Returns how many."""
+    """Write the snapshots of the past to the changelog, and wait until it is compacted. Returns their number."""
     count = 0
     values: dict[str, tuple[int, bytes, bytes]] = {}
-    async with Lanes(kafka.connection, CHANGELOG) as lanes:
+    async with PartitionQueues(kafka.connection, CHANGELOG) as queues:
         for at_ms, call_id in past(live, seconds, time.time() - CLEANED_S):
             if call_id not in values:
                 key = call_id.encode()
-                values[call_id] = (lanes.partition(key), key, _snapshot(call_id))
+                values[call_id] = (queues.partition(key), key, _snapshot(call_id))
             partition, key, value = values[call_id]
-            lanes.append(partition, key, value, at_ms)
+            queues.append(partition, key, value, at_ms)
             count += 1
             if count % live == 0:
-                # The broker's segments follow the times only if its batches do.
-                await lanes.flush() if count % (live * 30) == 0 else await asyncio.sleep(0)
+                # The broker cuts its segments by these times only if batches follow them.
+                await queues.flush() if count % (live * 30) == 0 else await asyncio.sleep(0)
     if kafka.log_dir is not None:
         await _compacted(kafka.log_dir)
     return count
@@ -124,12 +124,12 @@ async def _compacted(log_dir: Path) -> None:
 
 
 def _size(log_dir: Path) -> int:
-    """Bytes of the changelog's segments."""
+    """The bytes of the changelog's segments."""
     return sum(file.stat().st_size for file in log_dir.glob(f"{CHANGELOG}-*/*.log"))
 
 
 async def _length(kafka: Broker, topic: str) -> int:
-    """Records of `topic` that are there now: fewer than its offsets say, where it was compacted."""
+    """The number of records in `topic` now. After a compaction it is less than the offsets say."""
     count = 0
     options = kafka.connection.client_options()
     consumer = aiokafka.AIOKafkaConsumer(topic, **options, auto_offset_reset="earliest", enable_auto_commit=False)
@@ -144,7 +144,7 @@ async def _length(kafka: Broker, topic: str) -> int:
 
 
 async def measure(kafka: Broker, live: int, past_s: int, *, whole: bool) -> Measured:
-    """One kill. Raises TimeoutError where a worker does not start."""
+    """One kill. Raises TimeoutError if a worker does not start."""
     seen = Seen()
     written = await write_past(kafka, live, past_s) if past_s else 0
     plan = Plan(live, live / RAMP_CALLS_PER_S, BEFORE_S + AFTER_S, expiry_s=EXPIRY_S, events=whole)

@@ -1,8 +1,8 @@
 """A frame's whole road, from the carrier to its signal: `python -m bench.road --calls 400 --apache [--write]`.
 
-The carrier's sockets send what callers say to a real gateway, and the whole worker measures it: two processes as they
-are run, and Kafka between them. No recogniser runs, which would need the processor for itself. The events of the calls
-are put into Kafka past the gateway; commands go to a carrier that does what it is told.
+The carrier's sockets send callers' voices to a real gateway, and a whole worker measures them: two processes as in
+production, and Kafka between them. No recogniser runs, because it would need the processor for itself. The calls'
+events are written to Kafka past the gateway; commands go to a carrier that accepts every one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any, Final
 
 from bench import command
 from bench.frames import FRAME_BYTES
-from bench.lanes import Lanes
 from bench.load import BEGINNING, put_event
 from bench.media import Sending, call_of, connect
+from bench.partition_queues import PartitionQueues
 from bench.signals import PARTS, probe_worker, workers
 from dispatchai.kafka.topics import Topic
 from dispatchai.records.codec import decode_fields
@@ -40,15 +40,15 @@ GATEWAY: Final = "gateway"
 WORKER: Final = "worker"
 BROKER: Final = "broker"
 CARRIER: Final = "carrier"
-"""This process, which follows the signals too."""
+"""This process. It also follows the signals."""
 
 
 @dataclass(slots=True)
 class Signals:
-    """When signals were made, of which frame. Times in seconds since the epoch."""
+    """When signals were made, and from which frames. Times in seconds since the epoch."""
 
     frames: list[tuple[str, int, float, float]] = field(default_factory=list)
-    """Call, number of the frame, when the gateway had it, when the signal was made."""
+    """Call, number of the frame, when the gateway received it, when the signal was made."""
 
     def add(self, record: Any, _received_at: float) -> None:
         """The next record."""
@@ -73,13 +73,13 @@ class Measured:
 
 
 def payloads() -> list[bytes]:
-    """What a caller says, in frames."""
+    """A caller's voice, in frames."""
     pcmu = b"".join(load(RECORDINGS / name).pcmu for name in CALLERS)
     return [pcmu[at : at + FRAME_BYTES] for at in range(0, len(pcmu) - FRAME_BYTES + 1, FRAME_BYTES)]
 
 
 async def measure(kafka: Broker, calls: int, seconds: float) -> Measured:
-    """One run. Raises TimeoutError where the worker does not start."""
+    """One run. Raises TimeoutError if the worker does not start."""
     seen = Signals()
     async with AsyncExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="dispatchai-bench-road-")))
@@ -87,7 +87,7 @@ async def measure(kafka: Broker, calls: int, seconds: float) -> Measured:
         await probe_worker(kafka)
         served = await running.enter_async_context(gateway(kafka.connection))
         await running.enter_async_context(follow(kafka.connection, Topic.SIGNALS, seen.add))
-        async with Lanes(kafka.connection, Topic.CALL_EVENTS) as events:
+        async with PartitionQueues(kafka.connection, Topic.CALL_EVENTS) as events:
             for number in range(calls):
                 for kind in BEGINNING:
                     put_event(events, call_of(number)[0], kind, time.time())

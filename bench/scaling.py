@@ -1,6 +1,6 @@
-"""What a live call costs, how it grows with their number and with a second worker: `python -m bench.scaling --apache`.
+"""What a live call costs, by the number of calls and of workers: `python -m bench.scaling --apache`.
 
-Each line is a run of `bench.signals` of its own; what differs is what is told.
+Each line is a run of `bench.signals`, reported by other figures.
 """
 
 from __future__ import annotations

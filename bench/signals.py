@@ -1,10 +1,10 @@
 """Live calls at the worker, one record for each frame of 20 ms: `python -m bench.signals --apache [--write]`.
 
-The load comes from a process of its own; the worker is a real process, of the signals agent alone or (`--whole`) as
-`dispatchai worker` runs it. Two times are measured. Of every frame, how long it lay in Kafka until its call's state was
-updated: Apache Kafka stamps the frames as it gets them here, and the worker of the signals agent keeps when it was done
-with them. And from a frame's capture to the record of the signal that it caused, which is made in the step that updates
-the state: a sample of one in forty frames. Every frame is accounted for at the end.
+The load comes from a process of its own; the worker is a real process, with the signals agent alone or (`--whole`) as
+`dispatchai worker` runs it. Two times are measured. For every frame, how long it was in Kafka before its call's state
+was updated: Apache Kafka stamps the frames on arrival here, and the worker of the signals agent notes when it is done
+with them. And from the capture of a frame to the record of the signal that it caused, which is made in the step that
+updates the state: a sample of one in forty frames. At the end every frame is accounted for.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import GroupCoordinatorNotAvailableError
 
 from bench import command
-from bench.frames import Call, zigzag
-from bench.lanes import Lanes
+from bench.frames import Call
 from bench.load import Plan, Sent, load
+from bench.partition_queues import PartitionQueues
 from bench.worker import UPDATED
 from dispatchai.app import WORKER as WORKER_GROUP
 from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.process.child import Child
+from dispatchai.records.avro_primitives import encode_long
 from dispatchai.records.codec import decode_fields
 from tests.support.follow import Progress, follow
 from tests.support.kafka.measured import Broker, broker
@@ -44,18 +45,18 @@ from tests.support.processes import cores, environment, rounds, used_by_each
 from tests.support.report import machine, milliseconds, quantile, table
 
 RAMP_CALLS_PER_S: Final = 400.0
-"""How fast the first calls come."""
+"""How fast the first calls arrive."""
 
 RAMP_LEAST_S: Final = 2.0
 
 START_S: Final = 120.0
-"""For a worker to start and take its partitions."""
+"""How long a worker may take to start and get its partitions."""
 
 PATIENCE_S: Final = 120.0
-"""For the last signals to come after the load's end: a worker that is behind catches up."""
+"""How long the last signals may take after the load has ended: a worker that is behind catches up."""
 
 PROBES: Final = 60
-"""Short calls that show that every partition is processed; so many hit each of eight with near certainty."""
+"""Short calls that show that every partition is processed: with this many, each of eight gets one almost certainly."""
 
 POLL_S: Final = 0.2
 
@@ -70,15 +71,15 @@ BROKER: Final = "broker"
 
 @dataclass(slots=True)
 class Seen:
-    """What the topic `signals` showed. Times in seconds since the epoch."""
+    """What was read from the topic `signals`. Times in seconds since the epoch."""
 
     captured: array[float] = field(default_factory=lambda: array("d"))
     made: array[float] = field(default_factory=lambda: array("d"))
     """When the worker made the record."""
     received: array[float] = field(default_factory=lambda: array("d"))
-    """When a consumer had it."""
+    """When a consumer received it."""
     ended: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Of each call that ended: frames, missing frames."""
+    """Frames and missing frames of each call that has ended."""
 
     def add(self, record: Any, received_at: float) -> None:
         """The next record."""
@@ -92,7 +93,7 @@ class Seen:
             self.received.append(received_at)
 
     def delays_s(self, since: float, until: float) -> tuple[list[float], list[float]]:
-        """Of the frames captured between the two: until the signal was made, until it was received."""
+        """For the frames captured between the two: seconds until the signal was made, and until it was received."""
         within = [index for index, at in enumerate(self.captured) if since <= at < until]
         return (
             [self.made[index] - self.captured[index] for index in within],
@@ -108,7 +109,7 @@ class Measured:
     workers: int
     frames_per_s: float
     updated_s: Sequence[float]
-    """Frame in Kafka -> state updated, by `PARTS`. Empty where Kafka or the worker do not tell."""
+    """Frame in Kafka -> state updated, by `PARTS`. Empty if Kafka or the worker takes no times."""
     made_s: Sequence[float]
     received_s: Sequence[float]
     cores: Mapping[str, float]
@@ -134,7 +135,7 @@ class Measured:
 
 @asynccontextmanager
 async def _carrier() -> AsyncIterator[int]:
-    """The port of a carrier that does what it is told and says no more: the load's events tell of the calls."""
+    """The port of a carrier that accepts every command and sends no events: the load writes those of the calls."""
 
     async def done(_: web.Request) -> web.Response:
         return web.json_response({"data": {"result": "ok"}})
@@ -152,7 +153,7 @@ async def _carrier() -> AsyncIterator[int]:
 
 
 async def stamp_frames(kafka: Broker) -> None:
-    """Have Kafka give each frame the time at which it got it; the embedded broker cannot."""
+    """Let Kafka stamp each frame with the time of its arrival; the embedded broker cannot."""
     admin = AIOKafkaAdminClient(**kafka.connection.client_options())
     await admin.start()
     try:
@@ -168,8 +169,8 @@ async def stamp_frames(kafka: Broker) -> None:
 
 
 def updated_s(folder: Path, since: float, until: float) -> list[float]:
-    """Of the frames whose states were updated between the two, by what workers left in `folder`: the quantiles `PARTS`
-    of frame in Kafka -> state updated."""
+    """The quantiles `PARTS` of the time from a frame in Kafka to the updated state, from the files that workers left in
+    `folder`, for states updated between the two times."""
     kept = [np.load(path) for path in folder.glob("*.npy")]
     updated, stamped_ms, frames = np.concatenate([np.empty((3, 0)), *kept], axis=1)
     within = (since <= updated) & (updated < until)
@@ -180,11 +181,11 @@ def updated_s(folder: Path, since: float, until: float) -> list[float]:
 
 @asynccontextmanager
 async def workers(kafka: Broker, count: int, *, whole: bool, folder: Path) -> AsyncIterator[list[Child]]:
-    """`count` workers, started; not all need to have joined their group yet."""
+    """Start `count` workers; not all have joined their group yet."""
     async with AsyncExitStack() as running:
         variables = {"GREETING": ""}
         if whole:
-            # Without an API key the worker takes the carrier for a simulated one, on this port.
+            # Without an API key the worker expects a simulated carrier, on this port.
             variables["SIMULATED_CARRIER_PORT"] = str(await running.enter_async_context(_carrier()))
         argv = ["dispatchai", "worker"] if whole else ["bench.worker"]
         children = []
@@ -204,7 +205,7 @@ async def joined(kafka: Broker, count: int) -> None:
             async for _ in rounds(POLL_S):
                 try:
                     (response,) = await admin.describe_consumer_groups([WORKER_GROUP])
-                except GroupCoordinatorNotAvailableError:  # a broker that is new makes the topic of groups first
+                except GroupCoordinatorNotAvailableError:  # a new broker creates the topic of groups first
                     continue
                 (group,) = response.to_object()["groups"]
                 if group["state"] == "Stable" and len(group["members"]) == count:
@@ -217,12 +218,12 @@ async def probe(kafka: Broker, seen: Seen, progress: Progress) -> None:
     """Return when calls of every partition are processed. Raises TimeoutError."""
     calls = [Call(f"probe-{time.time_ns()}-{number}", number) for number in range(PROBES)]
     now = time.time()
-    async with Lanes(kafka.connection, Topic.AUDIO_FRAMES) as lanes:
+    async with PartitionQueues(kafka.connection, Topic.AUDIO_FRAMES) as queues:
         for call in calls:
             key = call.call_id.encode()
-            partition, at, at_ms = lanes.partition(key), int(now * 1_000_000), int(now * 1000)
-            for value in (call.start(at), call.frame(zigzag(at)), call.end(at)):
-                lanes.append(partition, key, value, at_ms)
+            partition, at, at_ms = queues.partition(key), int(now * 1_000_000), int(now * 1000)
+            for value in (call.start(at), call.frame(encode_long(at)), call.end(at)):
+                queues.append(partition, key, value, at_ms)
     wanted = {call.call_id for call in calls}
     await progress.until(lambda: seen.ended.keys() >= wanted, START_S)
     for call_id in wanted:
@@ -237,7 +238,7 @@ async def probe_worker(kafka: Broker) -> None:
 
 
 async def measure(kafka: Broker, live: int, seconds: float, *, whole: bool = False, count: int = 1) -> Measured:
-    """One run: `live` calls for `seconds` at `count` workers. Raises TimeoutError where a worker does not start."""
+    """One run: `live` calls for `seconds` at `count` workers. Raises TimeoutError if a worker does not start."""
     with tempfile.TemporaryDirectory(prefix="dispatchai-bench-signals-") as name:
         return await _measure_in(Path(name), kafka, live, seconds, whole=whole, count=count)
 

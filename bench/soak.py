@@ -1,8 +1,8 @@
 """The whole system for an hour, calls coming and going: `python -m bench.soak --minutes 60 --calls 30 --apache`.
 
-Memory of each process and how long the stages of the road take, period by period, and how much the memory grew after
-the first ten minutes. States are given up a minute after their call, so that the number of them is at its steady
-level by then. The simulated carrier runs in this process.
+Reports by period the memory of each process and how long the stages of the road take, and how much the memory grew
+after the first ten minutes. States are deleted a minute after their call, so that their number is steady by then. The
+simulated carrier runs in this process.
 """
 
 from __future__ import annotations
@@ -35,22 +35,23 @@ from tests.support.kafka.measured import broker
 from tests.support.report import machine, quantiles_ms, table
 
 EXPIRY_S: Final = 60.0
-"""After a call its state is kept for so long; by default an hour, which would be all of a soak."""
+"""How long a state is kept after its call. The default of an hour would be the whole soak."""
 
 FINISHED_MAX: Final = 100
-"""Finished calls that the page keeps: full in the warm-up. By default they are thousands, which takes hours to fill."""
+"""Finished calls that the page keeps: reached in the warm-up. The default is thousands, which takes hours to reach."""
 
 LONGEST_S: Final = 600.0
-"""Longer calls are cut: their audio is held in memory here."""
+"""Longer calls are cut, because this process holds their audio in memory."""
 
 RAMP_CALLS_PER_S: Final = 2.0
 
 AT_FIRST: Final = 2
-"""The run begins with so many times its calls, most of which end in the warm-up. A process holds the most that it
-needed, and by chance there are half as many calls again as on average now and then: that would look like growth."""
+"""The run begins with this many times its calls, most of which end in the warm-up. A process keeps the most memory that
+it ever needed, and now and then there are by chance half as many calls again as on average: that would look like
+growth."""
 
 WARM_S: Final = 600.0
-"""Growth counts from here on; half of the run where that is shorter."""
+"""Growth counts from here on, or from half of the run if that is shorter."""
 
 SAMPLE_S: Final = 5.0
 
@@ -60,7 +61,7 @@ BYTES_PER_S: Final = 8000
 
 @dataclass(slots=True)
 class Period:
-    """What was seen in one period of the run."""
+    """What was measured in one period of the run."""
 
     until_s: float
     stages: Stages
@@ -71,7 +72,7 @@ class Period:
 
 @dataclass(slots=True)
 class Soak:
-    """The run as it goes on."""
+    """The run in progress."""
 
     audios: Sequence[CallerAudio]
     stages: Stages = field(default_factory=Stages)
@@ -87,7 +88,7 @@ class Soak:
             self._packet.setdefault(record.key.decode(), record.timestamp / 1000)
 
     def period(self, until_s: float) -> Period:
-        """What was seen since the last one."""
+        """What was measured since the last period."""
         both = self._hung_up.keys() & self._packet.keys()
         packets_s = [self._packet.pop(call_id) - self._hung_up.pop(call_id) for call_id in both]
         ended = Period(until_s, self.stages, packets_s, dict(self.memory), self.calls)
@@ -96,7 +97,7 @@ class Soak:
         return ended
 
     async def call(self, carrier: SimulatedCarrier, number: int, length_s: float) -> None:
-        """One call, to its end."""
+        """Make one call, and wait for its end."""
         audio = self.audios[number % len(self.audios)]
         size = round(min(length_s, LONGEST_S) * 50) * (BYTES_PER_S // 50)
         pcmu = (audio.pcmu * (size // len(audio.pcmu) + 1))[:size]
@@ -110,7 +111,7 @@ class Soak:
             self.failures.append(report.failure)
 
     async def place(self, carrier: SimulatedCarrier, live: int) -> None:
-        """Place calls until cancelled; those that are in progress are cancelled too."""
+        """Place calls until cancelled; calls in progress are then cancelled too."""
         began = time.monotonic()
         at_first = AT_FIRST * live
         planned_calls = Arrivals.load().plan(
@@ -132,7 +133,7 @@ class Soak:
 
 
 async def measure(arguments: argparse.Namespace) -> tuple[list[Period], list[str], str]:
-    """The run. Returns its periods, what failed, and the broker's name."""
+    """One run. Returns its periods, the failures, and the broker's name."""
     length_s, every_s = arguments.minutes * 60, arguments.every_minutes * 60
     soak = Soak([load(RECORDINGS / name) for name in CALLERS])
     periods = []
@@ -180,7 +181,7 @@ async def measure(arguments: argparse.Namespace) -> tuple[list[Period], list[str
 
 
 def names(periods: Sequence[Period]) -> list[str]:
-    """The processes that were seen."""
+    """The names of the processes that were measured."""
     return sorted({name for period in periods for name in period.memory})
 
 
@@ -197,7 +198,7 @@ def row(period: Period, processes_: Sequence[str]) -> list[str]:
 
 
 def growth(periods: Sequence[Period], name: str) -> str:
-    """How much the memory of a process grew from the first period after the warm-up to the last, for an hour, in %."""
+    """By how many % an hour the memory of a process grew from the first period after the warm-up to the last."""
     warm_s = min(WARM_S, periods[-1].until_s / 2)
     warm = next((one for before, one in pairwise(periods) if before.until_s >= warm_s), periods[-1])
     first, last = (statistics.median(period.memory.get(name) or [0]) for period in (warm, periods[-1]))

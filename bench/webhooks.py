@@ -33,7 +33,7 @@ _PARTS: Final = (0.5, 0.99, 1.0)
 
 @dataclass(slots=True)
 class Result:
-    """What one run gave: milliseconds of each answer, and how often each status came."""
+    """The result of one run: milliseconds of each answer, and how often each status came."""
 
     senders: int
     rate: float
@@ -75,7 +75,7 @@ async def _sender(http: aiohttp.ClientSession, key: Ed25519PrivateKey, number: i
     interval_s = result.senders / result.rate if result.rate else 0.0
     sent = 0
     while (now := loop.time()) < begun + result.seconds:
-        # Senders take turns, so that the rate is even.
+        # The senders send in turn, so that the rate is even.
         due = begun + interval_s * (sent + number / result.senders)
         if due > now:
             await asyncio.sleep(due - now)
@@ -90,7 +90,7 @@ async def _sender(http: aiohttp.ClientSession, key: Ed25519PrivateKey, number: i
 
 
 async def measure(senders: int, rate: float, seconds: float, *, apache: bool) -> Result:
-    """Post webhooks for `seconds` from `senders` at once, `rate` a second in all; 0 is as fast as they are answered."""
+    """Post webhooks for `seconds` from `senders` at once, `rate` a second in all; 0: as fast as they are answered."""
     key = Ed25519PrivateKey.generate()
     public_key = base64.b64encode(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
     result = Result(senders, rate, seconds)

@@ -1,6 +1,7 @@
-"""A worker of the signals agent alone, in a process of its own: `python -m bench.worker`, with the program's settings
-in its environment. BENCH_APP_ID names its consumer group; by default it is the program's own worker's. BENCH_UPDATED
-names a file for `Updates`, which is written at the end.
+"""A worker with the signals agent alone, in a process of its own: `python -m bench.worker`.
+
+Takes the program's settings from its environment. BENCH_APP_ID names its consumer group, by default that of the
+program's own worker. BENCH_UPDATED names a file for the times of `MeasuredAgent`, which is written at the end.
 """
 
 from __future__ import annotations
@@ -12,17 +13,15 @@ import tempfile
 import time
 from array import array
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from itertools import repeat
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from agents import signals
+from agents.signals import SignalsAgent
 from dispatchai.app import WORKER
-from dispatchai.engine import agent
-from dispatchai.engine.app import create_app, run_app, use_uvloop
+from dispatchai.engine.app import App, create_app, run_app, use_uvloop
 from dispatchai.engine.fetch import Fetch
 from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.process.logs import configure
@@ -32,19 +31,19 @@ APP_ID: Final = "BENCH_APP_ID"
 UPDATED: Final = "BENCH_UPDATED"
 
 
-class Updates:
-    """How long each frame lay in Kafka until its call's state was updated, where Kafka stamps records as it gets them.
+class MeasuredAgent(SignalsAgent):
+    """Notes for how long each frame was in Kafka before its call's state was updated, where Kafka stamps records.
 
-    Kept by fetch and partition, for the records of a batch of Kafka's have one time.
+    Times are kept by fetch, partition and stamp: all records of a batch of Kafka's have one stamp.
     """
 
-    def __init__(self, process: Callable[[Fetch], Awaitable[None]]) -> None:
-        self._process = process
+    def __init__(self, app: App, partitions: int) -> None:
         self._kept = [array("d"), array("d"), array("d")]
+        super().__init__(app, partitions)
 
     async def process(self, fetch: Fetch) -> None:
-        """Process it, and note when that was done."""
-        await self._process(fetch)
+        """Process a fetch, and note when that was done."""
+        await super().process(fetch)
         now = time.time()
         if fetch.batches[0].tp.topic == Topic.AUDIO_FRAMES:
             for batch in fetch.batches:
@@ -53,8 +52,8 @@ class Updates:
                     kept.extend(values)
 
     def save(self, path: Path) -> None:
-        """Write an array of shape (3, n): when states were updated, in seconds since the epoch; the milliseconds at
-        which Kafka had got their frames; how many."""
+        """Write an array of shape (3, n): when states were updated, in seconds since the epoch; when Kafka received
+        their frames, in milliseconds; the number of frames."""
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, np.array(self._kept))
 
@@ -75,14 +74,13 @@ async def _run() -> int:
         )
         path = os.environ.get(UPDATED)
         if path is None:
-            signals.make(app, partitions)
+            SignalsAgent(app, partitions)
             return await run_app(app)
-        updates = Updates(signals.SignalsAgent(app, partitions).process)
-        agent.run_fetches(app, signals.NAME, (Topic.AUDIO_FRAMES, Topic.CALL_EVENTS), updates.process)
+        agent = MeasuredAgent(app, partitions)
         try:
             return await run_app(app)
         finally:
-            updates.save(Path(path))
+            agent.save(Path(path))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,8 @@
-"""Wires the agents to their topics: what a worker is, and what a speech process is.
-
-Decides which parts run together. What the parts do is theirs.
-"""
+"""Builds the applications, a worker and a speech process: which parts run together, and how they are connected."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,8 +10,7 @@ import faust.web
 import orjson
 from aiohttp import web
 
-from agents import calls, ranking, signals, speech, triage
-from agents import orphans as leftovers
+from agents import calls, orphans, ranking, signals, speech, triage
 from dispatchai.calls.config import CallControlConfig
 from dispatchai.console import actions
 from dispatchai.console import metrics as console_metrics
@@ -31,13 +26,13 @@ from dispatchai.speech import metrics as speech_metrics
 from dispatchai.telnyx import stream_tokens
 from dispatchai.telnyx.client import TelnyxClient
 from dispatchai.telnyx.metrics import CommandCollector
-from dispatchai.triage.scoring import Rules
+from dispatchai.triage.rules import Rules
 
 WORKER: Final = "dispatchai-worker"
 SPEECH: Final = "dispatchai-speech"
 
 STREAM_TOKEN_VALID_S: Final = 4 * 3600
-"""How long a stream's token is good: the carrier may reconnect with it as long as a call lasts at the longest."""
+"""How long a stream's token is valid: the carrier may reconnect with it for as long as the longest call lasts."""
 
 
 def worker_app(settings: Settings, *, port: int | None = None) -> App:
@@ -72,7 +67,7 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
         signals.NAME: signals.make(app, partitions),
         triage.NAME: (triaged := triage.make(app, partitions, Rules.load())),
     }
-    leftovers.make(app, triaged, counts=lambda state: state.call is None, after_s=settings.call_expiry_s)
+    orphans.make(app, triaged, is_orphaned=lambda state: state.call is None, after_s=settings.call_expiry_s)
     ranking.make(app)
     app.on_close.append(client.close)
 
@@ -89,7 +84,8 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
     app.web.web_app.add_routes(
         actions.routes(feed, writer, hosts=settings.console_host_names, can_transfer=bool(settings.human_line))
     )
-    _table_views(app, tables)
+    for name, states in tables.items():
+        _table_view(app, name, states)
     return app
 
 
@@ -117,7 +113,7 @@ def speech_app(settings: Settings) -> App:
 
 
 def _data_dir(settings: Settings, name: str) -> Path:
-    """The folder that Faust asks for, made if it is not there. Nothing in it outlives the process."""
+    """The folder that Faust needs, created if it is missing. Nothing in it outlives the process."""
     folder = settings.state_dir / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
@@ -127,13 +123,9 @@ def _metrics(app: App) -> None:
     app.web.web_app.add_routes([web.get("/metrics", app.metrics.show)])
 
 
-def _table_views(app: App, tables: Mapping[str, KeyedStates[Any] | signals.SignalStates]) -> None:
-    """`/tables/<agent>/{call_id}`: the live state of an agent for one call, from whichever worker holds it."""
-    for name, states in tables.items():
-        _table_view(app, name, states)
-
-
 def _table_view(app: App, name: str, states: KeyedStates[Any] | signals.SignalStates) -> None:
+    """`/tables/<agent>/{call_id}`: the live state of an agent for one call, from whichever worker holds it."""
+
     @app.page(f"/tables/{name}/{{call_id}}", name=f"table-{name}")
     @app.table_route(app.tables[name], match_info="call_id")
     async def view(self: faust.web.View, request: faust.web.Request, call_id: str) -> faust.web.Response:

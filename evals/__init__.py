@@ -1,1 +1,1 @@
-"""Measurements of quality against labelled data."""
+"""Evaluations against labelled data: how well speech and triage do."""

@@ -1,7 +1,7 @@
 """Word error rate, latency and cost of the local recogniser on the shipped recordings: `python -m evals.speech`.
 
-The recordings are streamed in real time as 20 ms PCMU frames, all at once, as simultaneous calls are.
-`--write` puts the table into `docs/speech.md`, between its marks.
+The recordings are streamed in real time as 20 ms PCMU frames, all at once, like simultaneous calls. `--write` puts the
+table into `docs/speech.md`, between its marks.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ FRAME: Final = 160
 """Bytes of a 20 ms PCMU frame at 8 kHz."""
 
 NUMBERS: Final = {"forty two": "42", "nineteen": "19", "twelve": "12"}
-"""Numbers of the recordings in the form that both sides are compared in."""
+"""Numbers of the recordings in the form in which both texts are compared."""
 
 
 @dataclass(slots=True)
 class Heard:
-    """What was heard of one recording."""
+    """The texts that were heard of one recording."""
 
     name: str
     said: list[str]
@@ -49,7 +49,7 @@ class Heard:
 
 
 def words(text: str) -> list[str]:
-    """Words as they are compared: lower case, no punctuation, numbers in digits, British endings as American."""
+    """The words to compare: lower case, no punctuation, numbers in digits, British spellings as American."""
     plain = " ".join(re.findall(r"[a-z0-9']+", text.lower().replace("-", " ")))
     for spoken, digits in NUMBERS.items():
         plain = plain.replace(spoken, digits)
@@ -67,7 +67,7 @@ def errors(said: list[str], heard: list[str]) -> int:
 
 
 def recordings() -> list[Heard]:
-    """The shipped recordings with what is said in them."""
+    """The shipped recordings, with the words that are said in them."""
     found = []
     for path in sorted((ROOT / "scripts" / "recordings").glob("*.yaml")):
         lines = yaml.safe_load(path.read_text(encoding="utf-8"))["lines"]
@@ -78,7 +78,7 @@ def recordings() -> list[Heard]:
 
 
 async def listen(calls: list[Heard], processes: int, update_ms: int) -> tuple[str, float]:
-    """Stream all of `calls` at once in real time; the engine's name and the processes' CPU seconds."""
+    """Stream all of `calls` at once in real time. Returns the engine's name and the CPU seconds of its processes."""
     recognizer = MoonshineRecognizer(processes, update_ms)
     await recognizer.start()
     loop = asyncio.get_running_loop()
@@ -140,7 +140,7 @@ def table(calls: list[Heard], engine: str, cpu_s: float, processes: int, update_
 
 
 def main() -> None:
-    """Measure and print, or write."""
+    """Measure and print; with `--write` also write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="put the table into docs/speech.md")
     arguments = parser.parse_args()

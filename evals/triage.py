@@ -1,7 +1,7 @@
-"""What the rules of triage make of the labelled lines in `triage_lines.yaml`.
+"""How the rules of triage rate the labelled lines in `triage_lines.yaml`.
 
-Decides what counts as acceptable and prints or writes the table; `python -m evals.triage --write` renews
-`docs/triage.md`. The exit status is 1 where a known line is rated too low: that is never acceptable.
+Decides what counts as acceptable, and prints the table; `python -m evals.triage --write` renews it in `docs/triage.md`.
+The exit status is 1 if a known line is rated too low, which is never acceptable.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "triage.md"
 BEGIN, END = "<!-- begin: python -m evals.triage --write -->", "<!-- end -->"
 
 _ORDER = (RiskLevel.LOW, RiskLevel.UNKNOWN, RiskLevel.MEDIUM, RiskLevel.HIGH, RiskLevel.CRITICAL)
-"""As the queue orders them: what was not understood stands above what is known to be low."""
+"""The order of the queue: what was not understood ranks above a low risk."""
+
 _CALM = AudioSummary(
     distress_score=0.0,
     distress_max=0.0,
@@ -36,7 +37,7 @@ _CALM = AudioSummary(
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A labelled line: what may be concluded of it."""
+    """A labelled line, with the conclusions that are acceptable."""
 
     say: str
     levels: frozenset[RiskLevel]
@@ -44,55 +45,55 @@ class Line:
     tags: frozenset[str]
     never: frozenset[str]
     unseen: bool
-    """Whether no rule was ever changed for it: what such lines show is what a new caller meets."""
+    """Whether no rule was ever changed for it: such lines are nearest to the words of a new caller."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A line and what was concluded."""
+    """A line and its conclusion."""
 
     line: Line
     conclusion: Conclusion
 
     @property
     def level_ok(self) -> bool:
-        """Whether the level is an accepted one; a line that may be LOW may also be not understood."""
+        """Whether the level is acceptable. A line that may be LOW may also be UNKNOWN."""
         level = self.conclusion.risk.level
         return level in self.line.levels or (level is RiskLevel.UNKNOWN and RiskLevel.LOW in self.line.levels)
 
     @property
     def missed(self) -> bool:
-        """Whether the level is below all accepted ones: a call that would wait too long."""
+        """Whether the level is below all acceptable ones: the call would wait too long."""
         return _ORDER.index(self.conclusion.risk.level) < min(map(_ORDER.index, self.line.levels))
 
     @property
     def excessive(self) -> bool:
-        """Whether the level is above all accepted ones: a call that takes the place of another."""
+        """Whether the level is above all acceptable ones: the call would take the place of another."""
         return not self.level_ok and _ORDER.index(self.conclusion.risk.level) > max(map(_ORDER.index, self.line.levels))
 
     @property
     def emergency(self) -> bool:
-        """Whether nothing below HIGH is accepted."""
+        """Whether no level below HIGH is acceptable."""
         return min(map(_ORDER.index, self.line.levels)) >= _ORDER.index(RiskLevel.HIGH)
 
     @property
     def mild(self) -> bool:
-        """Whether nothing above MEDIUM is accepted."""
+        """Whether no level above MEDIUM is acceptable."""
         return max(map(_ORDER.index, self.line.levels)) <= _ORDER.index(RiskLevel.MEDIUM)
 
     @property
     def category_ok(self) -> bool:
-        """Whether the leading category is an accepted one."""
+        """Whether the leading category is acceptable."""
         return self.conclusion.category in self.line.category
 
     @property
     def tags_ok(self) -> bool:
-        """Whether all wanted tags are there and no forbidden one is."""
+        """Whether all required tags are there, and no forbidden one."""
         return self.line.tags <= set(self.conclusion.tags) and not self.line.never & set(self.conclusion.tags)
 
     @property
     def ok(self) -> bool:
-        """Whether all of it is acceptable."""
+        """Whether level, category and tags are all acceptable."""
         return self.level_ok and self.category_ok and self.tags_ok
 
 
@@ -113,7 +114,7 @@ def read_lines(path: Path = LINES) -> tuple[Line, ...]:
 
 
 def utterances(say: str) -> tuple[Utterance, ...]:
-    """The final utterances of a line; " / " parts them."""
+    """The final utterances of a line, which " / " separates."""
     return tuple(
         Utterance(
             stream_id="line",
@@ -134,12 +135,12 @@ def utterances(say: str) -> tuple[Utterance, ...]:
 
 
 def run(lines: Sequence[Line], rules: Rules) -> tuple[Result, ...]:
-    """What `rules` conclude of each line, spoken in a calm voice."""
+    """The conclusions of `rules` for each line, spoken in a calm voice."""
     return tuple(Result(line, conclude(utterances(line.say), _CALM, rules)) for line in lines)
 
 
 def report(results: Sequence[Result], rules: Rules) -> str:
-    """The tables, in Markdown: shares for the known and the unseen lines, then each line that is not acceptable."""
+    """The tables in Markdown: shares of the known and the unseen lines, then each line that is not acceptable."""
     known = [result for result in results if not result.line.unseen]
     unseen = [result for result in results if result.line.unseen]
 
@@ -177,16 +178,16 @@ def report(results: Sequence[Result], rules: Rules) -> str:
 
 
 def with_report(page: str, table: str) -> str:
-    """`page` with what stands between its two marks replaced by `table`."""
+    """`page` with `table` between its two marks."""
     head, _, rest = page.partition(BEGIN)
     _, _, tail = rest.partition(END)
     return f"{head}{BEGIN}\n{table}\n{END}{tail}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print or write the table. 1 where a known line is rated too low, else 0."""
+    """Print or write the table. Returns 1 if a known line is rated too low, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="renew the table in docs/triage.md")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/triage.md")
     chosen = parser.parse_args(arguments)
     rules = Rules.load()
     results = run(read_lines(), rules)

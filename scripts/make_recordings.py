@@ -1,8 +1,8 @@
 """Makes the caller recordings of the demo from `scripts/recordings/*.yaml` with flite and sox.
 
-It decides how the callers sound. Writes `dispatchai/recordings/<name>.wav` (8 kHz, 16 bits, mono, telephone band) and
-`dispatchai/recordings/script.json`, what the scripted recogniser says for each sentence of them.
-Run it from the checkout: `python scripts/make_recordings.py [name ...]`; the debian packages flite and sox are needed.
+Decides how the callers sound. Writes `dispatchai/recordings/<name>.wav` (8 kHz, 16 bits, mono, telephone band) and
+`dispatchai/recordings/script.json`, the text of the scripted recogniser for each sentence. Run it from the checkout:
+`python scripts/make_recordings.py [name ...]`. It needs the Debian packages flite and sox.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ BAND: Final = "300-3400"
 """Telephone band in Hz."""
 
 CEILING: Final = 0.97
-"""Largest sample, of full scale; louder sentences are pressed softly below it, as a telephone does."""
+"""Largest sample, of full scale. Louder sentences are compressed softly below it, as by a telephone."""
 
 Samples = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One sentence: pitch shift in cents, tempo factor, level (RMS) in dB relative to full scale."""
+    """A sentence: pitch shift in cents, tempo factor, level (RMS) in dB relative to full scale."""
 
     text: str
     pitch: int
@@ -52,7 +52,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """One recording: a flite voice, its duration stretch, silences in ms, and what is said."""
+    """A recording: a flite voice, its duration stretch, silences in ms, and the sentences."""
 
     voice: str
     stretch: float
@@ -69,7 +69,7 @@ def load(name: str) -> Caller:
 
 
 def speak(caller: Caller, line: Line, folder: Path) -> Samples:
-    """The sentence at 8 kHz in the telephone band at its level, cut to its sound. Raises CalledProcessError."""
+    """The sentence at 8 kHz in the telephone band, at its level, without silence. Raises CalledProcessError."""
     spoken, shaped = folder / "spoken.wav", folder / "shaped.wav"
     flite = ["flite", "-voice", caller.voice, "--setf", f"duration_stretch={caller.stretch}", "-t", line.text]
     subprocess.run([*flite, "-o", str(spoken)], check=True, capture_output=True)  # noqa: S603
@@ -101,7 +101,7 @@ def make(caller: Caller) -> npt.NDArray[np.int16]:
 
 
 def write(path: Path, samples: npt.NDArray[np.int16]) -> None:
-    """`samples` as a WAV file."""
+    """Write `samples` as a WAV file."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
@@ -110,13 +110,13 @@ def write(path: Path, samples: npt.NDArray[np.int16]) -> None:
 
 
 def script_of(caller: Caller, samples: npt.NDArray[np.int16]) -> dict[str, str]:
-    """Digest of each voiced run of the recording, as it arrives in PCMU, to its sentence.
+    """The sentence of each voiced run of the recording, by the digest of the run as it arrives in PCMU.
 
-    Raises SystemExit where runs and sentences do not match one to one: change the gaps.
+    Raises SystemExit if runs and sentences do not match one to one; then the gaps must be changed.
     """
     runs = voiced_runs(MULAW[np.frombuffer(encode_mulaw(samples), np.uint8)], SAMPLE_RATE)
     if len(runs) != len(caller.lines):
-        raise SystemExit(f"{len(runs)} voiced runs for {len(caller.lines)} sentences")
+        raise SystemExit(f"{len(runs)} voiced runs for {len(caller.lines)} sentences: change the gaps")
     return {digest(run): line.text for run, line in zip(runs, caller.lines, strict=True)}
 
 

@@ -1,5 +1,5 @@
 """The signals job on several stream processors, measured side by side: `python -m bench.rivals --help`.
 
-Each rival is a module that is a process: it reads `audio-frames` of the broker named in BOOTSTRAP, writes `signals`,
-byte for byte what the program's own agent writes, and a snapshot of a call's state with each of its signals.
+Each rival is a module that runs as a process. It reads `audio-frames` from the broker named in BOOTSTRAP, and writes
+`signals`, byte for byte those of the program's own agent, and a snapshot of a call's state with each of its signals.
 """

@@ -1,10 +1,10 @@
 """The signals job on this project and on others, side by side: `python -m bench.rivals --apache [--write]`.
 
-Each reads the same recorded frames, writes the same signals (compared byte for byte) and a snapshot of a call's state
-about once a second. A rival takes the beginning of all calls and is stopped (SIGSTOP); then the topic is filled with
-what they go on with; then it goes on and drains it. Counted is its processor time, threads included, from there to the
-last record. The calls end after that: in seconds of audio, beginnings and ends would weigh more than they do in calls
-of minutes.
+Each reads the same recorded frames, and writes the same signals (compared byte for byte) and a snapshot of a call's
+state about once a second. A rival reads the beginning of all calls and is stopped (SIGSTOP). Then the topic is filled
+with the rest of the calls, and the rival goes on and drains it. Counted is its processor time, threads included, from
+there to the last record. The calls end after that: in calls of a few seconds their beginnings and ends would weigh more
+than in calls of minutes.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ import aiokafka
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from bench import command
-from bench.frames import FRAMES_PER_S, Call, zigzag
-from bench.lanes import Lanes
+from bench.frames import FRAMES_PER_S, Call
+from bench.partition_queues import PartitionQueues
 from bench.rivals import job
 from dispatchai.audio import signals
 from dispatchai.kafka.admin import apply
@@ -41,6 +41,7 @@ from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.process.child import Child
 from dispatchai.records import AudioFrame, decode_as, encode
+from dispatchai.records.avro_primitives import encode_long
 from tests.support.follow import follow
 from tests.support.kafka.measured import Broker, broker
 from tests.support.paths import ROOT
@@ -51,14 +52,14 @@ WARM_FRAMES: Final = 20
 """Frames of each call that a rival warms up with."""
 
 MARKS: Final = 60
-"""Calls that begin where a part of the records is over: their signals show that all before them was processed. So
-many hit each of eight partitions with near certainty."""
+"""Calls that begin at the end of a part of the records: their signals show that everything before them was processed.
+With this many, each of eight partitions gets one almost certainly."""
 
 PATIENCE_S: Final = 600.0
-"""For the slowest rival to drain the topic on a busy machine."""
+"""How long the slowest rival may take to drain the topic on a busy machine."""
 
 START_S: Final = 120.0
-"""For a rival to start, join its group and warm up."""
+"""How long a rival may take to start, join its group and warm up."""
 
 OUTPUT_LINES: Final = 40
 
@@ -71,7 +72,7 @@ _QUIX_PYTHON: Final = _QUIX_ENVIRONMENT / "bin" / "python"
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """How a rival is started, and what the table says of it."""
+    """How a rival is started, and its name in the table."""
 
     title: str
     module: str
@@ -102,7 +103,7 @@ Records = Iterable[tuple[str, bytes]]
 
 
 class Frames:
-    """What every rival reads, made anew from the same numbers for each of them: calls that go on side by side."""
+    """The input of every rival, made again from the same numbers for each: calls that go on side by side."""
 
     def __init__(self, calls: int, frames_each: int, began_at: int) -> None:
         self.calls = [Call(f"call-{number:05d}", number) for number in range(calls)]
@@ -111,36 +112,36 @@ class Frames:
 
     @property
     def count(self) -> int:
-        """Frames that are drained."""
+        """The number of frames that are drained."""
         return len(self.calls) * self.frames_each
 
     def opening(self) -> Records:
-        """The calls begin."""
+        """The records with which the calls begin."""
         yield from ((call.call_id, call.start(self._at)) for call in self.calls)
         yield from self._frames(WARM_FRAMES)
 
     def main(self) -> Records:
-        """They go on: this is what is measured."""
+        """The records with which they go on; the measurement is of these."""
         yield from self._frames(self.frames_each)
 
     def closing(self) -> Records:
-        """They end."""
+        """The records with which they end."""
         yield from ((call.call_id, call.end(self._at)) for call in self.calls)
 
     def marks(self, name: str) -> Records:
-        """Calls that begin, and do nothing more."""
+        """Calls that only begin."""
         marks = (Call(f"mark-{name}-{number}", number) for number in range(MARKS))
         yield from ((mark.call_id, mark.start(self._at)) for mark in marks)
 
     def _frames(self, count: int) -> Records:
         for _ in range(count):
             self._at += 1_000_000 // FRAMES_PER_S
-            captured_at = zigzag(self._at)
+            captured_at = encode_long(self._at)
             yield from ((call.call_id, call.frame(captured_at)) for call in self.calls)
 
 
 def expected_of(frames: Frames) -> Written:
-    """What has to come out, by the pure step."""
+    """The signals that every rival has to write, by the pure step."""
     of_calls: dict[str, list[AudioFrame]] = defaultdict(list)
     for call_id, value in (*frames.opening(), *frames.main(), *frames.closing()):
         of_calls[call_id].append(decode_as(AudioFrame, value))
@@ -151,7 +152,7 @@ def expected_of(frames: Frames) -> Written:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a rival needed to drain the topic. `equal` says whether its signals were those that have to come out."""
+    """What a rival needed to drain the topic. `equal`: its signals were the expected ones."""
 
     frames: int
     cpu_s: float
@@ -167,7 +168,7 @@ class Result:
 
 
 async def measure(kafka: Broker, rival: Rival, number: int, frames: Frames, expected: Written) -> Result:
-    """One run, the `number`th on this broker. Raises RuntimeError where the rival does not start or finish."""
+    """One run, the `number`th on this broker. Raises RuntimeError if the rival does not start or finish."""
     connection = kafka.connection
     app_id = f"bench-rival-{number}"
     await _fresh_topics(connection, app_id)
@@ -216,7 +217,7 @@ async def measure(kafka: Broker, rival: Rival, number: int, frames: Frames, expe
 
 
 async def _wait(waiting: Coroutine[Any, Any, None], rival: Rival, process: Child, output: Iterable[str]) -> None:
-    """Wait for what comes of the rival, or for its end, which must not come before."""
+    """Wait for the signals of the rival. Raises RuntimeError if it ends before, or takes too long."""
     tasks = [asyncio.create_task(waiting), asyncio.create_task(process.wait())]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     arrived = tasks[0].done() and tasks[0].exception() is None
@@ -228,28 +229,28 @@ async def _wait(waiting: Coroutine[Any, Any, None], rival: Rival, process: Child
 
 
 async def _fill(connection: KafkaConnection, *parts: Records) -> None:
-    """Put the records into the topic, and return when the broker has them."""
-    lanes_of: dict[str, tuple[int, bytes]] = {}
+    """Write the records to the topic, and return when the broker has them."""
+    places: dict[str, tuple[int, bytes]] = {}
     now_ms = int(time.time() * 1000)
-    async with Lanes(connection, Topic.AUDIO_FRAMES) as lanes:
+    async with PartitionQueues(connection, Topic.AUDIO_FRAMES) as queues:
         for count, (call_id, value) in enumerate(chain(*parts)):
-            if call_id not in lanes_of:
+            if call_id not in places:
                 key = call_id.encode()
-                lanes_of[call_id] = (lanes.partition(key), key)
-            partition, key = lanes_of[call_id]
-            lanes.append(partition, key, value, now_ms)
+                places[call_id] = (queues.partition(key), key)
+            partition, key = places[call_id]
+            queues.append(partition, key, value, now_ms)
             if count % 1000 == 0:
                 await asyncio.sleep(0)
 
 
 async def _fresh_topics(connection: KafkaConnection, app_id: str) -> None:
-    """Empty topics of frames and signals, and a changelog for `app_id`."""
+    """Make empty topics of frames and signals, and a changelog for `app_id`."""
     topics = Topics.load()
     configs = topics.tables["signals"].changelog.configs
     async with _admin(connection) as admin:
         old = {Topic.AUDIO_FRAMES, Topic.SIGNALS}
         await admin.delete_topics(list(old & set(await admin.list_topics())))
-        # The broker answers before they are gone, and tells nobody when they are.
+        # The broker answers before they are deleted, and does not report when they are.
         async for _ in rounds(POLL_S):
             if not old & set(await admin.list_topics()):
                 break
@@ -269,7 +270,7 @@ async def _admin(connection: KafkaConnection) -> AsyncIterator[Any]:
 
 
 async def _snapshots(connection: KafkaConnection, app_id: str) -> int:
-    """Records in the changelog of `app_id`, by the ends of its partitions."""
+    """The number of records in the changelog of `app_id`, by the ends of its partitions."""
     async with _admin(connection) as admin:
         names = [name for name in await admin.list_topics() if app_id in name]
         described = await admin.describe_topics(names)
@@ -283,12 +284,12 @@ async def _snapshots(connection: KafkaConnection, app_id: str) -> int:
 
 
 def prepare_quix() -> None:
-    """Make the environment of the rival on Quix Streams where it is missing. Takes a minute, once."""
+    """Make the environment of the rival on Quix Streams if it is missing. Takes a minute, once."""
     if _QUIX_PYTHON.exists():
         return
     print(f"installing Quix Streams into {_QUIX_ENVIRONMENT}", file=sys.stderr)
     venv.create(_QUIX_ENVIRONMENT, with_pip=True)
-    # The same numpy and codec as the others: they are not what is compared.
+    # The same numpy and codec as for the others: the comparison is not about these.
     same = [f"{name}=={version(name)}" for name in ("numpy", "fastavro")]
     install = [str(_QUIX_PYTHON), "-m", "pip", "install", "-q", "-r", str(_QUIX_REQUIREMENTS), *same]
     subprocess.run(install, check=True)  # noqa: S603 - nothing in it comes from outside
@@ -333,7 +334,7 @@ def text(results: Mapping[str, Sequence[Result]], kafka: Broker, frames: Frames)
 
 
 def _frames(arguments: argparse.Namespace, began_at: int) -> Frames:
-    # The recorded times are the same in every run, and so are the signals.
+    # The recorded times are the same in every run, hence the signals too.
     return Frames(arguments.calls, round(arguments.seconds * FRAMES_PER_S), began_at)
 
 
@@ -347,7 +348,7 @@ async def _measure(arguments: argparse.Namespace) -> str:
     number = 0
     async with broker(apache=arguments.apache) as kafka:
         for repetition in range(arguments.repetitions):
-            # Every other time in the opposite order: what comes first finds another machine than what comes last.
+            # Every other time in the opposite order: the machine differs between the first rival and the last.
             for name in names if repetition % 2 == 0 else reversed(names):
                 number += 1
                 result = await measure(kafka, RIVALS[name], number, _frames(arguments, began_at), expected)

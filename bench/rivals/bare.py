@@ -9,14 +9,14 @@ import numpy as np
 
 from bench.rivals import loop
 from dispatchai.audio import signals
-from dispatchai.audio.many_signals import Voices, hear
+from dispatchai.audio.voice_columns import Voices, hear
 from dispatchai.records import AudioFrame, Signal, SignalState, decode_as, encode
-from dispatchai.records.columns import encode_columns
-from dispatchai.records.frames import decode_frames
+from dispatchai.records.column_encoder import encode_columns
+from dispatchai.records.frame_decoder import decode_frames
 
 
 class Bare:
-    """All calls. Those whose stream goes on are in `Voices`, the others as they are."""
+    """All calls. Those whose stream goes on are in `Voices`, the others in a dict."""
 
     def __init__(self) -> None:
         self._voices = Voices()
@@ -47,7 +47,7 @@ class Bare:
         return made
 
     def _one(self, key: bytes, frames: list[AudioFrame], made: loop.Made) -> None:
-        """Apply the records of one call in which a stream begins or ends."""
+        """Apply the records of a call in which a stream begins or ends."""
         row = self._rows.setdefault(key, len(self._keys))
         if row == len(self._keys):
             self._keys.append(key)

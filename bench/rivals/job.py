@@ -1,8 +1,8 @@
-"""The signals job written for one frame at a time, as a processor wants it that hands over one record at a time.
+"""The signals job written for one frame at a time, for processors that hand over one record at a time.
 
 It is the cheapest form found for such a processor: fields instead of dataclasses, one numpy call for the loudness of
-a frame, plain numbers for the rest. Written apart from `dispatchai.audio.signals`, and held to it: the signals of all
-rivals are compared byte for byte. Imports nothing of Kafka.
+a frame, plain numbers for the rest. It is written apart from `dispatchai.audio.signals`, and held to it: the signals of
+all rivals are compared byte for byte. Imports nothing of Kafka.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from dispatchai.records.codec import decode_fields, encode_fields
 BOOTSTRAP: Final = "BENCH_BOOTSTRAP_SERVERS"
 EMBEDDED: Final = "BENCH_BROKER_IS_EMBEDDED"
 APP_ID: Final = "BENCH_APP_ID"
-"""Variables that a rival is started with; the last names its consumer group, and its changelog's prefix."""
+"""Environment variables of a rival. The last names its consumer group and is the prefix of its changelog."""
 
 QUIX_STATE: Final = "BENCH_QUIX_STATE"
-"""Variable with how the rival on Quix Streams keeps its state: `frame` or `signal`."""
+"""Environment variable that says how the rival on Quix Streams keeps its state: `frame` or `signal`."""
 
 COMMIT_S: Final = 1.0
-"""How often offsets are committed, by every rival."""
+"""How often every rival commits its offsets."""
 
 _SQUARES: Final = TABLES["PCMU"].astype(np.int64) ** 2
 
 
 def changelog(app_id: str) -> str:
-    """The topic of the snapshots of a rival that does not name it itself."""
+    """The topic of the snapshots of a rival that does not choose its name itself."""
     return f"{app_id}-signals-changelog"
 
 
@@ -66,7 +66,7 @@ class Caller:
     missing_frames: int = 0
     frames: int = 0
     signals: list[bytes] = field(default_factory=list)
-    """What the last record gave; a snapshot is due when there is any."""
+    """The signals of the last record; a snapshot is due if there are any."""
 
     def apply(self, value: bytes, measure: Callable[[bytes], float] = loudness) -> list[bytes]:
         """Apply a record; returns its signals. `measure` gives the loudness of a payload."""

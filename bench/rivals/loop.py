@@ -1,6 +1,6 @@
 """A bare aiokafka loop: fetch, process, write, commit once a second. No rebalances, no recovery, no dead letters.
 
-It is the least that Kafka in Python costs, and what a processor on it can be held against.
+It is the least that Kafka costs in Python: the figure to compare a processor with.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BATCH_BYTES = 524_288
 
 @dataclass(slots=True)
 class Made:
-    """What the records of a partition made: signals in order, and the latest snapshot of each call."""
+    """The results of a partition's records: signals in order, and the last snapshot of each call."""
 
     signals: list[tuple[bytes, bytes]] = field(default_factory=list)
     snapshots: dict[bytes, bytes] = field(default_factory=dict)
@@ -96,5 +96,5 @@ async def _send(producer: Any, topic: str, partition: int, records: Iterable[tup
 
 
 def use_uvloop() -> None:
-    """As the program does."""
+    """Use uvloop, as the program does."""
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())

@@ -1,8 +1,8 @@
 """The job on Quix Streams: one record is one call of a stateful function, its state in RocksDB with a changelog.
 
-BENCH_QUIX_STATE chooses how the state is kept: `frame` reads and writes it with each frame, as the library means it;
-`signal` keeps it in memory and writes it with each signal, which is less than exact recovery needs, and faster.
-Runs in an environment of its own: the library pins versions of what the program uses too.
+BENCH_QUIX_STATE chooses how the state is kept: `frame` reads and writes it with each frame, as the library intends;
+`signal` keeps it in memory and writes it with each signal, which is faster and not enough for exact recovery. Runs in
+an environment of its own, because the library pins versions of packages that the program uses too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The job on Faust as it comes: one record is one event, a table write with each signal.
+"""The job on plain Faust: one record is one event, and each signal writes to the table.
 
-With the settings that made Faust faster where this was measured: uvloop, short thread switches, large buffers, a
-lingering producer.
+With the settings that made Faust faster in measurements: uvloop, short thread switches, large buffers, a lingering
+producer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The records and arrivals of a measurement are those of the program and of real calls."""
+"""The records of a measurement are those of the program, and its arrivals those of real calls."""
 
 from itertools import islice
 from pathlib import Path
@@ -7,8 +7,9 @@ from random import Random
 import pytest
 
 from bench.arrivals import Arrivals, fit_gaps
-from bench.frames import FRAME_BYTES, Call, zigzag
+from bench.frames import FRAME_BYTES, Call
 from dispatchai.records import AudioFrame, FrameKind, Track, decode_as, encode
+from dispatchai.records.avro_primitives import encode_long
 from tests.support.callers import CALLERS
 from tests.support.report import quantile, write_section
 
@@ -19,7 +20,7 @@ AT = 1_772_567_551_000_000
 def test_a_frame_is_byte_for_byte_what_the_codec_writes(number: int) -> None:
     call = Call("call-1", number)
     for sequence in range(1, 9000, 1):
-        value = call.frame(zigzag(AT + sequence))
+        value = call.frame(encode_long(AT + sequence))
         if sequence in (1, 63, 64, 8191, 8192):
             frame = decode_as(AudioFrame, value)
             assert encode(frame) == value
@@ -30,19 +31,19 @@ def test_a_frame_is_byte_for_byte_what_the_codec_writes(number: int) -> None:
 def test_a_call_is_opened_and_closed_around_its_frames() -> None:
     call = Call("call-1", 0)
     start = decode_as(AudioFrame, call.start(AT))
-    call.frame(zigzag(AT))
+    call.frame(encode_long(AT))
     end = decode_as(AudioFrame, call.end(AT))
     assert (start.kind, start.sequence, end.kind, end.sequence) == (FrameKind.START, 0, FrameKind.END, 2)
 
 
-def test_about_as_many_calls_are_live_as_are_asked_for() -> None:
+def test_about_as_many_calls_are_live_as_requested() -> None:
     live, ramp_s, at_s = 500, 10.0, 300.0
     plan = islice(Arrivals.load().plan(live, ramp_s, Random(7)), 5000)
     going_on = sum(call.at_s <= at_s < call.at_s + call.length_s for call in plan)
     assert going_on == pytest.approx(live, rel=0.15)
 
 
-def test_the_hour_of_the_day_is_not_in_the_fitted_gaps() -> None:
+def test_the_fitted_gaps_do_not_depend_on_the_hour_of_the_day() -> None:
     busy = [number * 36.0 for number in range(100)]
     quiet = [3600.0 + number * 360.0 for number in range(11)]
     gaps = fit_gaps([*busy, *quiet])

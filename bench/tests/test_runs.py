@@ -1,4 +1,4 @@
-"""The benches run: a few live calls at the real processes on the embedded broker, every frame accounted for."""
+"""The measurements run: a few live calls at the real processes on the embedded broker, every frame accounted for."""
 
 import time
 

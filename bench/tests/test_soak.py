@@ -1,4 +1,4 @@
-"""What the soak says of memory."""
+"""What the soak reports about memory."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from bench.soak import WARM_S, Period, growth
 
 
 def periods(*megabytes: int, every_s: float = WARM_S / 2) -> list[Period]:
-    """Periods of one length, in each of which a process took so much."""
+    """Periods of one length, with the memory that a process took in each."""
     return [
         Period((number + 1) * every_s, Stages(), [], {"worker": [size * 1_000_000]}, 0)
         for number, size in enumerate(megabytes)
     ]
 
 
-def test_what_grows_in_the_warm_up_does_not_count() -> None:
+def test_growth_in_the_warm_up_does_not_count() -> None:
     assert growth(periods(50, 90, 100, 100, 100), "worker") == "+0.0 %"
 
 
-def test_growth_after_it_is_told_for_an_hour() -> None:
+def test_growth_after_the_warm_up_is_given_per_hour() -> None:
     assert growth(periods(50, 90, 100, 101), "worker") == "+12.0 %"
 
 
-def test_of_a_short_run_the_first_half_is_the_warm_up() -> None:
+def test_the_first_half_of_a_short_run_is_its_warm_up() -> None:
     assert growth(periods(90, 95, 100, 101, every_s=60), "worker") == "+60.0 %"
 
 
-def test_one_period_after_it_tells_no_growth() -> None:
+def test_a_single_period_after_the_warm_up_shows_no_growth() -> None:
     assert growth(periods(50, 90, 100), "worker") == "n/a"

@@ -1,1 +1,1 @@
-"""Audio: codecs, voice activity and loudness as pure numpy steps. No I/O, no clock, nothing of Kafka."""
+"""Audio: codecs, voice activity and loudness as pure numpy steps, without I/O, clock or Kafka."""

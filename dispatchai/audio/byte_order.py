@@ -1,8 +1,9 @@
-"""Which byte order linear audio has. The carrier's documents do not say it and users saw both, so the audio is asked.
+"""Finds the byte order of linear audio from the audio itself: the carrier's documents do not state it, and users saw
+both.
 
-Decides which order a stream of L16 is read in, and by what evidence. Leaves what is assumed without evidence to the
-caller. In the right order neighbouring samples of a voice are close to each other; swapped, the low byte, which is
-noise, becomes the high one.
+In the right order neighbouring samples of a voice are close to each other. In the wrong one the low byte, which is
+noise, becomes the high byte. Decides the order of a stream of L16 by this evidence; the caller decides what to assume
+without it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import numpy as np
 from dispatchai.audio.g711 import L16_BIG, L16_LITTLE
 
 SMOOTHER: Final = 2.0
-"""So many times smaller must the mean step be in one order than in the other. Speech gives 4 (a loud hiss) to 250 (the
-noise of a silent line); white noise at full scale gives 1, and no answer."""
+"""How many times smaller the mean step must be in one order than in the other. Speech gives 4 (a loud hiss) to 250 (the
+noise of a silent line); white noise at full scale gives 1, and no verdict."""
 
 TELLING_STEPS: Final = 400
-"""Steps other than 0 on which a verdict may rest: 50 ms at 8 kHz. Digital silence has none."""
+"""Fewest steps other than 0 for a verdict: 50 ms at 8 kHz. Digital silence has none."""
 
 
 @dataclass(slots=True)
@@ -33,7 +34,7 @@ class ByteOrderCheck:
     _big: int = 0
 
     def add(self, payload: bytes) -> None:
-        """Measure one payload. A last byte that is half a sample is left out."""
+        """Measure one payload. A last byte that is half a sample does not count."""
         whole = payload[: len(payload) // 2 * 2]
         little = np.diff(np.frombuffer(whole, "<i2").astype(np.int32))
         big = np.diff(np.frombuffer(whole, ">i2").astype(np.int32))
@@ -44,7 +45,7 @@ class ByteOrderCheck:
 
     @property
     def verdict(self) -> str | None:
-        """The encoding that the audio speaks for, L16_LITTLE or L16_BIG; None as long as it does not tell."""
+        """The encoding of the audio, L16_LITTLE or L16_BIG; None while the evidence is not enough."""
         if self._telling < TELLING_STEPS:
             return None
         if self._little * SMOOTHER <= self._big:

@@ -1,4 +1,4 @@
-"""The telephone codecs: payload bytes to linear samples and back. Vectorised, by tables built once.
+"""The telephone codecs: payload bytes to linear samples and back, vectorised, by tables that are built once.
 
 Source: ITU-T Recommendation G.711 (11/88), tables 1a/1b (A-law) and 2a/2b (µ-law); samples are scaled to 16 bits
 as in ITU-T G.191's `alaw_expand` and `ulaw_expand` (13-bit A-law values × 8, 14-bit µ-law values × 4).
@@ -11,17 +11,19 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from dispatchai.audio.errors import CodecError
+
 Samples = npt.NDArray[np.int16]
 """Linear samples, shape (n,), full scale ±32768."""
 
 L16_LITTLE: Final = "L16"
-"""Linear samples of 16 bits, little-endian, as the carrier was seen to send them under this name."""
+"""Linear samples of 16 bits, little-endian: the carrier sends such audio under this name."""
 
 L16_BIG: Final = "L16BE"
-"""The same, big-endian, as RFC 3551 has L16. The gateway records this name where a stream is so."""
+"""The same, big-endian, as in RFC 3551's L16. The gateway records this name for such a stream."""
 
 DECODABLE: Final = frozenset({"PCMU", "PCMA", L16_LITTLE, L16_BIG})
-"""Encodings, as they are recorded, that `decode` knows."""
+"""The recorded encodings that `decode` knows."""
 
 _SAMPLE_BYTES: Final = {"PCMU": 1, "PCMA": 1, L16_LITTLE: 2, L16_BIG: 2}
 
@@ -57,17 +59,17 @@ TABLES: Final[dict[str, Samples]] = {"PCMU": MULAW, "PCMA": ALAW}
 
 
 def decode(encoding: str, payload: bytes) -> Samples:
-    """Linear samples of `payload`. Raises ValueError for an encoding outside `DECODABLE` or a part of a sample."""
+    """Linear samples of `payload`. Raises CodecError for an encoding outside `DECODABLE` or a part of a sample."""
     match encoding:
         case "PCMU" | "PCMA":
             return TABLES[encoding][np.frombuffer(payload, dtype=np.uint8)]
         case "L16" | "L16BE":
             if len(payload) % 2:
-                raise ValueError(f"an L16 payload of {len(payload)} bytes ends within a sample")
+                raise CodecError(f"an L16 payload of {len(payload)} bytes ends within a sample")
             order = "<i2" if encoding == L16_LITTLE else ">i2"
             return np.frombuffer(payload, dtype=order).astype(np.int16, copy=False)
         case _:
-            raise ValueError(f"cannot decode {encoding!r}: known are {', '.join(sorted(DECODABLE))}")
+            raise CodecError(f"cannot decode {encoding!r}: known are {', '.join(sorted(DECODABLE))}")
 
 
 def samples_in(encoding: str, payload_length: int) -> int:
@@ -77,19 +79,19 @@ def samples_in(encoding: str, payload_length: int) -> int:
 
 
 def whole_samples(encoding: str, payload: bytes) -> bytes:
-    """`payload` without a last byte that is half a sample: the next payload begins with a sample again."""
+    """`payload` without a last byte that is half a sample; the next payload begins with a whole sample again."""
     size = _SAMPLE_BYTES.get(encoding, 1)
     rest = len(payload) % size
     return payload[:-rest] if rest else payload
 
 
 def _magnitude(linear: npt.NDArray[np.int32], shift: int) -> npt.NDArray[np.int32]:
-    """|linear| without the `shift` bits that the code drops; of a negative value in ones' complement, as in G.191."""
+    """|linear| without the `shift` bits that the code drops; for a negative value in ones' complement, as in G.191."""
     return np.where(linear < 0, ~linear, linear) >> shift
 
 
 def encode_mulaw(samples: Samples) -> bytes:
-    """µ-law bytes of `samples`, one a sample; magnitudes beyond the code's range are clipped."""
+    """µ-law bytes of `samples`, one for each; magnitudes beyond the code's range are clipped."""
     linear = samples.astype(np.int32)
     magnitude = np.minimum(_magnitude(linear, 2) + _MULAW_BIAS, _MULAW_LARGEST)
     segment = np.log2(magnitude).astype(np.int32) - 5
@@ -99,7 +101,7 @@ def encode_mulaw(samples: Samples) -> bytes:
 
 
 def encode_alaw(samples: Samples) -> bytes:
-    """A-law bytes of `samples`, one a sample."""
+    """A-law bytes of `samples`, one for each."""
     linear = samples.astype(np.int32)
     magnitude = _magnitude(linear, 4)
     segment = np.maximum(np.log2(np.maximum(magnitude, 1)).astype(np.int32) - 3, 0)

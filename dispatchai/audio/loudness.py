@@ -1,9 +1,9 @@
 """Voice activity and distress from loudness alone, frame by frame.
 
-The measure of the telephony guide: loudness above its own moving average. It sees the onset of loudness, not its
+The measure of the telephony guide: loudness above its own moving average. It detects the onset of loudness, not its
 level: an ordinary first word scores 0.4-1.0, a steady scream decays to calm within 4 s and a whisper scores 0. On
-speech of equal level it is at chance (area under the curve .494 on Emo-DB). So it is one weak signal among others:
-it may raise a risk a little and never lowers one.
+speech of equal level it is no better than chance (area under the curve .494 on Emo-DB). So it is one weak signal among
+others: it may raise a risk a little and never lowers one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GAIN: Final = 8.0
 """Distress per unit of RMS above the moving average."""
 
 DECAY: Final = 0.9
-"""What is left of the distress one frame later: half of it after 130 ms."""
+"""Part of the distress that is left one frame later: half of it after 130 ms."""
 
 FULL_SCALE: Final = 32_768.0
 """Largest magnitude of a 16-bit sample."""
@@ -41,9 +41,8 @@ _SQUARES: Final[dict[str, npt.NDArray[np.int64]]] = {
 def rms_of_rows(encoding: str, payloads: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """RMS of each payload, shape (k,), 1.0 = full scale, of `payloads`, shape (k, bytes); 0 for an empty one.
 
-    A byte that is half a sample at the end of a payload counts for nothing. Squares are summed as integers, so the
-    result does not depend on which frames are measured together. Raises ValueError for an encoding that cannot be
-    decoded.
+    A last byte that is half a sample does not count. Squares are summed as integers, so the result does not depend on
+    which frames are measured together. Raises CodecError for an encoding that cannot be decoded.
     """
     count, length = payloads.shape
     samples = samples_in(encoding, length)
@@ -57,7 +56,7 @@ def rms_of_rows(encoding: str, payloads: npt.NDArray[np.uint8]) -> npt.NDArray[n
 
 
 def frame_rms(encoding: str, payloads: Sequence[bytes]) -> npt.NDArray[np.float64]:
-    """As `rms_of_rows` of payloads of any lengths, shape (len(payloads),)."""
+    """`rms_of_rows` for payloads of any lengths, shape (len(payloads),)."""
     rms = np.zeros(len(payloads))
     for length in {len(payload) for payload in payloads}:
         indexes = [index for index, payload in enumerate(payloads) if len(payload) == length]
@@ -79,8 +78,8 @@ class Loudness:
 def step(before: Loudness, rms: float) -> Loudness:
     """The measure one frame later. `rms` is that frame's, 1.0 = full scale.
 
-    ema = α·rms + (1 − α)·ema, score = min(1, 8·max(0, rms − ema)); the distress is the score or what is left of
-    the last distress, whichever is more. Source: the telephony guide, "Distress calculation".
+    ema = α·rms + (1 − α)·ema, score = min(1, 8·max(0, rms − ema)); the distress is the score or the rest of the last
+    distress, whichever is more. Source: the telephony guide, "Distress calculation".
     """
     ema = ALPHA * rms + (1.0 - ALPHA) * before.ema
     score = min(1.0, GAIN * max(0.0, rms - ema))

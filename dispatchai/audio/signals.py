@@ -1,7 +1,7 @@
 """The pure step of the signals agent: the media frames of one call in, its voice signals out.
 
-Each frame is applied once, in the order of its sequence number; what comes again is skipped and what is missing is
-counted. Outputs depend on frame numbers and on the audio only, never on how many frames arrived together.
+Each frame is applied once, in the order of its sequence number; repeated frames are skipped and missing ones counted.
+The signals depend on frame numbers and audio only, never on how many frames arrived together.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ SIGNAL_EVERY_MS: Final = 1000
 """A signal comes at least this often, in audio time."""
 
 TRANSITION_APART_MS: Final = 200
-"""A voice transition is signalled when the last signal is this long ago: at most 5 a second."""
+"""A voice transition is signalled if the last signal was this long ago: at most 5 a second."""
 
 STREAMS_KEPT: Final = 16
-"""A call that reconnects more often forgets its oldest streams; their late frames would then count again."""
+"""Streams that a call's state remembers. If it reconnects more often, late frames of the oldest would count again."""
 
 NO_STATE: Final = SignalState(
     streams=(),
@@ -39,30 +39,28 @@ NO_STATE: Final = SignalState(
 
 @dataclass(frozen=True, slots=True)
 class SignalStep:
-    """What a run of frames made: the state, the signals, and whether a second's snapshot is due. `duplicates` of the
-    frames came again: read twice after a crash, or stored twice; that says nothing of the call."""
+    """The result of a run of frames: the state, the signals, and whether a snapshot is due."""
 
     state: SignalState
     signals: tuple[Signal, ...]
     snapshot: bool
-    duplicates: int = 0
 
 
 def step(before: SignalState | None, frames: Sequence[AudioFrame]) -> SignalStep:
     """Apply `frames`, records of one call in the order of their offsets, to its state.
 
-    Only the caller's track counts. A frame that cannot be decoded counts as missing.
+    Only the caller's track counts. A frame that cannot be decoded is missing.
     """
     call = _Call(before or NO_STATE)
     rms = _rms_of(frames)
     for index, frame in enumerate(frames):
         if frame.track is Track.INBOUND:
             call.apply(frame, rms[index])
-    return SignalStep(call.state(), tuple(call.signals), call.snapshot, call.duplicates)
+    return SignalStep(call.state(), tuple(call.signals), call.snapshot)
 
 
 def _rms_of(frames: Sequence[AudioFrame]) -> list[float | None]:
-    """RMS of each frame, None where there is no audio to measure; frames of one encoding are measured together."""
+    """RMS of each frame, None for one without audio; frames of one encoding are measured together."""
     rms: list[float | None] = [None] * len(frames)
     by_encoding: dict[str, list[int]] = {}
     for index, frame in enumerate(frames):
@@ -87,13 +85,12 @@ class _Call:
         self._distress_sum = before.distress_sum
         self._distress_max = before.distress_max
         self._missing = before.missing_frames
-        self.duplicates = 0
         self._frames = before.frames
         self.signals: list[Signal] = []
         self.snapshot = False
 
     def state(self) -> SignalState:
-        """The state after what was applied."""
+        """The state after the frames applied so far."""
         return SignalState(
             streams=tuple(self._streams.values())[-STREAMS_KEPT:],
             audio_ms=self._audio_ms,
@@ -114,7 +111,7 @@ class _Call:
             case FrameKind.START:
                 pass
             case FrameKind.FRAME if stream.ended or frame.sequence < stream.next_sequence:
-                self.duplicates += 1
+                pass  # it was read twice after a crash, or stored twice
             case FrameKind.FRAME:
                 self._audio(stream, frame, rms)
             case FrameKind.END if not stream.ended:

@@ -63,12 +63,6 @@ def due_timers(state: CallState, call_id: str, now: Micros, config: CallControlC
     )
 
 
-def next_timer_at(state: CallState, call_id: str, config: CallControlConfig) -> Micros | None:
-    """When the next unrecorded timer is due; None if there is none."""
-    pending = [timer.due for timer in _timers(state, config) if timer.event_id(call_id) not in state.seen_event_ids]
-    return min(pending, default=None)
-
-
 @dataclass(frozen=True, slots=True)
 class _Timer:
     """One timer. `about` distinguishes it from others of its type in the call."""

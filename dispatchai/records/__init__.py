@@ -1,16 +1,15 @@
-"""The typed values of the topics and their Avro codec. Imports nothing of the rest of the project."""
+"""The typed values of the topics and their Avro codec. Imports no other package of the project."""
 
 from dispatchai.records.codec import (
-    DecodeError,
     Record,
     decode,
     decode_as,
     decode_fields,
     encode,
     encode_fields,
-    schema_text,
     to_json,
 )
+from dispatchai.records.errors import DecodeError
 from dispatchai.records.values import (
     Action,
     ActionKind,
@@ -98,6 +97,5 @@ __all__ = [
     "decode_fields",
     "encode",
     "encode_fields",
-    "schema_text",
     "to_json",
 ]

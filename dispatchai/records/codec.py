@@ -1,4 +1,4 @@
-"""Avro codec of the records: values to bytes and back.
+"""The Avro codec of the records: values to bytes and back.
 
 Every value is written in Avro's single-object encoding: the bytes C3 01, the CRC-64-AVRO fingerprint of the
 writer's schema in its Parsing Canonical Form (8 bytes, little-endian), then the body. So any consumer finds the
@@ -25,6 +25,7 @@ from fastavro import parse_schema, schemaless_reader, schemaless_writer
 from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 from dispatchai.records import values
+from dispatchai.records.errors import DecodeError
 from dispatchai.resources import data_path
 
 MARKER = b"\xc3\x01"
@@ -34,17 +35,16 @@ HEADER_LENGTH = 10
 """Marker (2 bytes) and fingerprint (8 bytes)."""
 
 type_of_record: dict[str, type] = {
-    name: value for name, value in vars(values).items() if isinstance(value, type) and dataclasses.is_dataclass(value)
+    name: value
+    for name, value in vars(values).items()
+    if isinstance(value, type) and dataclasses.is_dataclass(value) and not name.startswith("_")
 }
+"""The dataclasses of the records and of what is in them, by name."""
 
 Record = Any
 """A frozen dataclass of `dispatchai.records.values` that has a schema file."""
 
 R = TypeVar("R")
-
-
-class DecodeError(ValueError):
-    """The bytes are no record that this version can read. The message says why; no content is in it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class _Schema:
 
 
 def _without_logical_types(schema: Any) -> Any:
-    """The schema with plain longs for timestamps. The bytes are the same; integers are several times cheaper."""
+    """The schema with plain longs for timestamps: the bytes are the same, and integers are several times cheaper."""
     match schema:
         case {"type": "long", "logicalType": _}:
             return "long"
@@ -78,29 +78,24 @@ def _load(path: Path) -> _Schema:
     )
 
 
-def schema_text(name: str) -> str:
-    """The text of the current schema file of the record `name`."""
-    return (data_path("schemas") / f"{name}.avsc").read_text(encoding="utf-8")
-
-
 @cache
 def _current(name: str) -> _Schema:
     return _load(data_path("schemas") / f"{name}.avsc")
 
 
 def header_of(name: str) -> bytes:
-    """What every value of the record `name` that this version writes begins with: HEADER_LENGTH bytes."""
+    """The HEADER_LENGTH bytes with which this version begins every value of the record `name`."""
     return _current(name).header
 
 
 def parsed_schema(name: str) -> Any:
-    """The current schema of the record `name` as fastavro has it: names of types in full, times as plain longs."""
+    """The current schema of the record `name` in fastavro's form: full names of types, times as plain longs."""
     return _current(name).parsed
 
 
 @cache
 def _by_header() -> dict[bytes, _Schema]:
-    """Every schema that this version can read, current and past, by the header its records begin with."""
+    """Every schema that this version can read, current and past, by the header of its records."""
     root = data_path("schemas")
     schemas = [_load(path) for path in sorted(root.glob("history/*.avsc")) + sorted(root.glob("*.avsc"))]
     return {schema.header: schema for schema in schemas}
@@ -108,7 +103,7 @@ def _by_header() -> dict[bytes, _Schema]:
 
 @cache
 def _plainer(cls: type) -> Callable[[Any], dict[str, Any]]:
-    """What makes the fields of a dataclass, dataclasses among them as their fields, for fastavro."""
+    """The function that turns a dataclass into a dict of its fields for fastavro, and those in it likewise."""
     hints = typing.get_type_hints(cls)
     names = tuple(field.name for field in dataclasses.fields(cls))
     values_of = attrgetter(*names) if len(names) > 1 else lambda record: (getattr(record, names[0]),)
@@ -124,7 +119,7 @@ def _plainer(cls: type) -> Callable[[Any], dict[str, Any]]:
 
 
 def _plain_value(hint: Any) -> Callable[[Any], Any] | None:
-    """What turns a dataclass's value into fastavro's, or None where it is written as it is."""
+    """The function that turns the value of a field into fastavro's; None if the two are the same."""
     if typing.get_origin(hint) is tuple:
         item = _plain_value(typing.get_args(hint)[0])
         return None if item is None else lambda values: [item(value) for value in values]
@@ -141,7 +136,7 @@ def encode(record: Record) -> bytes:
 
 
 def encode_fields(name: str, fields: Mapping[str, Any]) -> bytes:
-    """As `encode`, of the fields of a record `name`: for records by the thousand, where a dataclass costs too much."""
+    """`encode` for the fields of a record `name`: for thousands of records, where dataclasses cost too much."""
     schema = _current(name)
     out = io.BytesIO()
     out.write(schema.header)
@@ -150,7 +145,7 @@ def encode_fields(name: str, fields: Mapping[str, Any]) -> bytes:
 
 
 def decode_fields(data: bytes) -> tuple[str, dict[str, Any]]:
-    """Name and fields of the record in `data`, enums as text: for records by the thousand. Raises DecodeError."""
+    """Name and fields of the record in `data`, enums as text: for thousands of records. Raises DecodeError."""
     if data[:2] != MARKER or len(data) < HEADER_LENGTH:
         raise DecodeError(f"not single-object Avro: {len(data)} bytes that do not begin with C3 01")
     writer = _by_header().get(data[:HEADER_LENGTH])
@@ -161,7 +156,7 @@ def decode_fields(data: bytes) -> tuple[str, dict[str, Any]]:
     body.seek(HEADER_LENGTH)
     try:
         fields = schemaless_reader(body, writer.parsed, None if writer.header == reader.header else reader.parsed)
-    except Exception as error:  # fastavro raises whatever the broken bytes led it to
+    except Exception as error:  # fastavro raises whatever error the broken bytes lead to
         raise DecodeError(f"broken {writer.name}: {type(error).__name__}") from error
     if body.tell() != len(data):
         raise DecodeError(f"broken {writer.name}: bytes after its end")
@@ -197,7 +192,7 @@ def _builder(cls: type) -> Callable[[dict[str, Any]], Any]:
 
 
 def _conversion(hint: Any) -> Callable[[Any], Any] | None:
-    """What turns fastavro's value into the dataclass's, or None where it is the same."""
+    """The function that turns fastavro's value into that of a field; None if the two are the same."""
     if typing.get_origin(hint) is tuple:
         item = _conversion(typing.get_args(hint)[0])
         return tuple if item is None else lambda values: tuple(item(value) for value in values)
@@ -215,14 +210,14 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 MICROS_MIN: Final = (datetime(1, 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
 MICROS_MAX: Final = (datetime(9999, 12, 31, 23, 59, 59, 999_999, UTC) - _EPOCH) // timedelta(microseconds=1)
-"""Bounds of the times that text can tell, in µs since the epoch."""
+"""Bounds of the times that can be written as text, in µs since the epoch."""
 
 
 def to_json(record: Record, *, omit: Iterable[str] = ()) -> dict[str, Any]:
     """`record` as JSON-ready values: times as RFC 3339 in UTC, bytes as their length. `omit` names top-level fields.
 
-    A time outside the years 1 to 9999, which a record may hold and RFC 3339 or `datetime` may not, is the nearest that
-    is inside: one absurd record must not hide the calls it is listed with.
+    A record may hold a time outside the years 1 to 9999, which RFC 3339 and `datetime` do not allow. It becomes the
+    nearest time inside, because one absurd record must not hide the calls that are listed with it.
     """
 
     def rfc3339(micros: int) -> str:

@@ -1,16 +1,30 @@
 """The values of the topics and tables, as frozen dataclasses.
 
-Each class mirrors the Avro record of its name in `schemas/`, where every field is documented; a test holds
-the two together. Times are microseconds since the Unix epoch, UTC.
+Each class mirrors the Avro record of its name in `schemas/`, where every field is documented; a test compares the two.
+Times are microseconds since the Unix epoch, UTC.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Any, TypeVar
+
+from dispatchai.resources import data_path
 
 Micros = int
 """Microseconds since the Unix epoch, UTC."""
+
+T = TypeVar("T")
+
+
+def _in_schema_order(cls: type[T]) -> type[T]:
+    """`cls`, a dataclass, with its fields in the order of its schema, which JSON shows: inherited ones come first."""
+    schema = json.loads((data_path("schemas") / f"{cls.__name__}.avsc").read_text(encoding="utf-8"))
+    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
+    cls.__dataclass_fields__ = {field["name"]: known[field["name"]] for field in schema["fields"]}  # type: ignore[attr-defined]
+    return cls
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +43,7 @@ class CallEvent:
 
 
 class FrameKind(StrEnum):
-    """What the record is."""
+    """The kind of the record."""
 
     START = "START"
     FRAME = "FRAME"
@@ -59,7 +73,7 @@ class AudioFrame:
 
 
 class SignalKind(StrEnum):
-    """Place of the record in its stream."""
+    """The place of the record in its stream."""
 
     START = "START"
     UPDATE = "UPDATE"
@@ -68,7 +82,7 @@ class SignalKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """What the caller's voice did up to one frame of a stream."""
+    """The figures of the caller's voice up to one frame of a stream."""
 
     stream_id: str
     sequence: int
@@ -85,7 +99,7 @@ class Signal:
 
 
 class UtteranceKind(StrEnum):
-    """What the record is."""
+    """The kind of the record."""
 
     PARTIAL = "PARTIAL"
     FINAL = "FINAL"
@@ -104,7 +118,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """One revision of what the recogniser heard. Topic transcripts, key call_id."""
+    """One revision of an utterance that the recogniser heard. Topic transcripts, key call_id."""
 
     stream_id: str
     utterance_id: str
@@ -121,7 +135,7 @@ class Utterance:
 
 
 class AssessmentKind(StrEnum):
-    """What the record is."""
+    """The kind of the record."""
 
     LIVE = "LIVE"
     FINAL = "FINAL"
@@ -129,7 +143,7 @@ class AssessmentKind(StrEnum):
 
 
 class CallStatus(StrEnum):
-    """Where a call is in its life. It only moves to the right."""
+    """The stage of a call's life. It only moves down this list."""
 
     RINGING = "RINGING"
     ACTIVE = "ACTIVE"
@@ -138,7 +152,7 @@ class CallStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AudioSummary:
-    """The voice signals of a call in short."""
+    """A summary of a call's voice signals."""
 
     distress_score: float
     distress_max: float
@@ -151,7 +165,7 @@ class AudioSummary:
 
 @dataclass(frozen=True, slots=True)
 class Emotion:
-    """What the caller's words and voice say of their state."""
+    """The caller's state by words and voice."""
 
     label: str
     intensity: float
@@ -196,7 +210,7 @@ class Risk:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The caller's words that support a part."""
+    """Words of the caller that support a part."""
 
     text: str
     utterance_id: str | None
@@ -214,16 +228,11 @@ class Part:
     evidence: tuple[Evidence, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Assessment:
-    """What triage concludes of a call, each time that it changed. Topic assessments, key call_id."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CallFacts:
+    """The fields of a call that `Assessment`, `LiveCall` and `CallPacket` share."""
 
-    version: int
-    kind: AssessmentKind
-    as_of: Micros
-    complete: bool
     call_control_id: str
-    status: CallStatus
     from_number: str | None
     to_number: str | None
     started_at: Micros | None
@@ -231,13 +240,8 @@ class Assessment:
     ended_at: Micros | None
     hangup_cause: str | None
     degraded: str | None
-    transcript: str
-    partial: str
     audio: AudioSummary
-    emotion: Emotion
-    category: Category
     services: tuple[Service, ...]
-    tags: tuple[str, ...]
     risk: Risk
     parts: tuple[Part, ...]
     unknowns: tuple[str, ...]
@@ -245,54 +249,57 @@ class Assessment:
     rules_version: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CallInProgress(_CallFacts):
+    """The fields of a call that `Assessment` and `LiveCall` share beside those."""
+
+    status: CallStatus
+    transcript: str
+    partial: str
+    emotion: Emotion
+    category: Category
+    tags: tuple[str, ...]
+
+
+@_in_schema_order
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment(_CallInProgress):
+    """The conclusions of triage about a call, each time that they change. Topic assessments, key call_id."""
+
+    version: int
+    kind: AssessmentKind
+    as_of: Micros
+    complete: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Where the call stands. Order by weight descending, then created_at, then call_id."""
+    """The place of a call in the queue. Order by weight descending, then created_at, then call_id."""
 
     priority: int
     weight: int
     created_at: Micros
 
 
-@dataclass(frozen=True, slots=True)
-class LiveCall:
-    """What a dispatcher sees of a call in progress."""
+@_in_schema_order
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveCall(_CallInProgress):
+    """A call in progress, as a dispatcher sees it."""
 
     call_id: str
     updated_at: Micros
-    call_control_id: str
-    status: CallStatus
-    from_number: str | None
-    to_number: str | None
-    started_at: Micros | None
-    answered_at: Micros | None
-    ended_at: Micros | None
-    hangup_cause: str | None
-    degraded: str | None
-    transcript: str
-    partial: str
-    audio: AudioSummary
-    emotion: Emotion
-    category: Category
-    services: tuple[Service, ...]
-    tags: tuple[str, ...]
-    risk: Risk
-    parts: tuple[Part, ...]
-    unknowns: tuple[str, ...]
-    summary: str
-    rules_version: str
     ranking: Ranking
 
 
 class PacketStatus(StrEnum):
-    """Where the dispatcher's work on the packet is."""
+    """The stage of the dispatcher's work on the packet."""
 
     OPEN = "OPEN"
 
 
 @dataclass(frozen=True, slots=True)
 class Nlp:
-    """What was said and what it means."""
+    """The caller's words and their meaning."""
 
     transcript: str
     emotion: Emotion
@@ -300,8 +307,9 @@ class Nlp:
     tags: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class CallPacket:
+@_in_schema_order
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallPacket(_CallFacts):
     """The triage of a call that is over."""
 
     call_id: str
@@ -309,27 +317,22 @@ class CallPacket:
     complete: bool
     status: PacketStatus
     duration_seconds: int
-    from_number: str | None
-    to_number: str | None
-    call_control_id: str
-    started_at: Micros | None
-    answered_at: Micros | None
-    ended_at: Micros | None
-    hangup_cause: str | None
-    degraded: str | None
-    audio: AudioSummary
     nlp: Nlp
-    services: tuple[Service, ...]
-    risk: Risk
-    parts: tuple[Part, ...]
-    unknowns: tuple[str, ...]
-    summary: str
     ranking: Ranking
-    rules_version: str
+
+
+def shared_with_live(assessment: Assessment) -> dict[str, Any]:
+    """The fields of `assessment` that a `LiveCall` has too."""
+    return {field.name: getattr(assessment, field.name) for field in fields(_CallInProgress)}
+
+
+def shared_with_packet(assessment: Assessment) -> dict[str, Any]:
+    """The fields of `assessment` that a `CallPacket` has too, with the same meaning."""
+    return {field.name: getattr(assessment, field.name) for field in fields(_CallFacts)}
 
 
 class ActionKind(StrEnum):
-    """What was done."""
+    """The kind of an action."""
 
     ACKNOWLEDGE = "ACKNOWLEDGE"
     ASSIGN = "ASSIGN"
@@ -345,7 +348,7 @@ class ActionKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What a dispatcher did to a call. Topic dispatch-actions, key call_id."""
+    """An action of a dispatcher on a call. Topic dispatch-actions, key call_id."""
 
     action_id: str
     kind: ActionKind
@@ -357,7 +360,7 @@ class Action:
 
 
 class StreamStatus(StrEnum):
-    """What was last recorded of a call's media stream. Of two at one moment the later of this list counts."""
+    """The last recorded status of a call's media stream. Of two at one moment the later in this list counts."""
 
     STARTED = "STARTED"
     STOPPED = "STOPPED"
@@ -366,7 +369,7 @@ class StreamStatus(StrEnum):
 
 
 class CommandOutcome(StrEnum):
-    """How giving a command to the carrier ended. Of two outcomes of one round the later of this list counts."""
+    """How a command to the carrier ended. Of two outcomes of one round the later in this list counts."""
 
     UNAVAILABLE = "UNAVAILABLE"
     NOT_ANSWERED = "NOT_ANSWERED"
@@ -419,7 +422,7 @@ class CallState:
 
 @dataclass(frozen=True, slots=True)
 class StreamSignal:
-    """Signal figures of one stream."""
+    """The figures of one stream."""
 
     stream_id: str
     next_sequence: int
@@ -450,7 +453,7 @@ class SignalState:
 
 @dataclass(frozen=True, slots=True)
 class StreamSpeech:
-    """One stream."""
+    """The speech of one stream."""
 
     stream_id: str
     next_sequence: int
@@ -461,14 +464,14 @@ class StreamSpeech:
 
 @dataclass(frozen=True, slots=True)
 class SpeechState:
-    """State of the speech agent for one call: what needs no second hearing. Table speech."""
+    """State of the speech agent for one call: how far its audio need not be heard again. Table speech."""
 
     streams: tuple[StreamSpeech, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class StreamFold:
-    """Last signal of one stream."""
+    """The last signal of one stream."""
 
     stream_id: str
     sequence: int

@@ -1,7 +1,7 @@
-"""Where speech begins and ends: voice probabilities of short windows to segments of audio.
+"""Endpointing: where speech begins and ends, from the voice probabilities of short windows.
 
-It decides what is cut out for the engine and how far audio is done with. The probabilities come from a voice activity
-detector, the text from an engine. Segments are a function of the audio alone: not of how it was chunked, nor of time.
+Decides which segments of audio the engine gets, and how far audio is covered. A voice activity detector gives the
+probabilities, an engine the text. Segments are a function of the audio alone, not of how it was chunked, nor of time.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ Samples = npt.NDArray[np.int16]
 """Linear samples, shape (n,)."""
 
 WINDOW_MS: Final = 32
-"""Length of the detector's windows: 256 samples at 8 kHz, as Silero's model takes them."""
+"""Length of the detector's windows: 256 samples at 8 kHz, as Silero's model needs them."""
 
 ONSET_PROBABILITY: Final = 0.35
-"""A window above it is speech. Silero separates telephone speech best between .15 and .35; noise costs text here."""
+"""A window from here up is speech. Silero separates telephone speech best between .15 and .35; noise costs text."""
 
 OFFSET_PROBABILITY: Final = 0.2
-"""Within speech a window is a pause only below it, so that a soft syllable does not end the segment."""
+"""Within speech a window is a pause only below this, so that a soft syllable does not end the segment."""
 
 ONSET_WINDOWS: Final = 3
 """Windows of speech in a row that open a segment: 96 ms, shorter than "help", longer than a click."""
 
 LEAD_IN_MS: Final = 320
-"""Audio kept before the first window of speech: unvoiced consonants come before the detector is sure."""
+"""Audio that is kept before the first window of speech: unvoiced consonants come before the detector is sure."""
 
 HANG_MS: Final = 480
-"""Pause that closes a segment. Pauses within a sentence are mostly shorter, those between sentences longer."""
+"""The pause that closes a segment. Pauses within a sentence are mostly shorter, those between sentences longer."""
 
 TRAIL_MS: Final = 224
-"""Part of that pause that stays in the segment."""
+"""The part of that pause that stays in the segment."""
 
 LONGEST_MS: Final = 12_000
-"""Length at which a segment is cut in any case; the engine's text gets worse beyond it, and its decoding dearer."""
+"""A segment is cut at this length. Beyond it the engine's text gets worse, and decoding costs more."""
 
 CUT_SEARCH_MS: Final = 4_000
-"""The cut is made at the deepest pause within this much of the end."""
+"""The cut is made at the deepest pause within this distance from the end."""
 
 
 class _Phase(Enum):
@@ -53,7 +53,7 @@ class _Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A closed segment: its place in samples from the first sample that was given, and its audio."""
+    """A closed segment: its position in samples from the first one, and its audio."""
 
     index: int
     start: int
@@ -62,9 +62,9 @@ class Segment:
 
 
 class Segmenter:
-    """State of one stream.
+    """The endpointing of one stream.
 
-    `SILENCE → ONSET → SPEECH ⇄ PAUSE → SILENCE`; an onset that is too short falls back to silence. Holds at most the
+    `SILENCE → ONSET → SPEECH ⇄ PAUSE → SILENCE`; an onset that is too short goes back to silence. Keeps at most the
     open segment (`LONGEST_MS`) or the lead-in.
     """
 
@@ -84,7 +84,7 @@ class Segmenter:
 
     @property
     def covered(self) -> int:
-        """Samples that need no second hearing once closed segments are decoded: all before open segment or lead-in."""
+        """Samples that need not be heard again once closed segments are decoded: all before open segment or lead-in."""
         return self._start
 
     @property
@@ -93,11 +93,11 @@ class Segmenter:
         return self._phase in (_Phase.SPEECH, _Phase.PAUSE)
 
     def open_segment(self) -> Segment:
-        """The open segment so far. Only while `speaking`."""
+        """The open segment so far. To be called only while `speaking`."""
         return Segment(self._index, self._start, self.position, np.concatenate(self._kept))
 
     def push(self, window: Samples, probability: float) -> Segment | None:
-        """The next window, shape (window,), and its probability of speech, 0-1. Returns the segment that it closed."""
+        """Take the next window, shape (window,), and its probability of speech, 0-1. Returns the segment it closed."""
         self._kept.append(window)
         self._probabilities.append(probability)
         match self._phase:
@@ -125,13 +125,13 @@ class Segmenter:
         return None
 
     def finish(self) -> Segment | None:
-        """The segment that was still open at the end of the audio, if any."""
+        """Close the segment that is still open at the end of the audio, if any, and return it."""
         if not self.speaking:
             return None
         return self._close(len(self._kept), _Phase.SILENCE)
 
     def _deepest_pause(self) -> int:
-        """Window count at which a segment that is too long is cut: behind the last of the least probable windows."""
+        """The number of windows at which a segment that is too long is cut: behind the last of the least probable."""
         first = len(self._kept) - CUT_SEARCH_MS // WINDOW_MS
         smoothed = np.convolve(self._probabilities[first:], (0.25, 0.5, 0.25), mode="same")[1:-1]
         return first + 2 + int(len(smoothed) - 1 - np.argmin(smoothed[::-1]))

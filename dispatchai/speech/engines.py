@@ -1,4 +1,4 @@
-"""Which recogniser the settings ask for."""
+"""Chooses the recogniser by the settings."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dispatchai.speech.recognizer import Recognizer
 from dispatchai.speech.scripted import ScriptedRecognizer, load_script
 
 RECORDINGS: Final = Path(__file__).resolve().parent.parent / "recordings"
-"""The caller recordings that ship with the package, and what the scripted recogniser says for them."""
+"""The caller recordings that ship with the package, and the texts of the scripted recogniser for them."""
 
 
 def recognizer(settings: Settings) -> Recognizer:
-    """The engine, not started. Raises RecognizerError where its files are broken."""
+    """The engine, not started. Raises RecognizerError if its files are broken."""
     match settings.speech_engine:
         case SpeechEngine.MOONSHINE:
             return MoonshineRecognizer(settings.speech_processes, settings.speech_update_ms)

@@ -1,4 +1,4 @@
-"""What a recogniser shows to Prometheus. Decides the names; what is counted is the engine's own matter."""
+"""The metrics of a recogniser for Prometheus. Decides their names; the engine counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dispatchai.speech.recognizer import Recognizer
 
 
 class Exposed:
-    """Shows `Recognizer.stats` as it is at a scrape."""
+    """Shows `Recognizer.stats` at each scrape."""
 
     def __init__(self, recognizer: Recognizer) -> None:
         self._recognizer = recognizer

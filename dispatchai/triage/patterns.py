@@ -1,7 +1,7 @@
 """Words of a text, patterns over them, and whether a matched phrase is denied.
 
-Decides what counts as the same word, what a pattern matches and how far a negation reaches. What a match
-means is left to the rules. English only.
+Decides which words are the same, what a pattern matches and how far a negation reaches. `rules` decides what a match
+means. English only.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from dispatchai.triage.errors import PatternError
+
 
 def word_set(words: str) -> frozenset[str]:
-    """The words of `words`, parted by spaces."""
+    """The words of `words`, which spaces separate."""
     return frozenset(words.split())
 
 
 class Break(IntEnum):
-    """What stands between a word and the word before it."""
+    """The break between a word and the word before it."""
 
     NONE = 0
     CLAUSE = 1
@@ -70,7 +72,7 @@ _CONTRACTIONS: Mapping[str, tuple[str, ...]] = {
     },
 }
 _ENDINGS: Mapping[str, str] = {
-    "s": "is",  # also the possessive: no pattern asks for the word after it to be a verb
+    "s": "is",  # also the possessive: no pattern requires a verb after it
     "re": "are",
     "m": "am",
     "ve": "have",
@@ -110,14 +112,10 @@ def tokenize(text: str) -> tuple[Token, ...]:
 # --- Patterns --------------------------------------------------------------------------------------------------------
 
 MAX_GAP = 6
-"""Most words that a pattern may skip at once. Beyond about six words two words of speech seldom belong together."""
+"""Most words that a pattern may skip at once. Words of speech that are farther apart seldom belong together."""
 
 NEGATORS = frozenset({"no", "not", "never", "nobody", "none", "nothing", "neither", "nor", "without", "noone"})
 """Words that deny what follows. A pattern that names one itself ("not breathing") is a finding, never denied."""
-
-
-class PatternError(ValueError):
-    """The text of a pattern is wrong. The message says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +200,7 @@ def inflections(word: str) -> frozenset[str]:
 
 
 class Matcher:
-    """Many patterns, found in one walk over a text. Each pattern carries a label, such as the number of its rule."""
+    """Finds many patterns in one pass over a text. Each pattern has a label, such as the number of its rule."""
 
     __slots__ = ("_by_first",)
 
@@ -222,18 +220,18 @@ class Matcher:
 
 
 # --- Negation --------------------------------------------------------------------------------------------------------
-# After NegEx (Chapman et al., J Biomed Inform 2001): a negator denies what follows it in a short window, unless it
-# is a pseudo-negation or a terminator stands between. Whatever is unclear is taken as not denied: a phrase that is
-# wrongly denied costs a life, one that is wrongly kept costs a look.
+# After NegEx (Chapman et al., J Biomed Inform 2001): a negator denies the words after it within a short window, unless
+# it is a pseudo-negation or a terminator stands between. Unclear cases are not denied: a phrase that is wrongly denied
+# may cost a life, one that is wrongly kept costs a look.
 
 _WINDOW = 5
 _NO_WINDOW = 3
-"""`no` and `without` deny a noun phrase: "no fire", "no sign of smoke". Farther words belong to something else."""
+"""`no` and `without` deny a noun phrase: "no fire", "no sign of smoke". Words farther away belong to something else."""
 
 _TERMINATORS = word_set("and but because so then though although except only until unless if please help now")
 _SUBJECTS = word_set("i he she they we you it there who someone somebody everybody everyone people")
 _THINKING = frozenset({"think", "believe", "guess", "suppose"})
-"""Verbs that take the negation of their clause: "I don't think he has a gun" says that he has none."""
+"""Verbs whose negation belongs to their clause: "I don't think he has a gun" says that he has none."""
 
 _NOT_A_NOUN_PHRASE = _SUBJECTS | word_set(
     "the my a an please oh god no yes this that his her their our your help stop wait hurry matter doubt idea"
@@ -244,13 +242,13 @@ _UNDENYING = word_set(
     "only just sure certain know stop stopping stopped put drop dropping let tell remember wait get getting contain "
     "control extinguish leave escape hurry mind seen felt long"
 )
-"""After `not` and `never` these leave what follows standing: "can't stop the bleeding", "won't drop the gun"."""
+"""After `not` and `never` these do not deny what follows: "can't stop the bleeding", "won't drop the gun"."""
 
 _STATING = word_set("be been being is are am was were do does did has have had think believe")
-"""Words before or after `not` that make it a statement of fact, and not of ability or will ("won't", "can't")."""
+"""Words before or after `not` that make a statement of fact, and not of ability or will ("won't", "can't")."""
 
 _ABILITY = word_set("can could will would should must")
-"""Before `not` these speak of what cannot or will not be done: the thing itself is there ("can't reach the gun")."""
+"""Before `not` these say what cannot or will not be done: the thing itself is there ("can't reach the gun")."""
 
 _HAVING = word_set(
     "have having had got any anything see seeing saw hear smell carry carrying hold holding own look appear seem "
@@ -260,13 +258,13 @@ _HAVING = word_set(
 
 
 def is_denied(tokens: Sequence[Token], positions: Sequence[int]) -> bool:
-    """Whether the phrase whose elements stand at `positions` is said not to be so: "no fire", "nobody is hurt"."""
+    """Whether the caller denies the phrase whose elements are at `positions`: "no fire", "nobody is hurt"."""
     floors = (-1, *positions)
     return any(_is_denied_at(tokens, position, floor) for position, floor in zip(positions, floors, strict=False))
 
 
 def _is_denied_at(tokens: Sequence[Token], position: int, floor: int) -> bool:
-    """Walk back from the word at `position` to a negator; stop at `floor`, a break, a terminator or a new subject."""
+    """Search back from the word at `position` for a negator, up to `floor`, a break, a terminator or a new subject."""
     for here in range(position - 1, max(floor, position - 1 - _WINDOW), -1):
         if tokens[here + 1].before is not Break.NONE:
             return False

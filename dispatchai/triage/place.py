@@ -1,7 +1,7 @@
-"""Where the caller says to be: addresses, crossings, roads and landmarks, as they were said.
+"""Places in the caller's words: addresses, crossings, roads and landmarks, as they were said.
 
-Decides whether a location was stated and which words state it. Whether it exists is left to others: nothing is
-looked up and no word is changed.
+Decides whether a place was stated and which words state it. It does not check whether the place exists, and changes no
+word.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def find_places(tokens: Sequence[Token], words: PlaceWords) -> Iterator[PlaceSpa
     """Every stated place, in order of its first word. Spans may overlap; the more exact kind is the better one."""
     address_end = -1
     for first in range(len(tokens)):
-        if first <= address_end:  # a part of an address, such as "twenty Oak Avenue" of "two twenty", is another one
+        if first <= address_end:  # a part of an address, such as "twenty Oak Avenue" of "two twenty", is a wrong one
             continue
         for find in (_address, _crossing, _road, _landmark):
             if span := find(tokens, first, words):
@@ -101,7 +101,7 @@ def _address(tokens: Sequence[Token], first: int, words: PlaceWords) -> PlaceSpa
     last = _named_road(tokens, name, words.roads, words)
     if last is not None:
         return PlaceSpan(PlaceKind.ADDRESS, first, last)
-    # The road word was lost or not said: "we are at 14 Maple". Only where the number is introduced as a place.
+    # The road word was lost or not said: "we are at 14 Maple". Accepted only if the number is introduced as a place.
     introduced = first >= 1 and (
         tokens[first - 1].word == "at"
         or (tokens[first - 1].word == "is" and first >= 2 and tokens[first - 2].word == "address")

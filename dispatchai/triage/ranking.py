@@ -1,13 +1,32 @@
-"""Where a call stands, and what is shown of it: the pure step of the ranking agent.
+"""The place of a call in the queue, and the records that show it: the pure part of the ranking agent.
 
-Decides the order of the queue. What a call's risk is, is decided in `rules`.
+Decides the order of the queue, and makes live entries and packets of assessments. `scoring` decides the risk.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
-from dispatchai.records import Assessment, CallPacket, LiveCall, Micros, Nlp, PacketStatus, Ranking, Risk, RiskLevel
+from dispatchai.records import (
+    Assessment,
+    AssessmentKind,
+    CallPacket,
+    DecodeError,
+    LiveCall,
+    Micros,
+    Nlp,
+    PacketStatus,
+    Ranking,
+    Risk,
+    RiskLevel,
+    decode_as,
+    decode_fields,
+    encode,
+)
+from dispatchai.records.splice import RecordSplicer
+from dispatchai.records.values import shared_with_live, shared_with_packet
 
 PRIORITY: Final[dict[RiskLevel, int]] = {
     RiskLevel.CRITICAL: 1,
@@ -16,13 +35,13 @@ PRIORITY: Final[dict[RiskLevel, int]] = {
     RiskLevel.UNKNOWN: 3,
     RiskLevel.LOW: 4,
 }
-"""Priority of each level. A caller of whom nothing is known may be in danger: above LOW, which is known to be low."""
+"""Priority of each level. A caller whose risk is UNKNOWN may be in danger, and is above one whose risk is LOW."""
 
 UNKNOWN_WEIGHT: Final = 300
-"""Weight of a call of whom nothing is known: where MEDIUM begins."""
+"""Weight of a call whose risk is UNKNOWN: where MEDIUM begins."""
 
 LONGEST_DURATION_S: Final = 2**31 - 1
-"""What Avro's int holds; a carrier's wrong clock must not cost the packet."""
+"""The largest number of Avro's int: a carrier's wrong clock must not cost the packet."""
 
 
 def rank(risk: Risk, created_at: Micros) -> Ranking:
@@ -34,37 +53,17 @@ def rank(risk: Risk, created_at: Micros) -> Ranking:
 
 
 def rank_live(risk: Risk, started_at: Micros | None, as_of: Micros) -> Ranking:
-    """`rank` of a call in progress, which waits since it began."""
+    """`rank` of a call in progress, which has waited since it began."""
     return rank(risk, started_at or as_of)
 
 
 def live_call(call_id: str, assessment: Assessment) -> LiveCall:
-    """What a dispatcher sees of a call in progress."""
+    """The live entry of a call in progress."""
     return LiveCall(
         call_id=call_id,
         updated_at=assessment.as_of,
-        call_control_id=assessment.call_control_id,
-        status=assessment.status,
-        from_number=assessment.from_number,
-        to_number=assessment.to_number,
-        started_at=assessment.started_at,
-        answered_at=assessment.answered_at,
-        ended_at=assessment.ended_at,
-        hangup_cause=assessment.hangup_cause,
-        degraded=assessment.degraded,
-        transcript=assessment.transcript,
-        partial=assessment.partial,
-        audio=assessment.audio,
-        emotion=assessment.emotion,
-        category=assessment.category,
-        services=assessment.services,
-        tags=assessment.tags,
-        risk=assessment.risk,
-        parts=assessment.parts,
-        unknowns=assessment.unknowns,
-        summary=assessment.summary,
-        rules_version=assessment.rules_version,
         ranking=rank_live(assessment.risk, assessment.started_at, assessment.as_of),
+        **shared_with_live(assessment),
     )
 
 
@@ -78,26 +77,71 @@ def packet(call_id: str, assessment: Assessment) -> CallPacket:
         complete=assessment.complete,
         status=PacketStatus.OPEN,
         duration_seconds=min(max(0, round((ended_at - started_at) / 1_000_000)), LONGEST_DURATION_S),
-        from_number=assessment.from_number,
-        to_number=assessment.to_number,
-        call_control_id=assessment.call_control_id,
-        started_at=assessment.started_at,
-        answered_at=assessment.answered_at,
-        ended_at=assessment.ended_at,
-        hangup_cause=assessment.hangup_cause,
-        degraded=assessment.degraded,
-        audio=assessment.audio,
         nlp=Nlp(
             transcript=assessment.transcript,
             emotion=assessment.emotion,
             category=assessment.category,
             tags=assessment.tags,
         ),
-        services=assessment.services,
-        risk=assessment.risk,
-        parts=assessment.parts,
-        unknowns=assessment.unknowns,
-        summary=assessment.summary,
         ranking=rank(assessment.risk, ended_at),
-        rules_version=assessment.rules_version,
+        **shared_with_packet(assessment),
+    )
+
+
+# ---- assessments as records ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Assessed:
+    """An assessment as it is stored, and its fields."""
+
+    kind: AssessmentKind
+    value: bytes
+    fields: Mapping[str, Any]
+
+
+def decode_assessed(value: bytes) -> Assessed:
+    """The assessment in a record's value. Raises DecodeError."""
+    name, fields = decode_fields(value)
+    if name != Assessment.__name__:
+        raise DecodeError(f"expected {Assessment.__name__}, found {name}")
+    return Assessed(AssessmentKind(fields["kind"]), value, fields)
+
+
+R = TypeVar("R")
+
+
+def without_overtaken(assessed: Sequence[tuple[R, Assessed]]) -> list[tuple[R, Assessed]]:
+    """The assessments of one call, each with its record, without live ones that a later live one replaces.
+
+    Nobody would see those.
+    """
+    live = [number for number, (_, one) in enumerate(assessed) if one.kind is AssessmentKind.LIVE]
+    overtaken = set(live[:-1])
+    return [pair for number, pair in enumerate(assessed) if number not in overtaken]
+
+
+def encode_packet(call_id: str, assessed: Assessed) -> bytes:
+    """The `packet` of an assessment, encoded."""
+    return encode(packet(call_id, decode_as(Assessment, assessed.value)))
+
+
+_RANKING: Final = tuple(Ranking.__slots__)
+
+_ASSESSMENT_TO_LIVE: Final = RecordSplicer(Assessment.__name__, LiveCall.__name__, "call_control_id")
+"""A live entry is an assessment with another beginning, and its place in the queue at the end."""
+
+
+def encode_live(call_id: str, assessed: Assessed) -> bytes:
+    """The `live_call` of an assessment, encoded: a live entry is written with each signal of a voice, and this costs a
+    small part of `encode`. Raises ValueError if the score is no number."""
+    fields = assessed.fields
+    risk = Risk(RiskLevel(fields["risk"]["level"]), fields["risk"]["score"])
+    ranking = rank_live(risk, fields["started_at"], fields["as_of"])
+    return _ASSESSMENT_TO_LIVE.make(
+        assessed.value,
+        fields,
+        call_id=call_id,
+        updated_at=fields["as_of"],
+        ranking={name: getattr(ranking, name) for name in _RANKING},
     )

@@ -1,7 +1,7 @@
-"""From what a call's utterances say to what triage concludes, each point of the score with its reason and words.
+"""From a call's utterances to the conclusions of triage: each point of the score has its reason and its words.
 
-Decides how findings are weighed against each other. Which words make a finding is left to the rulebook, the words
-for the dispatcher to `explain`, the order of calls to ranking.
+Decides how findings are weighed against each other. `rules` decides which words make a finding, `summary` the words for
+the dispatcher, `ranking` the order of calls.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dispatchai.records.values import (
     Utterance,
     UtteranceKind,
 )
-from dispatchai.triage.rules_file import UNITS, Analysis, Rule, Rules, RulesError
+from dispatchai.triage.rules import UNITS, Analysis, Rule, Rules
 from dispatchai.triage.summary import (
     LISTENING,
     MoodOfWords,
@@ -35,15 +35,15 @@ from dispatchai.triage.summary import (
     unknowns,
 )
 
-__all__ = ["MAX_EVIDENCE", "Conclusion", "Reading", "Rules", "RulesError", "conclude", "read", "weigh"]
+__all__ = ["MAX_EVIDENCE", "Conclusion", "Reading", "conclude", "read", "weigh"]
 
 MAX_EVIDENCE = 3
-"""Places that are shown for one part: the first ones, so that what a dispatcher reads does not move."""
+"""Most quotes for one part: the first ones, so that the text does not move while a dispatcher reads it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conclusion:
-    """What triage concludes of a call. The fields are those of the record Assessment."""
+    """The conclusions of triage about a call. The fields are those of the record Assessment."""
 
     emotion: Emotion
     category: Category
@@ -57,7 +57,7 @@ class Conclusion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Source:
-    """What a reading is of, and what each piece of it said, so that the next reading of the call need not ask again."""
+    """The input of a reading, and the analysis of each piece of it, which the next reading of the call can use."""
 
     utterances: tuple[Utterance, ...]
     rules: Rules
@@ -68,10 +68,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
-    """What the words of a call say, whatever its voice does: all of a conclusion that costs something.
+    """The conclusions from the words of a call alone: the costly part.
 
-    `final_text` and `partial_text` are what was said for good and what is still being heard, `text` is both in order.
-    `source` is what was read.
+    `final_text` and `partial_text` are the texts of final and of partial utterances, `text` is both in order. `source`
+    is the input.
     """
 
     source: Source
@@ -84,15 +84,15 @@ class Reading:
     services: tuple[Service, ...]
     tags: tuple[str, ...]
     addends: tuple[tuple[int, Part], ...]
-    """Points of the words, largest first, in units."""
+    """The parts of the words with their points in units, largest first."""
     unknowns: tuple[str, ...]
     summary: str
 
 
 def conclude(utterances: Sequence[Utterance], audio: AudioSummary, rules: Rules) -> Conclusion:
-    """What the caller's words and voice say together. A function of its arguments; never raises.
+    """The conclusions from the caller's words and voice together. A function of its arguments; never raises.
 
-    `utterances` are in order: finals, and at most one trailing partial a stream.
+    `utterances` are in order: finals, and at most one trailing partial for each stream.
 
     The strongest finding leads and gives its full points; every other finding of the call adds its smaller `adds`.
     The voice adds at most `voice.points`. A sum above 1 is cut by a negative part "ceiling". So the score never
@@ -103,7 +103,7 @@ def conclude(utterances: Sequence[Utterance], audio: AudioSummary, rules: Rules)
 
 
 def weigh(reading: Reading, audio: AudioSummary, rules: Rules) -> Conclusion:
-    """`conclude` of words that were read before."""
+    """`conclude` from words that were read before."""
     parts, units = _score(reading.addends, audio, rules) if reading.understood else ((), 0)
     return Conclusion(
         emotion=emotion(reading.mood, audio) if reading.understood else Emotion("UNKNOWN", 0.0, "neutral"),
@@ -124,11 +124,11 @@ def read(
     *,
     before: Reading | None = None,
 ) -> Reading:
-    """What `utterances` say; those of the streams in `stream_order` in that order, before those of others.
+    """The reading of `utterances`. Those of the streams in `stream_order` come first, in that order.
 
-    A function of these three; never raises. `before` is an earlier reading of the same call, which makes it cheaper:
-    what was read is not read again. It stands as it is for the very tuple, which a call's state keeps from one signal
-    to the next: to compare all that was said would cost as much as to read it.
+    A function of these three; never raises. `before` is an earlier reading of the same call, which makes it cheaper,
+    since known texts are not analysed again. It is returned as it is for the identical tuple, which a call's state
+    keeps from one signal to the next; to compare the words would cost as much as to read them.
     """
     if before is None or before.source.rules is not rules:
         return _read(utterances, rules, stream_order, {}, {})
@@ -186,7 +186,7 @@ def _read(
 # --- Findings --------------------------------------------------------------------------------------------------------
 
 _Evidence = dict[int, tuple[Evidence, ...]]
-"""Number of a rule that holds, and the words that say so."""
+"""The words that support each rule that holds, by its number."""
 
 
 def _evidence(
@@ -211,7 +211,7 @@ def _evidence(
 
 
 def _quote(utterance: Utterance, span: tuple[int, int]) -> Evidence:
-    """The words at the character offsets `span`, with their own times where the recogniser gave them."""
+    """The words at the character offsets `span`, with their own times if the recogniser gave any."""
     start_ms, end_ms = utterance.start_ms, utterance.end_ms
     cursor = 0
     times: list[tuple[int, int]] = []
@@ -229,7 +229,7 @@ def _quote(utterance: Utterance, span: tuple[int, int]) -> Evidence:
 
 
 def _combine(found: _Evidence, rules: Rules) -> None:
-    """Add the combined rules that hold. They name earlier rules only, so one pass in order is enough."""
+    """Add the combined rules that hold. They name only earlier rules, so one pass in order is enough."""
     for number, rule in enumerate(rules.rules):
         if rule.when_all and all(found.keys() & choice for choice in rule.when_all):
             first = [min(found.keys() & choice) for choice in rule.when_all]
@@ -241,7 +241,7 @@ def _combine(found: _Evidence, rules: Rules) -> None:
 
 
 def _addends(found: Sequence[int], evidence: _Evidence, rules: Rules) -> tuple[tuple[int, Part], ...]:
-    """Units and part of what the words add, largest first. `found` is strongest first."""
+    """The parts of the words with their units, largest first. `found` is strongest first."""
     leader = rules.rules[found[0]] if found else rules.unrecognised
     if leader.units < rules.unrecognised.units:
         leader = rules.unrecognised
@@ -251,14 +251,14 @@ def _addends(found: Sequence[int], evidence: _Evidence, rules: Rules) -> tuple[t
     for number in found:
         rule = rules.rules[number]
         units = rule.units if rule is leader else rule.adds
-        if units or not rule.units:  # a rule of no points is a note and is shown; one that adds nothing is not
+        if units or not rule.units:  # a rule without points is a note and is shown; one that adds nothing is not
             addends.append((units, _part(rule, units, evidence[number])))
     addends.sort(key=_units)
     return tuple(addends)
 
 
 def _score(of_words: tuple[tuple[int, Part], ...], audio: AudioSummary, rules: Rules) -> tuple[tuple[Part, ...], int]:
-    """Parts, largest first and a ceiling last, and the units of the score. `of_words` is largest first."""
+    """The parts, largest first and a ceiling last, and the units of the score. `of_words` is largest first."""
     addends = of_words
     voice = round(rules.voice_units * share(audio.distress_score))
     if voice:
@@ -281,7 +281,7 @@ def _part(rule: Rule, units: int, evidence: tuple[Evidence, ...]) -> Part:
 
 
 def _level(units: int, category: Category, rules: Rules) -> RiskLevel:
-    """The level of the score. Words that no rule understood are not a low risk, but an unknown one."""
+    """The level of the score. Words that no rule understood are an unknown risk, not a low one."""
     level = next((level for level, threshold in rules.levels if units >= threshold), RiskLevel.LOW)
     return RiskLevel.UNKNOWN if level is RiskLevel.LOW and category is Category.UNKNOWN else level
 
@@ -292,8 +292,8 @@ def _level(units: int, category: Category, rules: Rules) -> RiskLevel:
 def _category(found: Sequence[int], rules: Rules) -> tuple[Category, tuple[Service, ...]]:
     """The leading category and all services called for, heaviest first.
 
-    A finding weighs its points times its weight for the service. Only the heaviest finding of a service counts:
-    many small things must not outweigh one great one.
+    A finding weighs its points times its weight for the service. Only the heaviest finding of a service counts: many
+    small findings must not outweigh a great one.
     """
     weights: dict[Category, float] = {}
     for number in found:

@@ -1,19 +1,18 @@
-"""The pure step of the triage agent: what was recorded of one call in, what is concluded of it out.
+"""The pure step of the triage agent: the records of one call in, its assessments out.
 
-Each topic is folded by itself, so what is emitted as FINAL does not depend on how the topics interleaved. Live
-assessments may differ on the way. How text is understood is decided in `rules`.
-
-A packet's version is a function of the folds too (`version_of`), not a count of what was emitted: how often a packet
-is made depends on how the topics interleaved and on where batches were cut, what the last one says does not.
+Each topic is folded by itself, so the FINAL assessment does not depend on how the topics interleaved. Live assessments
+may differ on the way. `finality` decides when a call is complete, `scoring` what follows from its words and voice.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from dispatchai.calls.events import OWN_EVENTS, EventType
+from dispatchai.calls.state import fold as fold_call
 from dispatchai.records import (
     Assessment,
     AssessmentKind,
@@ -30,17 +29,13 @@ from dispatchai.records import (
     UtteranceKind,
     encode,
 )
-from dispatchai.triage.scoring import Reading, Rules, read, weigh
-
-FoldCall = Callable[[CallState | None, CallEvent], CallState]
-"""How a call's life is folded from its events; the same fold that the calls agent uses."""
-
-EXPIRED: Final = "dispatchai.expired"
-"""Type of the event after which a call's state is given up."""
+from dispatchai.triage.finality import is_complete, version_of
+from dispatchai.triage.rules import Rules
+from dispatchai.triage.scoring import Reading, read, weigh
 
 SNAPSHOT_EVERY: Final[Micros] = 5_000_000
-"""Signals and partial texts ask for a snapshot only when this much time of the call has passed since the one before:
-a snapshot holds all that was said, and a crash makes no more of them than that they are read again."""
+"""Signals and partial texts ask for a snapshot only when this much of the call's time has passed since the last one.
+A snapshot contains all words of the call, and after a crash these records are only read again."""
 
 NO_STATE: Final = TriageState(
     call=None,
@@ -64,15 +59,15 @@ NO_AUDIO: Final = AudioSummary(
     audio_seconds=0.0,
     missing_frames=0,
 )
-"""The voice signals of a call that was not heard yet."""
+"""The voice signals of a call without audio."""
 
 
 @dataclass(frozen=True, slots=True)
 class TriageStep:
-    """What a run of records made: the state (None when it is given up) and the assessments, in order.
+    """The result of a run of records: the state (None when it is deleted) and the assessments, in order.
 
-    `snapshot`: the state is worth storing now. Otherwise what it lacks is read again after a crash. `reading` is worth
-    giving to the call's next step.
+    `snapshot`: the state is worth storing now; otherwise the records are read again after a crash. `reading` makes the
+    call's next step cheaper.
     """
 
     state: TriageState | None
@@ -85,27 +80,26 @@ def step(
     before: TriageState | None,
     records: Sequence[CallEvent | Signal | Utterance],
     *,
-    fold_call: FoldCall,
     rules: Rules,
     reading: Reading | None = None,
 ) -> TriageStep:
-    """Fold `records` of one call, each topic in the order of its offsets, and conclude if anything changed.
+    """Fold `records` of one call, each topic in the order of its offsets, and assess the call if anything changed.
 
-    `reading`, which the step before gave, only makes this one cheaper.
+    `reading` is that of the step before. It makes this one cheaper and changes nothing else.
     """
     state = before or NO_STATE
     for record in records:
         if state.expired:
-            break  # late events of a call that is given up, wherever the batch was cut
+            break  # late events of a call that has expired, wherever the batch was cut
         match record:
             case CallEvent():
-                state = fold_event(state, record, fold_call)
+                state = fold_event(state, record)
             case Signal():
                 state = fold_signal(state, record)
             case Utterance():
                 state = fold_utterance(state, record)
     if state == (before or NO_STATE):
-        return TriageStep(before)  # nothing of nothing is no state either
+        return TriageStep(before)  # None stays None: no state is made of records that change nothing
     if state.call is None:
         return TriageStep(None if state.expired else state)
     is_call, deadline_passed, complete = _is_call(state), state.call.deadline_passed, is_complete(state)
@@ -118,67 +112,42 @@ def step(
             state = replace(state, final_digest=digest)
             finals = (final,)
     if state.expired:
-        # Deadline and expiry can come together: the packet goes before the end.
+        # Deadline and expiry can come together: then the packet goes first.
         return TriageStep(None, (*finals, assess(state, rules, reading, AssessmentKind.EXPIRED)))
     if state.final_digest is not None or deadline_passed or not is_call:
-        # After the packet nothing is live: the end of a stream that came late makes a new version.
-        # Of a call that is not complete more words may come, each of which makes another draft.
+        # After the packet there are no live assessments: a late end of a stream makes a new version. More words may
+        # come of a call that is not complete, and each of them makes another draft.
         return TriageStep(state, finals, reading=None if complete else reading)
     live = assess(state, rules, reading, AssessmentKind.LIVE)
     return TriageStep(state, (live,), _is_worth_storing(before, state, records), reading)
 
 
-def version_of(state: TriageState) -> int:
-    """The version of the packet that follows from `state`. Odd: all of the call is in. Even: the deadline passed
-    before that. So a call that ends as calls do gets version 1, and version 0 before that if its deadline came first.
+def fold_event(state: TriageState, event: CallEvent) -> TriageState:
+    """The state with `event` in it. Repeated and late events change nothing; `fold_call` sees to that.
 
-    It rises with each fact that may follow after all of a call seemed to be in: an event that changes what is known
-    of a call's life after its end (`TriageState.late_events` counts them), and a stream that no event announced.
-    The two counts are paired by Cantor's function, which rises with each of them, and also when an event announces a
-    stream later, so that no two pairs share a number. Hence:
-
-    * As folds advance it never falls, however the topics interleave, and the last one is the same in every reading.
-    * Two complete packets of one version say the same. Packets of one even version are drafts of one packet: the last
-      that was written counts. They cannot be numbered so that the numbers stay below the 1 of a complete packet, and
-      a complete packet whose number depended on drafts would depend on whether the deadline was read before the text.
-
-    Reference: G. Cantor, "Ein Beitrag zur Mannigfaltigkeitslehre" (1878), the pairing polynomial.
-    """
-    call = state.call
-    late, unannounced = state.late_events, 0
-    if call is not None:
-        announced = max(call.streams_started, 0 if call.answered_at is None else 1)
-        unannounced = max(0, len(streams_of(state)) - announced)
-    diagonal = late + unannounced
-    return 2 * (diagonal * (diagonal + 1) // 2 + late) + is_complete(state)
-
-
-def fold_event(state: TriageState, event: CallEvent, fold_call: FoldCall) -> TriageState:
-    """The state with `event` in it. Repeats and late events change nothing, as `fold_call` sees to.
-
-    A signal or text that is read after its call expired makes a state of a call that nothing is known of. It is given
-    up when it is said once more that the call expired, which follows after a while (`agents.orphans`).
+    A signal or text that is read after its call has expired makes an orphaned state: nothing else is known of the call.
+    It is deleted when a second `dispatchai.expired` is read, which follows after a while (`agents.orphans`).
     """
     before = state.call
-    if before is None and event.type.startswith("dispatchai."):
-        # Facts of a call whose state was given up meanwhile make no call of it.
-        return replace(state, expired=True) if event.type == EXPIRED and state != NO_STATE else state
+    if before is None and event.type.startswith(OWN_EVENTS):
+        # The program's own events do not make a call of one whose state was deleted.
+        return replace(state, expired=True) if event.type == EventType.EXPIRED and state != NO_STATE else state
     call = fold_call(before, event)
     if call == before:
         return state
     over = before is not None and (before.status is CallStatus.ENDED or before.deadline_passed)
-    late = before is not None and over and _told(before) != _told(call)
+    late = before is not None and over and _life_of(before) != _life_of(call)
     return replace(
         state,
         call=call,
-        expired=state.expired or event.type == EXPIRED,
+        expired=state.expired or event.type == EventType.EXPIRED,
         late_events=state.late_events + late,
         as_of=max(state.as_of, event.occurred_at),
     )
 
 
-def _told(call: CallState) -> tuple[object, ...]:
-    """What a packet says of a call's life, and what its completeness rests on."""
+def _life_of(call: CallState) -> tuple[object, ...]:
+    """The facts of a call's life that a packet contains, or that decide whether it is complete."""
     return (
         call.call_control_id,
         call.status,
@@ -194,7 +163,7 @@ def _told(call: CallState) -> tuple[object, ...]:
 
 
 def fold_signal(state: TriageState, signal: Signal) -> TriageState:
-    """The state with `signal` in it. One that is not later in its stream than what is folded changes nothing."""
+    """The state with `signal` in it. A signal that is not later in its stream than the last one changes nothing."""
     known = {fold.stream_id: fold for fold in state.signals}
     fold = known.get(signal.stream_id)
     ended = signal.kind is SignalKind.END
@@ -210,11 +179,12 @@ def fold_signal(state: TriageState, signal: Signal) -> TriageState:
 
 
 def fold_utterance(state: TriageState, utterance: Utterance) -> TriageState:
-    """The state with `utterance` in it: of one utterance the highest revision counts, and FINAL does not change.
+    """The state with `utterance` in it: the highest revision of an utterance counts, and a FINAL does not change.
 
-    With END all of a stream is final: what is still partial was heard by a recogniser that failed, and not again.
-    When an utterance was recognised does not enter `as_of`: that depends on the machine and not on the call. So does
-    which stream's text comes first, for streams are recognised side by side: here they are in the order of their ids.
+    END makes all of a stream final: a partial that is left was heard by a recogniser that failed, and was not heard
+    again. `as_of` does not depend on when an utterance was recognised, which follows from the machine and not from the
+    call. Nor does the order of utterances depend on which stream's text came first, since streams are recognised side
+    by side: they are sorted by the ids of their streams.
     """
     stream_id = utterance.stream_id
     if stream_id in state.transcripts_ended:
@@ -238,38 +208,9 @@ def fold_utterance(state: TriageState, utterance: Utterance) -> TriageState:
     return replace(state, utterances=tuple(ordered))
 
 
-def streams_of(state: TriageState) -> tuple[str, ...]:
-    """The streams of the call: in the order in which their audio began, then those of which only text is known."""
-    return tuple(
-        dict.fromkeys(
-            (
-                *(fold.stream_id for fold in state.signals),
-                *state.transcripts_ended,
-                *(item.stream_id for item in state.utterances),
-            )
-        )
-    )
-
-
-def is_complete(state: TriageState) -> bool:
-    """Whether all of the call is in: hangup, the end of each audio stream, and the end of each one's speech."""
-    call = state.call
-    if call is None or call.status is not CallStatus.ENDED:
-        return False
-    streams = streams_of(state)
-    if call.answered_at is None and not streams and not call.streams_started:
-        return True  # hung up before anybody answered: there is no audio to wait for
-    audio_ended = {fold.stream_id for fold in state.signals if fold.ended}
-    return (
-        bool(streams)
-        and len(streams) >= call.streams_started
-        and all(stream in audio_ended and stream in state.transcripts_ended for stream in streams)
-    )
-
-
 def _is_call(state: TriageState) -> bool:
-    """Whether there is a call to speak of. What comes of one after its state was given up (`CallState.stray`), and the
-    timers that follow, must neither put an empty packet over the one that was made nor make a live entry."""
+    """Whether this is a call. Records that come after a call's state was deleted (`CallState.stray`), and the timers
+    that follow them, must neither replace its packet by an empty one nor make a live entry."""
     return state.call is not None and (not state.call.stray or bool(state.signals or state.utterances))
 
 
@@ -289,7 +230,7 @@ def _is_worth_storing(
 
 
 def summarize_audio(signal: Signal | None) -> AudioSummary:
-    """The voice signals of a call in short, from its last signal."""
+    """A summary of a call's voice signals, from its last signal."""
     if signal is None:
         return NO_AUDIO
     return AudioSummary(
@@ -304,18 +245,19 @@ def summarize_audio(signal: Signal | None) -> AudioSummary:
 
 
 def read_call(state: TriageState, rules: Rules, before: Reading | None = None) -> Reading:
-    """What the words of the call say. `before` is an earlier reading of it, and only makes this one cheaper."""
+    """The reading of the call's words. `before` is an earlier reading of the call, which makes this one cheaper."""
     said = state.utterances
-    # Those of a stream lie together. Of one stream no order is asked for: its first signal is to change nothing.
+    # The utterances of a stream are neighbours. For a single stream no order is needed, so that its first signal
+    # changes nothing.
     several = bool(said) and said[0].stream_id != said[-1].stream_id
     order = tuple(fold.stream_id for fold in state.signals) if several else ()
     return read(said, rules, order, before=before)
 
 
 def assess(state: TriageState, rules: Rules, reading: Reading, kind: AssessmentKind) -> Assessment:
-    """What is concluded of the call as `state` has it and `reading` says. `state.call` must be known."""
+    """The assessment of the call, by its state and the reading of its words. `state.call` must not be None."""
     call = state.call
-    assert call is not None  # noqa: S101 - said above
+    assert call is not None  # noqa: S101 - required above
     audio = summarize_audio(state.last_signal)
     conclusion = weigh(reading, audio, rules)
     live = kind is AssessmentKind.LIVE
@@ -333,7 +275,7 @@ def assess(state: TriageState, rules: Rules, reading: Reading, kind: AssessmentK
         ended_at=call.ended_at,
         hangup_cause=call.hangup_cause,
         degraded=call.degraded,
-        # In a packet no more will come: what was only partly heard is all there is of it.
+        # A packet gets no more text: a partial is all that is known of its words.
         transcript=reading.final_text if live else reading.text,
         partial=reading.partial_text if live else "",
         audio=audio,
@@ -350,6 +292,6 @@ def assess(state: TriageState, rules: Rules, reading: Reading, kind: AssessmentK
 
 
 def _digest(final: Assessment) -> str:
-    """A digest of what the packet says: two equal ones need to be written once. Of a call that did not hang up the
-    packet says when the last of it was recorded, of another one not."""
+    """A digest of the packet's content: of two equal packets only one is written. The packet of a call that did not
+    hang up contains the time of its last record; that of another call does not."""
     return hashlib.sha256(encode(final if final.ended_at is None else replace(final, as_of=0))).hexdigest()

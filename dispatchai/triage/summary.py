@@ -1,6 +1,6 @@
-"""What a dispatcher reads beside the score: the caller's state, what was not stated, one line for the queue.
+"""The text that a dispatcher reads beside the score: the caller's state, open questions, one line for the queue.
 
-Decides their wording. What was found and how much it weighs is decided in `rulebook` and `rules`.
+Decides their wording. `rules` decides what was found, `scoring` how much it weighs.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ from heapq import nlargest
 from math import isfinite
 
 from dispatchai.records.values import AudioSummary, Emotion, Utterance
-from dispatchai.triage.rules_file import Analysis, Mood, Place, Rules
+from dispatchai.triage.rules import Analysis, Place, Rules
+from dispatchai.triage.rules_file import Mood
 
 LISTENING = "Listening…"
-"""Summary of a call in which no word was understood yet."""
+"""The summary of a call in which no word has been understood yet."""
 
 _MAX_DETAILS = 3
 _MAX_QUOTE = 80
-"""Characters of the caller's words in the summary of a call that no rule knows."""
+"""Characters of the caller's words in the summary of a call in which no rule found anything."""
 
-_STRONGEST_TURNS = 3
-"""Utterances whose words make the mood: the strongest ones, so that a long polite call does not add up to panic."""
+_STRONGEST_UTTERANCES = 3
+"""Utterances that make the mood: the strongest ones, so that a long polite call does not add up to panic."""
 _AUDIO_SHARE = 0.25
-"""Most that loudness onset adds to the intensity: it alone never shows more than TENSE."""
+"""Most that loudness onset adds to the intensity: by itself it never shows more than TENSE."""
 _ANGRY_FROM = 0.3
 _HIGHLY_DISTRESSED_FROM = 0.7
 _DISTRESSED_FROM = 0.4
@@ -31,13 +32,13 @@ _TENSE_FROM = 0.15
 
 
 def share(value: float) -> float:
-    """`value` within 0 and 1; 0 for what is no number."""
+    """`value` within 0 and 1; 0 if it is no finite number."""
     return min(1.0, max(0.0, value)) if isfinite(value) else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class MoodOfWords:
-    """What the words alone say of the caller's state. `fear` and `anger` are sums of the weights of cues."""
+    """The caller's state by words alone. `fear` and `anger` are sums of the weights of cues."""
 
     fear: float
     anger: float
@@ -45,10 +46,12 @@ class MoodOfWords:
 
 
 def mood_of_words(analyses: Sequence[Analysis], found: Collection[int], rules: Rules) -> MoodOfWords:
-    """The caller's state by words. `analyses` are those of the utterances, `found` the rules that hold."""
+    """The caller's state by words. `analyses` are those of the utterances; `found` has the rules that hold."""
     cued = [[rules.cues[cue] for cue in analysis.cues] for analysis in analyses if analysis.cues]
     heard = {
-        mood: sum(nlargest(_STRONGEST_TURNS, (sum(cue.weight for cue in cues if cue.mood is mood) for cues in cued)))
+        mood: sum(
+            nlargest(_STRONGEST_UTTERANCES, (sum(cue.weight for cue in cues if cue.mood is mood) for cues in cued))
+        )
         for mood in Mood
     }
     fear, anger = heard[Mood.FEAR], heard[Mood.ANGER]
@@ -81,7 +84,7 @@ def emotion(mood: MoodOfWords, audio: AudioSummary) -> Emotion:
 def unknowns(
     analyses: Sequence[Analysis], found: Collection[int], place: Place | None, rules: Rules
 ) -> tuple[str, ...]:
-    """What a dispatcher needs for such a call and the caller has not stated, in the order of the rules file."""
+    """The open questions of such a call, which the caller has not answered, in the order of the rules file."""
     facts = frozenset[int]().union(*(analysis.facts for analysis in analyses))
     holding = frozenset(found)
     kinds = {rules.rules[number].kind for number in holding}
@@ -96,13 +99,13 @@ def unknowns(
 
 
 def best_place(analyses: Sequence[Analysis]) -> Place | None:
-    """The most exactly stated place; of equals the last, since callers correct themselves."""
+    """The most exactly stated place; among equals the last, since callers correct themselves."""
     places = [place for analysis in analyses for place in analysis.places]
     return max(reversed(places), key=lambda place: place.kind, default=None)
 
 
 def summary(spoken: Sequence[Utterance], found: Sequence[int], place: Place | None, rules: Rules) -> str:
-    """One line for the queue: the leading finding, the next ones, the place. `found` is strongest first."""
+    """The line for the queue: the leading finding, the next ones, the place. `found` is strongest first."""
     telling = [rules.rules[number] for number in found if rules.rules[number].units]
     if telling and telling[0].units >= rules.unrecognised.units:
         title = telling[0].says

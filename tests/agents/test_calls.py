@@ -1,4 +1,4 @@
-"""The calls agent gives the carrier each command once, keeps a failing call to itself and records its timers."""
+"""The calls agent gives the carrier each command once, does not let a failing call delay others, and records timers."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ from tests.support.call_events import CONFIG
 from tests.support.recorded_call import S, event
 
 FORGETFUL = replace(CONFIG, call_expiry_s=1)
-"""Gives a call up a second after its deadline was written."""
+"""Calls expire a second after their deadline was written."""
+
 POLICY = RetryPolicy(attempts=2, budget_s=60, total_s=60, first_delay_s=0.01)
-"""Two tries, soon after each other; a carrier that does not answer is waited for until the test is over."""
+"""Two tries in quick succession; a carrier that does not answer is awaited until the test ends."""
 
 KEY = "KEY-of-the-test"
 
 
 def ended(call: str, seconds_ago: int) -> list[CallEvent]:
-    """A call that was hung up some time ago."""
+    """The events of a call that was hung up some time ago."""
     start = time.time_ns() // 1000 - (seconds_ago + 20) * S
     return [
         event("call.initiated", start=start, call=call, direction="incoming"),
@@ -72,7 +73,7 @@ async def test_commands_reach_the_carrier_and_timers_the_topic(
         app.on_close.append(client.close)
 
         async with running(app):
-            # The calls that fail come first: those after them must not wait for them.
+            # The calls that fail come first: the others must not wait for them.
             now = time.time_ns() // 1000
             initiated = {
                 name: event("call.initiated", start=now, call=name, direction="incoming")
@@ -88,7 +89,7 @@ async def test_commands_reach_the_carrier_and_timers_the_topic(
             assert len(await carrier.until_asked(f"v3:{refused}", 3)) == 3
             assert [one.action for one in carrier.of(f"v3:{silent}")] == ["answer"]
 
-            # Timers: of a call that is long over, as after a night in which nobody ran, and of one a minute ago.
+            # Timers of a call that is long over, as after a night without a worker, and of one a minute ago.
             await produce(broker, Topic.CALL_EVENTS, over, ended(over, 4000))
             await produce(broker, Topic.CALL_EVENTS, recent, ended(recent, 60))
             of_over = await read_call(broker, Topic.CALL_EVENTS, over, lambda events: len(timers(events)) >= 1)
@@ -96,7 +97,7 @@ async def test_commands_reach_the_carrier_and_timers_the_topic(
             for name in (over, recent):
                 await until(lambda name=name: (state := states.get(name)) is not None and state.deadline_passed)
 
-            # Nothing more was asked meanwhile, though every call had more events.
+            # No more commands were given meanwhile, though every call had more events.
             assert carrier.of(f"v3:{good}") == asked
             assert [one.action for one in carrier.of(f"v3:{silent}")] == ["answer"]
             assert not carrier.of(f"v3:{over}")[1:], "a call that is over is given commands"
@@ -114,11 +115,11 @@ async def test_commands_reach_the_carrier_and_timers_the_topic(
     for events in (of_over, of_recent):
         (hung_up,) = [one.occurred_at for one in events if one.type == EventType.HANGUP]
         assert [(one.type, one.occurred_at) for one in timers(events)] == [(EventType.DEADLINE, hung_up + 30 * S)]
-    owed = places[silent][0]
-    assert await committed(group, owed) <= owed.offset, "the call whose answer is still owed was committed as done"
+    pending = places[silent][0]
+    assert await committed(group, pending) <= pending.offset, "a call with a pending answer was committed as done"
 
 
-async def test_a_call_is_given_up_once_its_deadline_is_written_and_what_is_told_of_it_later_is_given_up_too(
+async def test_a_call_expires_after_its_deadline_and_a_late_event_of_it_expires_too(
     broker: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:
     over = call_name("over")

@@ -1,6 +1,6 @@
-"""Poison of every kind, in every topic, in the midst of a call: each reader buries it once, and nothing else happens.
+"""Poison of every kind in every topic, amid a call: each reader dead-letters it once, and nothing else happens.
 
-The worker and the speech process are the real ones; what they read is written past any check.
+The worker and the speech process are the real ones; their records are written past any check.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ READERS: Mapping[str, frozenset[str]] = {
     "assessments": frozenset({"ranking"}),
     "dispatch-actions": frozenset({"calls"}),
 }
-"""Who reads which topic, and so complains of what is wrong in it."""
+"""The readers of each topic, which dead-letter its wrong records."""
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "dispatchai-worker": ("call-events", "audio-frames", "signals", "transcripts", "assessments", "dispatch-actions"),
@@ -60,10 +60,10 @@ GOOD: Mapping[str, bytes] = {
     "assessments": encode(assessment()),
     "dispatch-actions": encode(example(record_class("Action"))),
 }
-"""A good record of each topic, to be spoiled."""
+"""A good record of each topic, to be spoilt."""
 
 OTHER = encode(example(record_class("CallPacket")))
-"""A good record that none of the topics should hold."""
+"""A good record that belongs in none of the topics."""
 
 Raw = tuple[bytes | None, bytes | None]
 """Key and value."""
@@ -82,7 +82,7 @@ POISON: Mapping[str, Callable[[bytes, bytes], Raw]] = {
     "an empty key": lambda key, good: (b"", good),
     "a key that is no text": lambda key, good: (b"\xff\xfe\xfd", good),
     "large": lambda key, good: (key, good + bytes(900_000)),
-    "too large for a letter": lambda key, good: (key, good + bytes(DEAD_LETTER_MAX_BYTES)),
+    "too large for a dead letter": lambda key, good: (key, good + bytes(DEAD_LETTER_MAX_BYTES)),
 }
 
 
@@ -109,7 +109,7 @@ class Processes:
             self.children[name] = child
         async with aiohttp.ClientSession() as http, asyncio.timeout(PATIENCE_S * 2):
             for name, url in self.ready_urls.items():
-                while not await self._is_ready(http, name, url):  # noqa: ASYNC110 - and it cannot say when it will be
+                while not await self._is_ready(http, name, url):  # noqa: ASYNC110 - it gives no notice
                     await asyncio.sleep(0.1)
 
     async def _is_ready(self, http: aiohttp.ClientSession, name: str, url: str) -> bool:
@@ -126,7 +126,7 @@ class Processes:
             assert child.returncode is None, "\n".join([f"the {name} ended with {child.returncode}", *self.output])
 
     async def kill(self) -> None:
-        """SIGKILL for both."""
+        """Send SIGKILL to both."""
         for child in self.children.values():
             os.kill(child.pid, 9)
             await child.wait()
@@ -140,7 +140,7 @@ class Processes:
 
 @asynccontextmanager
 async def processes(broker: KafkaConnection, folder: Path, carrier_url: str) -> AsyncIterator[Processes]:
-    """A worker and a speech process, running. Their group is the program's own: what other tests left is read too."""
+    """A running worker and speech process. Their group is the program's own: records of other tests are read too."""
     ports = {"worker": free_port(), "speech": free_port()}
     state_dir = folder / "state"
     state_dir.mkdir()
@@ -165,14 +165,14 @@ async def processes(broker: KafkaConnection, folder: Path, carrier_url: str) -> 
 
 
 class Line:
-    """Writes to one partition of all topics, and keeps what was poison by its place."""
+    """Writes to one partition of all topics, and records where it wrote poison."""
 
     def __init__(self, broker: KafkaConnection, partition: int) -> None:
         self._broker = broker
         self._partition = partition
         self.poison: dict[Place, str] = {}
         self.last: dict[str, int] = {}
-        """Topic to the last offset written."""
+        """The last offset written to each topic."""
 
     async def spoil(self, topic: str, key: bytes, kinds: Collection[str] = POISON) -> None:
         """Write poison of all `kinds`."""
@@ -181,7 +181,7 @@ class Line:
             self.poison[place] = kind
 
     async def write(self, topic: str, key: bytes | None, value: bytes | None) -> Place:
-        """Write one record as it is: a batch made by hand, which no client looks into."""
+        """Write one record unchecked: in a batch made by hand."""
         async with aiokafka.AIOKafkaProducer(**self._broker.producer_options(), max_request_size=2_000_000) as producer:
             batch = producer.create_batch()
             batch._builder.append(0, time.time_ns() // 1_000_000, key, value, [])
@@ -192,7 +192,7 @@ class Line:
         return Place(topic, self._partition, sent.offset)
 
     async def entries(self, running: Processes) -> dict[Place, FailedRecord]:
-        """What the letters say of the poison, once every reader has said it."""
+        """The dead letters of the poison, once every reader has written its own."""
         async with asyncio.timeout(PATIENCE_S * 2):
             while True:
                 running.check()
@@ -206,7 +206,7 @@ class Line:
                     return found
 
     async def committed(self) -> None:
-        """Wait until both groups have committed behind everything written here."""
+        """Wait until both groups have committed everything written here."""
         for group, topics in GROUPS.items():
             async with (
                 aiokafka.AIOKafkaConsumer(
@@ -216,7 +216,7 @@ class Line:
             ):
                 for topic in topics:
                     partition = aiokafka.TopicPartition(topic, self._partition)
-                    while (await consumer.committed(partition) or 0) <= self.last[topic]:  # noqa: ASYNC110 - told nobody
+                    while (await consumer.committed(partition) or 0) <= self.last[topic]:  # noqa: ASYNC110 - there is no event
                         await asyncio.sleep(0.1)
 
 
@@ -230,9 +230,9 @@ def call_records(call_id: str, now: int) -> tuple[list[CallEvent], list[AudioFra
 
 
 def comparable(packet: CallPacket) -> dict[str, Any]:
-    """All of a packet but the call's own ids."""
-    told: dict[str, Any] = json.loads(json.dumps(to_json(packet)).replace(packet.call_id, "CALL"))
-    return told
+    """A packet without the call's own ids."""
+    fields: dict[str, Any] = json.loads(json.dumps(to_json(packet)).replace(packet.call_id, "CALL"))
+    return fields
 
 
 async def packet_of(broker: KafkaConnection, call_id: str) -> CallPacket:
@@ -242,26 +242,26 @@ async def packet_of(broker: KafkaConnection, call_id: str) -> CallPacket:
     return packet
 
 
-def assert_buried_once_each(line: Line, entries: Mapping[Place, FailedRecord]) -> None:
+def assert_dead_lettered_once_by_each_reader(line: Line, entries: Mapping[Place, FailedRecord]) -> None:
     for place, kind in line.poison.items():
-        told = sorted((one.reader, one.attempt, one.times) for one in entries[place].failures.values())
-        assert told == [(reader, 1, 1) for reader in sorted(READERS[place.topic])], (place, kind)
+        failures = sorted((one.reader, one.attempt, one.times) for one in entries[place].failures.values())
+        assert failures == [(reader, 1, 1) for reader in sorted(READERS[place.topic])], (place, kind)
         assert all(one.error for one in entries[place].failures.values())
 
 
-async def assert_letters_hold_the_bytes(
+async def assert_dead_letters_hold_the_bytes(
     broker: KafkaConnection, line: Line, entries: Mapping[Place, FailedRecord]
 ) -> None:
     for place, kind in line.poison.items():
         if place.topic != "call-events":
             continue
-        letter = entries[place].newest_dead_letter
-        assert letter is not None
-        found = await DeadLetterStore(broker).dead_letter(letter)
+        dead_letter = entries[place].newest_dead_letter
+        assert dead_letter is not None
+        found = await DeadLetterStore(broker).dead_letter(dead_letter)
         assert isinstance(found, DeadLetter)
         assert found.origin == place
         key, value = POISON[kind](found.key or b"", GOOD[place.topic])
-        if kind == "too large for a letter":
+        if kind == "too large for a dead letter":
             assert found.truncated is not None
             assert found.truncated.value_bytes == len(value or b"")
         elif kind not in ("no key", "neither key nor value"):
@@ -271,7 +271,7 @@ async def assert_letters_hold_the_bytes(
 
 
 async def call_among_poison(broker: KafkaConnection, call_id: str, now: int, *, spoilt: bool) -> Line:
-    """A whole call, and between its records, if it is to be spoilt, poison of every kind in every topic."""
+    """Write a whole call and, if it is to be spoilt, poison of every kind in every topic between its records."""
     events, frames, hangup = call_records(call_id, now)
     (ringing, *_) = await produce(broker, "call-events", call_id, events[:1])
     line = Line(broker, ringing.partition)
@@ -304,15 +304,15 @@ async def test_a_call_among_poison_of_every_kind_ends_with_the_same_packet_as_on
         entries = await line.entries(running)
         running.check()
     assert len(line.poison) == len(POISON) * len(READERS)
-    assert_buried_once_each(line, entries)
-    await assert_letters_hold_the_bytes(broker, line, entries)
+    assert_dead_lettered_once_by_each_reader(line, entries)
+    await assert_dead_letters_hold_the_bytes(broker, line, entries)
     assert packets[0].complete
     assert "CARDIAC_ARREST" in packets[0].nlp.tags
     assert comparable(packets[0]) == comparable(packets[1])
 
 
 @RESTARTS
-async def test_what_was_buried_and_committed_is_not_buried_again_after_a_restart(
+async def test_poison_that_was_dead_lettered_and_committed_is_not_dead_lettered_again_after_a_restart(
     broker: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:
     call_id = call_name("restarted")
@@ -320,7 +320,7 @@ async def test_what_was_buried_and_committed_is_not_buried_again_after_a_restart
     async with AsyncExitStack() as stack:
         carrier = await stack.enter_async_context(running_carrier())
         running = await stack.enter_async_context(processes(broker, tmp_path, carrier.url))
-        # A call that is not known: nothing holds the offsets but the poison itself.
+        # An unknown call: only the poison itself holds offsets.
         (first,) = await produce(broker, "signals", call_id, [GOOD["signals"]])
         line = Line(broker, first.partition)
         kinds = ("not Avro", "no key", "a schema from the future")
@@ -330,13 +330,13 @@ async def test_what_was_buried_and_committed_is_not_buried_again_after_a_restart
         await line.committed()
         await running.kill()
         await running.start()
-        # Poison behind all of it: when that is buried, what lies before would have been read again.
+        # More poison: when it is dead-lettered, the earlier poison would have been read again too.
         for topic in READERS:
             await line.spoil(topic, key, kinds)
         entries = await line.entries(running)
         running.check()
     assert len(line.poison) == 2 * len(kinds) * len(READERS)
-    assert_buried_once_each(line, entries)
+    assert_dead_lettered_once_by_each_reader(line, entries)
 
 
 LARGEST = 2**63 - 1
@@ -377,8 +377,7 @@ ABSURD: Mapping[str, Sequence[Any]] = {
     "assessments": [replace(assessment(), as_of=LARGEST, started_at=-LARGEST, version=LARGEST)],
     "dispatch-actions": [example(record_class("Action"))],
 }
-"""Records that are well formed and make no sense."""
-
+"""Records that are well formed and absurd."""
 
 UNCOUNTABLE: Mapping[str, Sequence[Any]] = {
     "audio-frames": [
@@ -386,7 +385,7 @@ UNCOUNTABLE: Mapping[str, Sequence[Any]] = {
         replace(frame(FrameKind.END, 1), stream_id="last", sequence=LARGEST),
     ],
 }
-"""Frames behind whose numbers no number comes that a record could hold."""
+"""Frames with the last number that a record can hold."""
 
 
 @pytest.mark.parametrize(
@@ -396,7 +395,7 @@ UNCOUNTABLE: Mapping[str, Sequence[Any]] = {
         pytest.param(UNCOUNTABLE, id="uncountable"),
     ],
 )
-async def test_records_that_are_well_formed_and_absurd_end_no_process(
+async def test_well_formed_absurd_records_end_no_process(
     broker: KafkaConnection, topics: Topics, tmp_path: Path, records: Mapping[str, Sequence[Any]]
 ) -> None:
     absurd, after = call_name("absurd"), call_name("after")
@@ -404,11 +403,11 @@ async def test_records_that_are_well_formed_and_absurd_end_no_process(
         carrier = await stack.enter_async_context(running_carrier())
         running = await stack.enter_async_context(processes(broker, tmp_path, carrier.url))
         for topic, values in records.items():
-            # Each alone under a key of its own too: one must not hide behind another.
+            # Each also under a key of its own, so that none hides behind another.
             await produce(broker, topic, absurd, values)
             for number, value in enumerate(values):
                 await produce(broker, topic, f"{absurd}-{number}", [value])
-        # A sentinel in every partition: when it is buried, everything before it was read.
+        # A sentinel in every partition: when it is dead-lettered, everything before it was read.
         for partition in range(topics.partitions):
             line = Line(broker, partition)
             for topic in READERS:

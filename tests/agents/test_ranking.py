@@ -1,4 +1,4 @@
-"""The ranking agent writes a call's live entries at a dispatcher's pace and its packet at once."""
+"""The ranking agent writes a call's live entries at a readable pace and its packet at once."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import aiokafka
-
 from agents import ranking
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import AssessmentKind, Risk, RiskLevel
 from dispatchai.triage.ranking import live_call, packet
 from tests.support.application import (
-    buried,
     call_name,
     committed,
+    dead_letters,
     new_group,
     produce,
     read,
@@ -30,22 +28,11 @@ from tests.support.recorded_call import assessment, event
 BURST = 60
 
 
-def test_a_live_assessment_that_another_follows_is_passed_over_and_no_other_is_left_out() -> None:
-    kinds = [AssessmentKind.LIVE, AssessmentKind.FINAL, AssessmentKind.LIVE, AssessmentKind.LIVE]
-    made = [(consumed(number, b""), assessment(kind)) for number, kind in enumerate(kinds)]
-    assert ranking._without_overtaken(made) == [made[1], made[3]]
-    assert ranking._without_overtaken(made[1:2]) == made[1:2]
-
-
-def consumed(offset: int, value: bytes | None) -> aiokafka.ConsumerRecord:
-    return aiokafka.ConsumerRecord(Topic.ASSESSMENTS, 0, offset, 0, 0, b"call", value, None, 0, 0, ())
-
-
-async def test_live_entries_come_at_a_readable_pace_and_a_packet_takes_their_place(
+async def test_live_entries_come_at_a_readable_pace_and_a_packet_replaces_them(
     broker: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:
     talking, over, gone, poison = (call_name(what) for what in ("talking", "over", "gone", "poison"))
-    told = [assessment(transcript=f"word {number}", call=talking) for number in range(BURST)]
+    burst = [assessment(transcript=f"word {number}", call=talking) for number in range(BURST)]
     final = assessment(AssessmentKind.FINAL, transcript="All was said.", version=1, call=over)
     group = await new_group(broker, tmp_path, sources=[Topic.ASSESSMENTS])
     app = group.app()
@@ -53,8 +40,8 @@ async def test_live_entries_come_at_a_readable_pace_and_a_packet_takes_their_pla
     async with running(app):
         await until(app.is_processing)
         began = time.monotonic()
-        places = await produce(broker, Topic.ASSESSMENTS, talking, told)
-        last = live_call(talking, told[-1])
+        places = await produce(broker, Topic.ASSESSMENTS, talking, burst)
+        last = live_call(talking, burst[-1])
         entries = await read_call(broker, Topic.LIVE_CALLS, talking, lambda found: last in found)
         took_s = time.monotonic() - began
 
@@ -66,26 +53,26 @@ async def test_live_entries_come_at_a_readable_pace_and_a_packet_takes_their_pla
             replace(final, risk=not_a_number),
         ]
         await produce(broker, Topic.ASSESSMENTS, poison, [*broken, replace(final, version=2)])
-        await produce(broker, Topic.ASSESSMENTS, over, [told[0], told[1], told[2], final])
-        await produce(broker, Topic.ASSESSMENTS, gone, [told[0], assessment(AssessmentKind.EXPIRED, call=gone)])
+        await produce(broker, Topic.ASSESSMENTS, over, [burst[0], burst[1], burst[2], final])
+        await produce(broker, Topic.ASSESSMENTS, gone, [burst[0], assessment(AssessmentKind.EXPIRED, call=gone)])
         packets = await read_call(broker, Topic.DISPATCH_QUEUE, over, bool)
         good = await read_call(broker, Topic.DISPATCH_QUEUE, poison, bool)
-        letters = await buried(broker, poison, len(broken))
+        dead = await dead_letters(broker, poison, len(broken))
         ends = await read(
             broker,
             Topic.LIVE_CALLS,
             [over, gone],
             lambda records: len([record for record in records if record.value is None]) >= 2,
         )
-        # Another call's entry that was held back comes after all that is held back of those two.
-        await produce(broker, Topic.ASSESSMENTS, talking, [told[0], told[1]])
-        await read_call(broker, Topic.LIVE_CALLS, talking, lambda found: found[-1:] == [live_call(talking, told[1])])
+        # The held-back entry of another call is written after all that was held back of these two.
+        await produce(broker, Topic.ASSESSMENTS, talking, [burst[0], burst[1]])
+        await read_call(broker, Topic.LIVE_CALLS, talking, lambda found: found[-1:] == [live_call(talking, burst[1])])
         ends = await read(broker, Topic.LIVE_CALLS, [over, gone], lambda records: len(records) >= len(ends))
-        # A packet behind the expiry: whatever the expiry had made of the queue would lie before it.
+        # A packet behind the expiry: any record that the expiry had made would be before it.
         await produce(broker, Topic.ASSESSMENTS, gone, [final])
         of_gone = await read_call(broker, Topic.DISPATCH_QUEUE, gone, bool)
 
-    assert entries[-1] == last, "the last thing that was said is not shown"
+    assert entries[-1] == last, "the last words are not shown"
     assert len(entries) <= 1 + took_s / ranking.LIVE_APART_S, "more than four entries a second"
     assert [entry.transcript for entry in entries] == sorted(
         (entry.transcript for entry in entries), key=lambda text: int(text.split()[1])
@@ -98,9 +85,9 @@ async def test_live_entries_come_at_a_readable_pace_and_a_packet_takes_their_pla
         assert of_call.count(None) == 1
         assert of_call[-1] is None, "an entry came back after the call was over"
 
-    assert {letter.value for letter in letters[:1]} == {b"no record"}
-    assert len(letters) == len(broken)
-    assert {dict(letter.headers)["reader"] for letter in letters} == {ranking.NAME.encode()}
+    assert {letter.value for letter in dead[:1]} == {b"no record"}
+    assert len(dead) == len(broken)
+    assert {dict(letter.headers)["reader"] for letter in dead} == {ranking.NAME.encode()}
     assert [value.version for value in good] == [2], "a broken record stopped the packet behind it"
 
     assert await committed(group, places[-1]) > places[-1].offset

@@ -1,4 +1,4 @@
-"""What the signals agent makes of the records that it reads."""
+"""The signals that the agent writes for the records that it reads."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_other_events_change_nothing() -> None:
 
 @pytest.mark.parametrize("jump_s", [0, 2 * 3600], ids=["clock is right", "clock jumps"])
 @pytest.mark.usefixtures("topics")
-async def test_calls_that_speak_at_once_are_signalled_as_each_alone(
+async def test_calls_that_speak_at_once_have_the_signals_of_each_alone(
     broker: KafkaConnection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump_s: int
 ) -> None:
     mark = uuid4().hex[:8]
@@ -86,6 +86,6 @@ async def test_calls_that_speak_at_once_are_signalled_as_each_alone(
         assert tuple(made) == stepped.signals
 
 
-def test_a_record_of_another_kind_is_no_frame() -> None:
+def test_a_record_of_another_type_is_no_frame() -> None:
     with pytest.raises(ValueError, match="Utterance"):
         decode_as(AudioFrame, encode(utterance(0, "Help.")))

@@ -1,5 +1,5 @@
-"""The speech agent, stopped in mid call, hears on where it was: no final utterance is lost, none comes twice. A stream
-without an END ends with its call's deadline, and holds up nobody."""
+"""A speech agent that is stopped in mid call goes on where it was: no final utterance is lost, none comes twice. A
+stream without END ends with its call's deadline, and delays no other."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def of_kind(kind: UtteranceKind, utterances: Sequence[Any]) -> list[Utterance]:
 
 
 def said(utterances: Sequence[Utterance]) -> list[tuple[object, ...]]:
-    """All of each utterance but when it was recognised."""
+    """Each utterance, without its time of recognition."""
     return [
         (one.utterance_id, one.revision, one.kind, one.text, one.start_ms, one.end_ms, one.words, one.sequence)
         for one in utterances
@@ -92,7 +92,7 @@ async def test_finals_after_a_restart_in_mid_call_equal_those_of_an_undisturbed_
             broker, Topic.TRANSCRIPTS, broken, lambda found: bool(of_kind(UtteranceKind.END, found))
         )
 
-        # A call whose stream never ends holds its frames only until its state is given up.
+        # A call whose stream never ends holds its frames only until its state is deleted.
         open_places = await produce(broker, FRAMES, unended, frames[:middle])
         await read_call(broker, Topic.TRANSCRIPTS, unended, lambda found: bool(of_kind(UtteranceKind.FINAL, found)))
         await until(lambda: has_read(second, open_places[-1]))
@@ -111,7 +111,7 @@ async def test_finals_after_a_restart_in_mid_call_equal_those_of_an_undisturbed_
 
 
 HEARD_MS = 1_772_567_551_000
-"""When the first frame came in."""
+"""The time of the first frame."""
 
 DEADLINE_MS = HEARD_MS + 60_000
 
@@ -124,7 +124,7 @@ def deadline(call_id: str, at_ms: int = DEADLINE_MS) -> CallEvent:
 
 
 def of_one_partition() -> Iterator[str]:
-    """Call ids whose records meet in one partition."""
+    """Call ids whose records are in one partition."""
     partitioner, partitions = DefaultPartitioner(), list(range(PARTITIONS))
     wanted = None
     while True:
@@ -136,7 +136,7 @@ def of_one_partition() -> Iterator[str]:
 
 
 def call_of(seconds: int) -> list[AudioFrame]:
-    """A whole call of `seconds` in which something is said each second."""
+    """A whole call of `seconds`, with an utterance in each second."""
     return records(pcmu(*(part for number in range(seconds) for part in (tone(400, number), quiet(600)))))
 
 
@@ -144,7 +144,7 @@ def has_ended(found: Sequence[Any]) -> bool:
     return bool(of_kind(UtteranceKind.END, found))
 
 
-async def test_a_stream_without_an_end_ends_with_its_deadline_and_lets_its_partition_go(
+async def test_a_stream_without_end_ends_with_its_deadline_and_releases_its_partition(
     broker: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:
     names = of_one_partition()
@@ -167,7 +167,7 @@ async def test_a_stream_without_an_end_ends_with_its_deadline_and_lets_its_parti
         await produce(broker, FRAMES, later, call_of(2), first_ms=DEADLINE_MS + SILENT_MS)
         await read_call(broker, Topic.TRANSCRIPTS, cut_off, has_ended)
 
-        # What comes of it after that, and its deadline once more, change nothing and hold nothing.
+        # Frames after that, and a second deadline, change nothing and hold nothing.
         await produce(broker, FRAMES, cut_off, unheard, first_ms=DEADLINE_MS + 2 * SILENT_MS)
         [again] = await produce(broker, EVENTS, cut_off, [deadline(cut_off)])
         places = await produce(broker, FRAMES, last, call_of(1), first_ms=DEADLINE_MS + 3 * SILENT_MS)
@@ -183,7 +183,7 @@ async def test_a_stream_without_an_end_ends_with_its_deadline_and_lets_its_parti
     assert await committed(group, again) > passed.offset, "a deadline holds its partition"
 
 
-async def test_a_stream_without_an_end_ends_after_its_deadline_also_where_no_other_call_comes(
+async def test_a_stream_without_end_ends_after_its_deadline_even_if_no_other_call_comes(
     broker: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:
     cut_off = call_name("last")
@@ -195,19 +195,19 @@ async def test_a_stream_without_an_end_ends_after_its_deadline_also_where_no_oth
         [passed] = await produce(broker, EVENTS, cut_off, [deadline(cut_off)])
         found = await read_call(broker, Topic.TRANSCRIPTS, cut_off, has_ended)
         await until(lambda: not made.overdue)
-    assert len(of_kind(UtteranceKind.FINAL, found)) == 5, "what was being said when the audio ceased is heard"
+    assert len(of_kind(UtteranceKind.FINAL, found)) == 5, "the words at the end of the audio are heard"
     assert await committed(group, places[-1]) > places[-1].offset
     assert await committed(group, passed) > passed.offset
 
 
-async def test_a_deadline_that_is_read_early_cuts_off_neither_what_is_unread_nor_who_still_speaks(
+async def test_a_deadline_that_is_read_early_cuts_off_neither_unread_audio_nor_a_call_that_still_speaks(
     broker: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:
     names = of_one_partition()
     whole, behind, speaking, later = (next(names) for _ in range(4))
     frames = call_of(12)
     group = await new_group(broker, tmp_path, tables=[speech.NAME], sources=speech.SOURCES)
-    # Of `speaking` the deadline comes in the middle, of `behind` after the end; both are read before their frames.
+    # The deadline of `speaking` comes in the middle, that of `behind` after the end; both are read before their frames.
     await produce(broker, EVENTS, behind, [deadline(behind, HEARD_MS + 20_000)])
     await produce(broker, EVENTS, speaking, [deadline(speaking, HEARD_MS + 4_000)])
     app, made = speech_app(group)
@@ -227,7 +227,7 @@ async def test_a_deadline_that_is_read_early_cuts_off_neither_what_is_unread_nor
 
 
 @RESTARTS
-async def test_a_deadline_that_passed_before_a_restart_ends_what_is_open_after_it(
+async def test_a_deadline_that_passed_before_a_restart_ends_the_open_streams_after_it(
     broker: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:
     names = of_one_partition()
@@ -256,22 +256,22 @@ async def test_a_deadline_that_passed_before_a_restart_ends_what_is_open_after_i
     assert await committed(group, places[-1]) > places[-1].offset
 
 
-async def test_a_state_that_is_older_than_any_call_is_given_up(
+async def test_a_state_that_is_older_than_any_call_is_deleted(
     broker: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:
-    """As one is that was made by a frame which was read after its call had expired."""
-    left = call_name("left")
+    """Such as a state made by a frame that was read after its call had expired."""
+    orphan = call_name("orphan")
     group = await new_group(broker, tmp_path, tables=[speech.NAME], sources=speech.SOURCES)
     app, made = speech_app(group)
     longest_s = SETTINGS.call_longest_s + SETTINGS.call_deadline_s + SETTINGS.call_expiry_s
     async with running(app):
-        places = await produce(broker, FRAMES, left, call_of(3)[:-1])
+        places = await produce(broker, FRAMES, orphan, call_of(3)[:-1])
         await until(lambda: has_read(app, places[-1]))
-        assert made.states.get(left) is not None
-        await made.leftovers.look(0.0)
-        await made.leftovers.look(longest_s - 1)
-        assert made.states.get(left) is not None
-        await made.leftovers.look(longest_s)
-        assert made.states.get(left) is None
-        await until(lambda: left not in made.states.store.values)
+        assert made.states.get(orphan) is not None
+        await made.orphans.look(0.0)
+        await made.orphans.look(longest_s - 1)
+        assert made.states.get(orphan) is not None
+        await made.orphans.look(longest_s)
+        assert made.states.get(orphan) is None
+        await until(lambda: orphan not in made.states.store.values)
     assert await committed(group, places[-1]) > places[-1].offset

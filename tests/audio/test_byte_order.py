@@ -1,4 +1,4 @@
-"""The byte order of linear audio is told by the audio, or not at all."""
+"""The byte order of linear audio follows from the audio, or stays open."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ def recorded(path: Path) -> g711.Samples:
 
 
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
-def test_every_second_of_a_call_tells_its_byte_order_or_is_silent(path: Path) -> None:
+def test_every_second_of_a_call_has_its_byte_order_as_verdict_or_is_silent(path: Path) -> None:
     samples = recorded(path)
-    told = 0
+    verdicts = 0
     for start in range(0, len(samples) - 8000, 8000):
         second = samples[start : start + 8000]
         little, big = verdict(second.astype("<i2").tobytes()), verdict(second.astype(">i2").tobytes())
         assert (little, big) in (("L16", "L16BE"), (None, None))
-        told += little is not None
+        verdicts += little is not None
         if np.abs(second).max() > 300:
             assert little == "L16"
-    assert told > 10
+    assert verdicts > 10
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(1, 16_000))
-def test_a_line_with_noise_of_any_loudness_is_never_taken_for_the_other_order(seed: int, deviation: float) -> None:
+def test_a_noisy_line_of_any_loudness_never_gets_the_wrong_verdict(seed: int, deviation: float) -> None:
     noise = np.random.default_rng(seed).normal(0, deviation, 8000).clip(-32768, 32767).astype(np.int16)
     assert verdict(noise.astype("<i2").tobytes()) in ("L16", None)
     assert verdict(noise.astype(">i2").tobytes()) in ("L16BE", None)
 
 
-def test_silence_and_noise_at_full_scale_tell_nothing() -> None:
+def test_silence_and_noise_at_full_scale_get_no_verdict() -> None:
     assert verdict(bytes(16_000)) is None
     assert verdict(np.random.default_rng(1).bytes(16_000)) is None
     assert verdict(b"") is None
     assert verdict(b"x") is None
 
 
-def test_half_a_sample_at_the_end_is_left_out_and_its_payload_counts_alone() -> None:
+def test_half_a_sample_at_the_end_of_a_payload_does_not_count() -> None:
     samples = np.array([0, 100, 200], "<i2").tobytes()
     one, two = ByteOrderCheck(), ByteOrderCheck()
     one.add(samples)

@@ -73,7 +73,7 @@ def ulaw_compress(sample: int) -> int:
 
 def alaw_compress(sample: int) -> int:
     """One sample by ITU-T G.191's reference (`alaw_compress` of the STL's G.711 module)."""
-    # 12-bit magnitude; of a negative value in ones' complement.
+    # 12-bit magnitude; for a negative value in ones' complement.
     ix = (~sample) >> 4 if sample < 0 else sample >> 4
     if ix > 15:
         iexp = 1
@@ -100,7 +100,7 @@ def test_linear_audio_is_read_in_its_byte_order() -> None:
 
 
 @given(st.sampled_from(sorted(g711.DECODABLE)), st.binary(max_size=900))
-def test_a_payload_of_any_length_decodes_once_what_is_half_a_sample_is_left_out(encoding: str, payload: bytes) -> None:
+def test_a_payload_of_any_length_decodes_without_its_half_sample(encoding: str, payload: bytes) -> None:
     whole = g711.whole_samples(encoding, payload)
     assert len(payload) - len(whole) <= 1
     assert payload.startswith(whole)
@@ -120,13 +120,13 @@ def test_encoding_is_as_close_as_the_segment_allows_and_rises_with_the_sample(
     assert callable(encode)
     decoded = table[np.frombuffer(encode(ALL_SAMPLES), np.uint8)].astype(np.int32)
     assert (np.diff(decoded) >= 0).all()
-    # The widest step of either law is 1024 in 16 bits; what lies beyond the last code is clipped to it.
+    # The widest step of either law is 1024 in 16 bits; values beyond the last code are clipped to it.
     inside = np.abs(ALL_SAMPLES.astype(np.int32)) <= 32124
     error = np.abs(decoded - ALL_SAMPLES)[inside]
     assert (error <= np.maximum(np.abs(ALL_SAMPLES.astype(np.int32))[inside] / 16, 16)).all()
 
 
-def test_what_cannot_be_decoded_is_refused_with_its_name() -> None:
+def test_an_encoding_that_cannot_be_decoded_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="G722"):
         g711.decode("G722", b"")
     with pytest.raises(ValueError, match="3 bytes"):

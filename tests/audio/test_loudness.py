@@ -1,4 +1,4 @@
-"""The loudness measure is the telephony guide's, and does not depend on which frames arrive together."""
+"""The loudness measure is that of the telephony guide, and does not depend on which frames arrive together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAYLOADS = st.lists(st.binary(min_size=0, max_size=200), min_size=1, max_size=20
 
 
 @given(PAYLOADS, st.sampled_from(["PCMU", "PCMA"]))
-def test_frames_measured_together_measure_as_they_do_alone(payloads: list[bytes], encoding: str) -> None:
+def test_frames_measure_alike_together_and_alone(payloads: list[bytes], encoding: str) -> None:
     together = frame_rms(encoding, payloads).tolist()
     assert together == [frame_rms(encoding, [payload])[0] for payload in payloads]
 
@@ -35,7 +35,7 @@ def test_l16_and_mulaw_of_the_same_sound_measure_alike() -> None:
 
 
 def guide(rms_of_frames: list[float]) -> tuple[float, float]:
-    """The guide's loop, as it is written there, with the decay between frames."""
+    """The guide's loop as written there, with the decay between frames."""
     ema = distress = largest = 0.0
     for rms in rms_of_frames:
         ema = 0.15 * rms + (1 - 0.15) * ema
@@ -46,7 +46,7 @@ def guide(rms_of_frames: list[float]) -> tuple[float, float]:
 
 
 @given(st.lists(st.floats(0, 1), max_size=100))
-def test_distress_is_the_guides(rms_of_frames: list[float]) -> None:
+def test_distress_is_that_of_the_guide(rms_of_frames: list[float]) -> None:
     state, largest = Loudness(), 0.0
     for rms in rms_of_frames:
         state = step(state, rms)

@@ -55,26 +55,25 @@ SPEECH = st.lists(st.sampled_from([SILENCE, TONE, TONE[:80], TONE + TONE]), max_
 
 @given(SPEECH, st.lists(st.integers(0, 200), max_size=10))
 @settings(deadline=None)
-def test_how_frames_are_cut_into_batches_changes_nothing(payloads: list[bytes], cuts: list[int]) -> None:
+def test_batches_do_not_change_the_signals(payloads: list[bytes], cuts: list[int]) -> None:
     assert run(stream(payloads)) == run(stream(payloads), cuts)
 
 
 @given(SPEECH, st.data())
 @settings(deadline=None)
-def test_a_frame_that_comes_again_changes_nothing(payloads: list[bytes], data: st.DataObject) -> None:
+def test_a_repeated_frame_changes_nothing(payloads: list[bytes], data: st.DataObject) -> None:
     frames = stream(payloads)
     repeated = list(frames)
     for index in sorted(data.draw(st.sets(st.integers(0, len(frames) - 1), max_size=5)), reverse=True):
         later = data.draw(st.integers(index + 1, len(repeated)))
         repeated.insert(later, frames[index])
     assert run(repeated) == run(frames)
-    copies = sum(frame.kind is FrameKind.FRAME for frame in repeated) - len(payloads)
-    assert step(None, repeated).duplicates == copies
+    assert run(repeated)[0].frames == len(payloads)
 
 
 @given(st.sets(st.integers(1, 100), max_size=40))
 @settings(deadline=None)
-def test_every_frame_that_never_came_is_counted_as_missing(lost: set[int]) -> None:
+def test_every_lost_frame_is_counted_as_missing(lost: set[int]) -> None:
     frames = [item for item in stream([TONE] * 100) if item.kind is not FrameKind.FRAME or item.sequence not in lost]
     state, signals = run(frames)
     assert state.missing_frames == len(lost)
@@ -114,7 +113,7 @@ def test_a_frame_that_cannot_be_decoded_is_missing() -> None:
 @pytest.mark.parametrize("rate", [8000, 16_000])
 @pytest.mark.parametrize("encoding", ["PCMU", "PCMA", "L16", "L16BE"])
 @pytest.mark.parametrize("length_ms", [10, 20, 99])
-def test_the_same_sound_is_as_loud_and_as_long_in_every_codec_rate_and_frame_length(
+def test_a_sound_is_equally_loud_and_long_in_every_codec_rate_and_frame_length(
     encoding: str, rate: int, length_ms: int
 ) -> None:
     sound = (8000 * np.sin(np.arange(rate * length_ms // 1000) * 2 * np.pi * 400 / rate)).astype(np.int16)
@@ -131,7 +130,7 @@ def test_the_same_sound_is_as_loud_and_as_long_in_every_codec_rate_and_frame_len
     assert signals[-1].rms == pytest.approx(8000 / 32768 / 2**0.5, rel=0.03)
 
 
-def test_half_a_sample_at_the_end_of_a_frame_is_left_out() -> None:
+def test_half_a_sample_at_the_end_of_a_frame_does_not_count() -> None:
     whole, _ = run([frame(0, b"", kind=FrameKind.START), frame(1, b"\x00\x10" * 160, encoding="L16")])
     odd, _ = run([frame(0, b"", kind=FrameKind.START), frame(1, b"\x00\x10" * 160 + b"x", encoding="L16")])
     assert odd == whole

@@ -308,4 +308,4 @@ def test_no_content_of_an_own_event_raises(payload: bytes, kind: EventType) -> N
 
 def test_an_own_event_of_an_expired_call_makes_no_call_in_triage() -> None:
     late = outcome_event(Answer("v3:abc", "c"), 1, Done(1), T0)
-    assert fold_event(NO_STATE, late, fold) == NO_STATE
+    assert fold_event(NO_STATE, late) == NO_STATE

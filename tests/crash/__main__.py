@@ -1,8 +1,8 @@
-"""Run seeds of the crash test, one after the other or some at once.
+"""Run seeds of the crash test, one after the other or several at once.
 
     python -m tests.crash --seeds 1-50 --broker apache [--victims workers,speech,broker] [--at-once 2] [--write]
 
-Ends with 1 if a seed failed; its folder holds the logs of all processes, the schedule and what differed.
+Ends with 1 if a seed failed. Its folder contains the logs of all processes, the schedule and the differences.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def seeds(text: str) -> list[int]:
 
 
 NOT_EMBEDDED: Final = frozenset({Group.BROKER, Group.NETWORK})
-"""The embedded broker keeps everything in memory, and has one listener."""
+"""Not for the embedded broker, which keeps everything in memory and has one listener."""
 
 
 def groups(text: str, broker: str) -> frozenset[Group]:
-    """``all``, without what the embedded broker cannot have; or names of groups."""
+    """The groups of ``all``, without those that the embedded broker cannot have, or of a list of names."""
     if text == "all":
         return frozenset(Group) - (NOT_EMBEDDED if broker == "embedded" else frozenset())
     return frozenset(Group(name.strip()) for name in text.split(","))
@@ -61,7 +61,7 @@ async def main(given: argparse.Namespace) -> int:
     victims = groups(given.victims, given.broker)
     apache = given.broker == "apache"
     if not apache and victims & NOT_EMBEDDED:
-        raise SystemExit(f"of the embedded broker leave out of --victims: {', '.join(sorted(NOT_EMBEDDED))}")
+        raise SystemExit(f"with the embedded broker --victims must not name: {', '.join(sorted(NOT_EMBEDDED))}")
     references: dict[int, dict[str, CallPacket]] = {}
     if Group.GATEWAY not in victims:
         for number in sorted({seed % LINES for seed in given.seeds if seed != UNDISTURBED}):
@@ -81,7 +81,7 @@ async def main(given: argparse.Namespace) -> int:
             shutil.rmtree(folder)
         return outcome
 
-    # Each in a process of its own: what one computes must not hold up the carrier of another.
+    # Each in a process of its own: the work of one must not delay the carrier of another.
     with ProcessPoolExecutor(given.at_once, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         results = await asyncio.gather(*map(run_one, given.seeds), return_exceptions=True)
     outcomes = [result for result in results if isinstance(result, Outcome)]
@@ -89,14 +89,14 @@ async def main(given: argparse.Namespace) -> int:
     print(f"\n{text}")
     broken = [(seed, one) for seed, one in zip(given.seeds, results, strict=True) if isinstance(one, BaseException)]
     for seed, error in broken:
-        print(f"seed {seed:3d} was not run to its end:", *traceback.format_exception(error), sep="\n")
+        print(f"seed {seed:3d} did not run to its end:", *traceback.format_exception(error), sep="\n")
     if given.write:
         write_section(f"crash {given.broker} {given.victims}", text, PAGE)
     return 0 if not broken and all(outcome.verdict.good for outcome in outcomes) else 1
 
 
 async def _undisturbed(line_number: int, given: argparse.Namespace, *, apache: bool) -> dict[str, CallPacket]:
-    """Packets of a run to whose processes nothing happens, with the line of the seeds that are like `line_number`."""
+    """The packets of an undisturbed run, with the line of the seeds that are equivalent to `line_number`."""
     folder = given.trace / f"{given.broker}-{REFERENCE_SEED}-{line_number}"
     shutil.rmtree(folder, ignore_errors=True)
     outcome = await run(Options(line_number, frozenset(), apache, folder, given.calls))
@@ -107,7 +107,7 @@ async def _undisturbed(line_number: int, given: argparse.Namespace, *, apache: b
 
 
 def summary(problems: Sequence[Problem]) -> Iterator[str]:
-    """One line for each kind of problem, with how often it was found and the first one."""
+    """A line for each kind of problem: how often it was found, and the first one."""
     kinds: dict[str, list[Problem]] = {}
     for problem in problems:
         kinds.setdefault(problem.kind, []).append(problem)
@@ -119,7 +119,7 @@ def summary(problems: Sequence[Problem]) -> Iterator[str]:
 
 
 def line(outcome: Outcome) -> str:
-    """A seed in one line."""
+    """The outcome of a seed, in one line."""
     struck = Counter(strike.kind for strike in outcome.strikes)
     what = ", ".join(f"{struck[kind]} {kind}" for kind in Kind if struck[kind]) or "undisturbed"
     frames = outcome.recorded.frames if outcome.recorded else 0
@@ -147,7 +147,7 @@ def section(outcomes: Sequence[Outcome], given: argparse.Namespace) -> str:
     )
     seen = [f"{count:,} {what}" for what, count in sorted(notes.items()) if count]
     seen += [f"{sum(len(each.exits) for each in outcomes)} processes ended by themselves and were started again"]
-    return "\n\n".join([about, table(["", *Kind], rows), f"Seen and of no consequence: {'; '.join(seen)}."])
+    return "\n\n".join([about, table(["", *Kind], rows), f"Seen, without consequence: {'; '.join(seen)}."])
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -159,7 +159,7 @@ def arguments() -> argparse.ArgumentParser:
         "--victims",
         default="all",
         metavar="GROUP,...",
-        help=f"of {', '.join(Group)} (default all; the embedded broker and its network are never hit)",
+        help=f"from {', '.join(Group)} (default all; the embedded broker and its network are never hit)",
     )
     parser.add_argument("--calls", type=int, default=12, help="calls of a run (default %(default)s)")
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help="runs at the same time (default 1)")

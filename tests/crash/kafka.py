@@ -19,13 +19,13 @@ listeners=PLAINTEXT://127.0.0.1:{port},LINE://127.0.0.1:{behind_line},CONTROLLER
 advertised.listeners=PLAINTEXT://127.0.0.1:{port},LINE://127.0.0.1:{line}
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,LINE:PLAINTEXT,CONTROLLER:PLAINTEXT
 """
-"""A killed node reads all of its logs when it starts again: fifty of them empty ones would cost seconds. And its
-controller lets it in only when the session of its former life is over. Who comes by the line stays on it."""
+"""A killed node reads all its logs when it starts again, and fifty empty ones would take seconds. Its controller admits
+it only after its former session has expired. A client that connects through the line stays on it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kafka:
-    """One node, and another way to it, which can be cut (`line`)."""
+    """A node, and a second way to reach it, which can be cut (`line`)."""
 
     node: Node
     line: Line
@@ -39,12 +39,12 @@ class Kafka:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """What runs the node."""
+        """Run the node inside this context."""
         return self.node.command
 
     @property
     def connection(self) -> KafkaConnection:
-        """The way to it that is never cut."""
+        """The connection to it that is never cut."""
         return self.node.connection
 
     async def ready(self) -> None:

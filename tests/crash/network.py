@@ -10,8 +10,8 @@ from tests.support.relay import relay
 
 
 class Line:
-    """Hands what comes to `port` on to `target`, and back. While it is cut nothing gets through, and nobody is told:
-    what was under way arrives when it is whole again, as what TCP sends again."""
+    """Forwards connections at `port` to `target`. While it is cut nothing gets through and no side gets an error: data
+    in flight arrives when it is restored, like data that TCP sends again."""
 
     def __init__(self, port: int, target: int) -> None:
         self.port = port
@@ -29,6 +29,6 @@ class Line:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
-        """Take connections for as long as this lasts."""
+        """Accept connections inside this context."""
         async with relay(lambda: self.target, port=self.port, whole=self._whole):
             yield

@@ -1,7 +1,7 @@
-"""What must have become of each call, by the pure steps alone over what Kafka recorded of it.
+"""The expected records of each call, by the pure steps alone.
 
-Takes `call-events` and `audio-frames` as given and folds them as one undisturbed process would, every record once and
-in its order. Knows nothing of what the real processes made of them.
+Takes the recorded `call-events` and `audio-frames` as given, and folds them as one undisturbed process would: every
+record once and in order. Knows nothing of the records of the real processes.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ from dispatchai.records import (
     TriageState,
     Utterance,
 )
+from dispatchai.speech.call_sessions import NO_END
 from dispatchai.speech.engines import RECORDINGS
 from dispatchai.speech.recognizer import Ended, Failed, StreamKey
 from dispatchai.speech.scripted import ScriptedRecognizer, load_script
 from dispatchai.speech.session import CallSpeech, Step, Streams
-from dispatchai.triage import step as folds
 from dispatchai.triage.ranking import packet
-from dispatchai.triage.scoring import Rules
+from dispatchai.triage.rules import Rules
+from dispatchai.triage.step import step as triage_step
 
 NO_TIME = 0
-"""Stands for the time of recognition, which is one of processing."""
+"""Stands for the time of recognition, which is a time of processing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What one call must have come to. Times of recognition in it are 0."""
+    """The expected records of a call. Times of recognition are 0."""
 
     call_id: str
     call: CallState | None
@@ -49,10 +50,10 @@ class Expected:
     signal_state: SignalState | None
     utterances: tuple[Utterance, ...]
     speech_state: SpeechState | None
-    """None where no frame is recorded: nothing was to be heard."""
+    """None if no frame is recorded: there was nothing to hear."""
     triage_state: TriageState | None
     packet: CallPacket | None
-    """None where nothing made the call final."""
+    """None if the call is not final."""
 
 
 @cache
@@ -67,7 +68,7 @@ def _script() -> dict[str, str]:
 
 
 async def expected(call_id: str, events: Sequence[CallEvent], frames: Sequence[AudioFrame]) -> Expected:
-    """What follows from the recorded `events` and `frames` of a call, each in the order of its offsets."""
+    """The records that follow from the `events` and `frames` of a call, each in the order of its offsets."""
     call: CallState | None = None
     for event in events:
         call = fold(call, event)
@@ -76,7 +77,7 @@ async def expected(call_id: str, events: Sequence[CallEvent], frames: Sequence[A
         call_id, frames, over=any(each.type == EventType.DEADLINE for each in events)
     )
     made = () if stepped is None else stepped.signals
-    triaged = folds.step(None, [*events, *made, *utterances], fold_call=fold, rules=rules())
+    triaged = triage_step(None, [*events, *made, *utterances], rules=rules())
     finals = [each for each in triaged.assessments if each.kind is AssessmentKind.FINAL]
     return Expected(
         call_id=call_id,
@@ -91,9 +92,9 @@ async def expected(call_id: str, events: Sequence[CallEvent], frames: Sequence[A
 
 
 async def heard(call_id: str, frames: Sequence[AudioFrame], *, over: bool) -> tuple[tuple[Utterance, ...], SpeechState]:
-    """What the scripted recogniser makes of `frames`, and the session's state behind them.
+    """The utterances that the scripted recogniser hears in `frames`, and the session's state after them.
 
-    Streams without END are ended if the call is `over`: its deadline passed.
+    Streams without END are ended if the call is `over`, which means that its deadline has passed.
     """
     recognizer = ScriptedRecognizer(_script())
     streams = Streams(recognizer)
@@ -115,6 +116,6 @@ async def heard(call_id: str, frames: Sequence[AudioFrame], *, over: bool) -> tu
     apply(session.frames(frames, NO_TIME))
     await follow()
     if over:
-        apply(session.end("no END by the call's deadline", NO_TIME))
+        apply(session.end(NO_END, NO_TIME))
         await follow()
     return tuple(written), session.state

@@ -1,6 +1,6 @@
 """The processes of a run, each of which can be killed, frozen, started again or asked to leave.
 
-Decides how a process is brought down and up, and keeps what each one wrote. When that happens is decided in `schedule`.
+Decides how a process is stopped and started, and keeps its output. `schedule` decides when that happens.
 """
 
 from __future__ import annotations
@@ -31,36 +31,36 @@ from tests.crash.schedule import ON_THE_LINE, WORKERS, Victim
 from tests.support.processes import MARK
 
 RESTART_PAUSE_S: Final = 1.0
-"""After which a process that ended by itself is started again, as `dispatchai up` does."""
+"""Pause before a process that ended by itself is started again, as by `dispatchai up`."""
 
 LEAVE_GRACE_S: Final = 10.0
-"""What a process has from SIGTERM to its end; it is promised to need no more."""
+"""How long a process may take from SIGTERM to its end. The program promises to need no longer."""
 
 READY_S: Final = 120.0
-"""For all processes together, on a machine that does other things too."""
+"""How long all processes together may take to start, on a busy machine."""
 
 PROBE_S: Final = 0.1
-"""Pause between two questions to a process that starts: nothing tells when it will be ready."""
+"""Pause between two readiness checks of a starting process."""
 
 TRACE_SETTINGS: Final = {"LOG_LEVEL": "DEBUG", "LOG_FORMAT": "console"}
-"""The engine tells its commits, seeks and assignments at this level."""
+"""The engine logs its commits, seeks and assignments at this level."""
 
 CALL_DEADLINE_S: Final = 20.0
-"""Shorter than the default, because each run waits for it: calls whose gateway was killed have no other end."""
+"""Shorter than the default, because each run waits for it: a call whose gateway was killed ends in no other way."""
 
 
 class Process:
-    """One process that is started again whenever it ends, until it leaves or is stopped. Use as `async with`.
+    """A process that is started again whenever it ends, until it leaves or is stopped. Use as `async with`.
 
-    Its output goes to the file `log`, all lives of it behind one another.
+    The output of all its runs goes to the file `log`.
     """
 
     def __init__(self, name: str, argv: Sequence[str | Path], environment: Mapping[str, str], log: Path) -> None:
         self.name = name
         self.exits: list[str] = []
-        """How it ended whenever nobody had asked for it."""
+        """How it ended each time that it ended by itself."""
         self.left_badly: str | None = None
-        """How it ended, if not as it should, when it was asked to leave."""
+        """How it ended after it was asked to leave, if that was wrong."""
         self._argv = argv
         self._environment = environment
         self._log = log
@@ -72,7 +72,7 @@ class Process:
         self._life: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start it and return when it runs, which is not yet when it is ready."""
+        """Start it. Returns when it runs, and is not ready yet."""
         self._life = asyncio.create_task(self._live(), name=self.name)
         running = asyncio.create_task(self._running.wait())
         await asyncio.wait([running, self._life], return_when=asyncio.FIRST_COMPLETED)
@@ -81,7 +81,7 @@ class Process:
             self._life.result()
 
     async def kill(self, down_s: float) -> None:
-        """SIGKILL, and start it again `down_s` later."""
+        """Send SIGKILL, and start it again `down_s` later."""
         if self._running.is_set() and self._child is not None:
             self._down_s = down_s
             with contextlib.suppress(ProcessLookupError):
@@ -89,7 +89,7 @@ class Process:
             await self._child.wait()
 
     async def freeze(self, lasts_s: float) -> None:
-        """SIGSTOP for `lasts_s`, then SIGCONT."""
+        """Send SIGSTOP, and SIGCONT after `lasts_s`."""
         if not self._running.is_set() or self._child is None:
             return
         pid = self._child.pid
@@ -101,18 +101,18 @@ class Process:
                 os.kill(pid, signal.SIGCONT)
 
     async def leave(self) -> None:
-        """SIGTERM. It does not come back."""
+        """Send SIGTERM. It is not started again."""
         self._leaving = True
         if self._child is None:
             return
         began = self._has_said
         code = await self._child.stop(LEAVE_GRACE_S)
-        # One that is asked before it has set its handlers ends as any program does.
+        # A process that is asked before it has set its handlers ends as any program does.
         if code != 0 and (began or code != -signal.SIGTERM):
             self.left_badly = f"{self.name} was asked to leave and ended with {code}"
 
     async def stop(self) -> None:
-        """End it, however it is."""
+        """End it in whatever state it is."""
         if self._life is not None:
             self._life.cancel()
             await asyncio.gather(self._life, return_exceptions=True)
@@ -152,7 +152,7 @@ class Process:
 
 
 class System:
-    """The whole of a run: the broker, a gateway, two workers and one that may join, speech."""
+    """All processes of a run: the broker, a gateway, two workers and one that may join, speech."""
 
     def __init__(
         self,
@@ -175,7 +175,7 @@ class System:
 
     @property
     def exits(self) -> list[str]:
-        """How processes ended though nobody asked for it."""
+        """How processes ended by themselves."""
         return [text for process in self.processes.values() for text in process.exits]
 
     @property
@@ -184,8 +184,7 @@ class System:
         return [text for process in self.processes.values() if (text := process.left_badly) is not None]
 
     async def ready(self) -> None:
-        """Wait until all that were started say that they are ready. Raises TimeoutError, or RuntimeError for one that
-        ended instead."""
+        """Wait until all started processes are ready. Raises TimeoutError, or RuntimeError if one ended instead."""
         async with asyncio.timeout(READY_S), aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as http:
             for victim, url in self._ready_urls.items():
                 while victim is not Victim.WORKER_3 and not await _says_ready(http, url):
@@ -194,7 +193,7 @@ class System:
                     await asyncio.sleep(PROBE_S)
 
     async def gateway_waits(self) -> int | None:
-        """Records that the gateway has and Kafka does not; None while the gateway does not answer."""
+        """The number of records that the gateway has and Kafka does not; None while the gateway does not answer."""
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as http:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                 async with http.get(f"{self.gateway_url}/health/live") as response:
@@ -212,9 +211,9 @@ async def _says_ready(http: aiohttp.ClientSession, url: str) -> bool:
 
 @asynccontextmanager
 async def system(folder: Path, *, apache: bool, network: bool, unsafe: str | None) -> AsyncIterator[System]:
-    """A system that is ready, its logs in `folder`, which is there; with `network` that of one worker can be cut.
+    """Start a system, with its logs in the existing `folder`. With `network` the network of one worker can be cut.
 
-    Raises RuntimeError or TimeoutError without one.
+    Raises RuntimeError or TimeoutError if it does not become ready.
     """
     account = SimulatedAccount.load_or_create(folder / "state")
     mark = {MARK: uuid4().hex}

@@ -1,6 +1,6 @@
-"""What a run left in Kafka: every record of every topic, by topic and call.
+"""The records that a run left in Kafka: all records of every topic, by topic and call.
 
-Decides nothing of what should be there. Reads topics and committed offsets only.
+Only reads topics and committed offsets; `oracle` decides what should be there.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ READS: Final[Mapping[str, tuple[str, ...]]] = {
     WORKER: (Topic.CALL_EVENTS, Topic.AUDIO_FRAMES, Topic.SIGNALS, Topic.TRANSCRIPTS, Topic.ASSESSMENTS),
     SPEECH: (Topic.CALL_EVENTS, Topic.AUDIO_FRAMES),
 }
-"""What each consumer group reads."""
+"""The topics that each consumer group reads."""
 
 FETCH_MS: Final = 200
-"""A fetch that brings nothing for so long says that nothing is being written."""
+"""If a fetch brings nothing for this long, nothing is being written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One record. `value` None is a tombstone; `written_at` in seconds since the epoch, as the record says."""
+    """A record. `value` None is a tombstone; `written_at` is the record's time, in seconds since the epoch."""
 
     partition: int
     offset: int
@@ -51,17 +51,17 @@ class Recorded:
     def __init__(self) -> None:
         self._records: dict[str, dict[str, list[Stored]]] = defaultdict(lambda: defaultdict(list))
         self.ends: dict[TopicPartition, int] = defaultdict(int)
-        """Behind the last record of each partition."""
+        """The end offset of each partition."""
 
     def add(self, tp: TopicPartition, record: aiokafka.ConsumerRecord) -> None:
-        """The next record of its partition."""
+        """Add the next record of its partition."""
         key = "" if record.key is None else record.key.decode(errors="replace")
         stored = Stored(record.partition, record.offset, record.value, record.timestamp / 1000)
         self._records[record.topic][key].append(stored)
         self.ends[tp] = record.offset + 1
 
     def call_ids(self, topic: str) -> tuple[str, ...]:
-        """Keys that `topic` has records of, in the order of their first ones."""
+        """The keys in `topic`, in the order of their first records."""
         return tuple(self._records[topic])
 
     def stored(self, topic: str, call_id: str) -> tuple[Stored, ...]:
@@ -79,7 +79,7 @@ class Recorded:
                 yield key, each
 
     def dump(self, path: Path) -> None:
-        """Write one line a record, by topic and key; what a caller said in it too, audio not."""
+        """Write a line for each record, by topic and key. Contains the callers' words, but no audio."""
         with path.open("w", encoding="utf-8") as file:
             for topic, by_key in sorted(self._records.items()):
                 for key, records in by_key.items():
@@ -128,7 +128,7 @@ class Reader:
         await self._admin.close()
 
     async def read(self) -> bool:
-        """Take what is there until a fetch brings nothing. Returns whether anything came."""
+        """Read until a fetch brings nothing. Returns whether anything came."""
         anything = False
         while batches := await self._consumer.getmany(timeout_ms=FETCH_MS):
             anything = True
@@ -139,13 +139,13 @@ class Reader:
 
     async def committed(self, group: str) -> dict[TopicPartition, int]:
         """The offsets that `group` has committed."""
-        # By name: the embedded broker closes the connection when it is asked for all.
+        # By name, because the embedded broker closes the connection when it is asked for all partitions.
         asked = [tp for tp in self._partitions if tp.topic in READS[group]]
         offsets = await self._admin.list_consumer_group_offsets(group, partitions=asked)
         return {tp: each.offset for tp, each in offsets.items() if each.offset >= 0}
 
     async def lag(self, group: str) -> dict[TopicPartition, int]:
-        """Records that `group` has not committed, by partition; none where there are none."""
+        """The number of records that `group` has not committed, for each partition with such records."""
         committed = await self.committed(group)
         behind = {tp: end - committed.get(tp, 0) for tp, end in self.recorded.ends.items() if tp.topic in READS[group]}
         return {tp: count for tp, count in behind.items() if count > 0}

@@ -1,7 +1,6 @@
 """One seed from its first call to its verdict.
 
-Decides the order of things: start, call and disturb, let everything settle, judge. Leaves behind a folder that tells
-what happened.
+Decides the order: start, call and disturb, let everything settle, compare. Leaves a folder that shows what happened.
 """
 
 from __future__ import annotations
@@ -32,35 +31,36 @@ from tests.crash.oracle import Expected, expected
 from tests.crash.processes import READY_S, System, system
 from tests.crash.recorded import Reader, Recorded
 from tests.crash.schedule import Group, Kind, PlannedCall, Strike, Victim, calls, schedule
-from tests.crash.verdict import SLACK_S, Verdict, judge, run_differences
+from tests.crash.verdict import SLACK_S, Verdict, compare, run_differences
 from tests.support.callers import CALLED_NUMBER, CALLERS
 
 FRAMES_PER_S: Final = 50
 FRAME_BYTES: Final = 160
 
 DISTURBED_AFTER_S: Final = 12.0
-"""How long processes are hit after the last caller would have hung up, had nothing happened."""
+"""How long processes are hit after the last caller would have hung up in an undisturbed run."""
 
 PATIENCE: Final = Timing(answer_s=90.0, stream_s=90.0)
-"""A caller who gave up would leave less to compare: several kills in a row keep one waiting for half a minute."""
+"""How long a caller waits. Several kills in a row can take half a minute, and a caller who gives up leaves less to
+compare."""
 
 PERSISTENT: Final = WebhookPolicy(attempts=8)
-"""A minute of attempts: longer than any schedule keeps the gateway or the broker down."""
+"""A minute of attempts: longer than any schedule stops the gateway or the broker."""
 
 SETTLE_S: Final = 90.0
-"""How long everything has after the last strike and the last hangup: the deadline of 20 s, the silence after it, a
-session timeout, and the start of a process are in it. What is not there by then does not come."""
+"""How long everything may take after the last strike and the last hangup: it includes the deadline of 20 s, the silence
+after it, a session timeout, and the start of a process. Records that are missing by then do not come."""
 
 KAFKA_AWAY_S: Final = 30.0
-"""How long Kafka may need to be back after a strike, on a busy machine."""
+"""How long Kafka may take to be back after a strike, on a busy machine."""
 
 LOOK_S: Final = 0.2
-"""Pause between two looks at committed offsets, which nothing tells of."""
+"""Pause between two looks at committed offsets, for which there is no event."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is run."""
+    """The options of a run."""
 
     seed: int
     groups: frozenset[Group]
@@ -72,14 +72,14 @@ class Options:
 
 @dataclass(slots=True)
 class Outcome:
-    """How a seed went."""
+    """The outcome of a seed."""
 
     seed: int
     strikes: tuple[Strike, ...]
     verdict: Verdict
     seconds: float = 0.0
     settled_s: float = 0.0
-    """From the last strike or hangup to the moment when everything was as it should be."""
+    """Seconds from the last strike or hangup until everything was processed."""
     exits: list[str] = field(default_factory=list)
     packets: dict[str, CallPacket] = field(default_factory=dict)
     """The last packet of each caller, by the caller's number."""
@@ -88,14 +88,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How much was recorded."""
+    """The amount of records."""
 
     events: int
     frames: int
 
 
 async def run(options: Options, undisturbed: Mapping[str, CallPacket] | None = None) -> Outcome:
-    """Run a seed. With `undisturbed` its packets must equal those. Raises RuntimeError where nothing starts."""
+    """Run a seed. If `undisturbed` is given, its packets must equal those. Raises RuntimeError if nothing starts."""
     began = time.monotonic()
     planned = calls(options.seed, options.calls)
     until_s = max(call.at_s + call.seconds for call in planned) + DISTURBED_AFTER_S
@@ -116,7 +116,7 @@ async def run(options: Options, undisturbed: Mapping[str, CallPacket] | None = N
             outcome.recorded = _count(reader.recorded, reports)
         outcome.exits = running.exits
         if all(strike.victim is not Victim.BROKER for strike in strikes):
-            # One that leaves while Kafka is away cannot do so in order.
+            # A process that leaves while Kafka is away cannot leave in order.
             outcome.verdict.add(running.bad_leaves)
     if undisturbed is not None:
         outcome.verdict.add(run_differences(undisturbed, outcome.packets))
@@ -126,18 +126,18 @@ async def run(options: Options, undisturbed: Mapping[str, CallPacket] | None = N
 
 
 def run_alone(options: Options, reference: Mapping[str, CallPacket] | None) -> Outcome:
-    """One seed in this process, with a new folder."""
+    """Run a seed in this process, with a new folder."""
     use_uvloop()
     shutil.rmtree(options.folder, ignore_errors=True)
     return asyncio.run(run(options, reference))
 
 
 def end_with_parent() -> None:
-    """Have this process of the pool end when the one that made it is gone, however: it would go on with its seed, and
-    the system that it runs for that with it."""
+    """Let this process of the pool end with the one that made it, whatever the reason. Otherwise it would go on with
+    its seed, and so would the system that it runs."""
     parent = multiprocessing.parent_process()
     if parent is None:
-        raise RuntimeError("this is no process of a pool")
+        raise RuntimeError("this process belongs to no pool")
 
     def watch(parent: multiprocessing.process.BaseProcess) -> None:
         parent.join()
@@ -149,7 +149,7 @@ def end_with_parent() -> None:
 async def _call_and_strike(
     running: System, planned: Collection[PlannedCall], strikes: Collection[Strike], folder: Path
 ) -> tuple[list[CallReport], float]:
-    """Make the calls while the strikes fall. Returns when both are over; and when the first call was made, in seconds
+    """Make the calls while the strikes fall, until both are over. Also returns when the first call was made, in seconds
     since the epoch."""
     audios = {name: load(RECORDINGS / name) for name in CALLERS}
     async with SimulatedCarrier(
@@ -182,7 +182,8 @@ async def _call_and_strike(
 
 
 def _lossy_from(strikes: Sequence[Strike], first_call_at: float) -> list[float]:
-    """For each kill of the gateway, since when it may have held frames: a little before, or before Kafka went away."""
+    """For each kill of the gateway the time from which it may have held frames: a little before, or before Kafka went
+    away."""
     away = [strike for strike in strikes if strike.victim is Victim.BROKER]
     kills = [strike for strike in strikes if strike.victim is Victim.GATEWAY and strike.kind is Kind.KILL]
     since = (
@@ -210,7 +211,7 @@ async def _strike(running: System, strike: Strike) -> None:
 
 
 def _cut(audio: CallerAudio, seconds: float) -> CallerAudio:
-    """The first `seconds` of what a caller says."""
+    """The first `seconds` of a caller's audio."""
     size = round(seconds * FRAMES_PER_S) * FRAME_BYTES
     return CallerAudio(audio.name, (audio.pcmu * (size // len(audio.pcmu) + 1))[:size])
 
@@ -218,36 +219,36 @@ def _cut(audio: CallerAudio, seconds: float) -> CallerAudio:
 async def _settle(
     running: System, reader: Reader, reports: list[CallReport], lossy_from: Sequence[float]
 ) -> tuple[dict[str, Expected], Verdict]:
-    """Follow the topics until nobody has anything left to do, and judge what they hold then.
+    """Follow the topics until no process has anything left to do, then compare their records.
 
-    Who still has something to read, or to conclude from it, shows in the committed offsets.
+    The committed offsets show which process still has something to read, or to conclude from it.
     """
     deadline = time.monotonic() + SETTLE_S
     while True:
         await reader.read()
         is_late = time.monotonic() > deadline
-        owed = await _owed(running, reader, reports)
-        if (not owed and not await reader.read()) or is_late:
+        pending = await _pending(running, reader, reports)
+        if (not pending and not await reader.read()) or is_late:
             wanted = {
                 report.leg.call_session_id: await _expected(reader.recorded, report.leg.call_session_id)
                 for report in reports
                 if reader.recorded.stored(Topic.CALL_EVENTS, report.leg.call_session_id)
             }
-            verdict = judge(reader.recorded, wanted, reports, lossy_from=lossy_from)
-            verdict.add(owed)
+            verdict = compare(reader.recorded, wanted, reports, lossy_from=lossy_from)
+            verdict.add(pending)
             return wanted, verdict
         await asyncio.sleep(LOOK_S)
 
 
-async def _owed(running: System, reader: Reader, reports: Collection[CallReport]) -> list[str]:
-    """What somebody still has to do, one line each."""
+async def _pending(running: System, reader: Reader, reports: Collection[CallReport]) -> list[str]:
+    """The work that is left, one line each."""
     waits = await running.gateway_waits()
-    owed = [] if waits == 0 else [f"the gateway holds {waits} records that Kafka does not have"]
-    owed.extend(verdicts.to_come(reader.recorded, reports))
+    pending = [] if waits == 0 else [f"the gateway holds {waits} records that Kafka does not have"]
+    pending.extend(verdicts.to_come(reader.recorded, reports))
     for group in (WORKER, SPEECH):
         for tp, count in (await reader.lag(group)).items():
-            owed.append(f"{group} has not committed the last {count} records of {tp.topic}/{tp.partition}")
-    return owed
+            pending.append(f"{group} has not committed the last {count} records of {tp.topic}/{tp.partition}")
+    return pending
 
 
 async def _expected(recorded: Recorded, call_id: str) -> Expected:
@@ -272,7 +273,7 @@ def _count(recorded: Recorded, reports: Collection[CallReport]) -> Counts:
 
 
 def _leave_trace(folder: Path, outcome: Outcome, reports: list[CallReport], wanted: Mapping[str, Expected]) -> None:
-    """What a failing seed is understood by, beside the logs: problems, packets, and the carrier's side."""
+    """The information about a failing seed beside the logs: problems, packets, and the carrier's side."""
     report = {
         "seed": outcome.seed,
         "problems": [str(problem) for problem in outcome.verdict.problems],

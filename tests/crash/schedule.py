@@ -1,6 +1,6 @@
-"""What is done to the processes of a run, and who calls in it. Pure: a seed gives the same plan each time.
+"""The plan of a run: the strikes against its processes, and its callers. Pure: a seed gives the same plan each time.
 
-Decides how often, how long and whom it hits. How a process is killed is left to `processes`.
+Decides which processes are hit, how often and for how long; `processes` decides how one is killed.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from typing import Final
 from dispatchai.simulator import Faults
 
 UNDISTURBED: Final = 0
-"""The seed to which nothing happens."""
+"""The seed of an undisturbed run."""
 
 FIRST_STRIKE_S: Final = 2.0
-"""From the first call on: by then some are answered, some are being answered and some have not called."""
+"""When strikes begin, counted from the first call: some callers are answered then, some are waiting, and some have not
+called."""
 
 REST_S: Final = 4.0
-"""How long a process is left alone after it was started again or woken: about what it needs to start."""
+"""How long a process is left alone after it was started again or woken: about as long as it takes to start."""
 
 DOWN_LONGEST_S: Final = 3.0
 """A killed process is started again within this time."""
 
 FREEZE_S: Final = (2.0, 10.0)
 LONG_FREEZE_S: Final = (10.5, 14.0)
-"""Beyond the session timeout of ten seconds: the group goes on without the worker, which wakes up and does not know."""
+"""Beyond the session timeout of ten seconds: the group goes on without the worker, which wakes up as a zombie."""
 
 LONG_FREEZES: Final = 0.3
-"""Share of the freezes of those that have a session, which are long."""
+"""The share of long freezes among those of processes with a session."""
 
 STRIKES: Final = (7, 10)
 """Fewest and most kills and freezes of a run."""
@@ -40,18 +41,18 @@ CUTS: Final = (1, 2)
 
 BROKER_STRIKES_MAX: Final = 2
 GATEWAY_STRIKES_MAX: Final = 2
-"""Each costs all calls some seconds, and a stream is started again five times at most."""
+"""Most kills of the gateway: each costs all calls some seconds, and a stream is started again at most five times."""
 
 JOINS_BY: Final = 0.4
 LEAVES_FROM: Final = 0.6
-"""When a third worker joins at the latest and when one leaves at the earliest, as parts of the disturbed time."""
+"""When a third worker joins at the latest, and when one leaves at the earliest, as parts of the disturbed time."""
 
 CALLS_APART_S: Final = 0.5
 SPEAKS_S: Final = (10.0, 16.0)
 """How long a caller speaks."""
 
 LINES: Final = 2
-"""How many sets of faults of the line there are. Few, so that many seeds share the undisturbed runs of theirs."""
+"""How many sets of line faults there are. Few, so that many seeds share an undisturbed run."""
 
 
 class Victim(StrEnum):
@@ -61,11 +62,11 @@ class Victim(StrEnum):
     WORKER_1 = "worker-1"
     WORKER_2 = "worker-2"
     WORKER_3 = "worker-3"
-    """Not there at the start; it joins."""
+    """Not running at the start; it joins."""
     SPEECH = "speech"
     BROKER = "broker"
     LINE = "line"
-    """No process: the network between one of the workers and Kafka."""
+    """Not a process, but the network between one of the workers and Kafka."""
 
 
 class Group(StrEnum):
@@ -95,7 +96,7 @@ WITH_SESSION: Final = WORKERS | {Victim.SPEECH}
 
 
 class Kind(StrEnum):
-    """What is done to a process."""
+    """The kind of a strike."""
 
     KILL = "kill"
     """SIGKILL; started again after `lasts_s`."""
@@ -130,7 +131,7 @@ class Strike:
 
 @dataclass(frozen=True, slots=True)
 class PlannedCall:
-    """Who calls when (from the first call on), says which of the shipped recordings how long, on which line."""
+    """A caller: when he calls (from the first call on), which recording he says for how long, on which line."""
 
     number: int
     at_s: float
@@ -139,13 +140,13 @@ class PlannedCall:
 
     @property
     def from_number(self) -> str:
-        """The caller's number, by which calls of two runs are told to be the same."""
+        """The caller's number, which identifies the same call in two runs."""
         return f"+1555010{self.number:04d}"
 
 
 def calls(seed: int, count: int) -> tuple[PlannedCall, ...]:
-    """The calls of a run. Their line goes wrong: one half of them loses, doubles and swaps frames as well as webhooks,
-    the other loses none, so that its words stay what was said."""
+    """The callers of a run. Their line is faulty: one half loses, doubles and swaps frames as well as webhooks, the
+    other half loses none, so that its words are those that were said."""
     line = seed % LINES
     dice = Random(f"line:{line}")
     webhooks = Faults(
@@ -172,8 +173,8 @@ def calls(seed: int, count: int) -> tuple[PlannedCall, ...]:
 
 
 def _cuts(seed: int, until_s: float, gone_from: float) -> list[Strike]:
-    """When the network of one worker is cut, which leaves at `gone_from`. Its dice are its own: with the network or
-    without it the others are hit in the same way."""
+    """The cuts of the network of one worker, which leaves at `gone_from`. They use dice of their own, so that the
+    other strikes are the same with and without them."""
     dice = Random(f"network:{seed}")
     count = dice.randint(*CUTS)
     cuts: list[Strike] = []
@@ -187,9 +188,9 @@ def _cuts(seed: int, until_s: float, gone_from: float) -> list[Strike]:
 
 
 def schedule(seed: int, groups: Set[Group], until_s: float) -> tuple[Strike, ...]:
-    """What happens within `until_s` to the processes of `groups`, in order of time. Nothing where `seed` is 0.
+    """The strikes within `until_s` against the processes of `groups`, in order of time. None if `seed` is 0.
 
-    A process is hit again only after it had some time to run; two may be down at once.
+    A process is hit again only after it has run for some time. Two may be down at once.
     """
     if seed == UNDISTURBED:
         return ()
@@ -208,7 +209,7 @@ def schedule(seed: int, groups: Set[Group], until_s: float) -> tuple[Strike, ...
     runs_from: dict[Victim, float] = {}
     count = dice.randint(*STRIKES)
     for slot in range(count):
-        # One in each slot of time, so that none of it stays quiet.
+        # One in each slot of time, so that no slot is quiet.
         at_s = FIRST_STRIKE_S + (until_s - FIRST_STRIKE_S) * (slot + dice.random()) / count
         kind = dice.choice((Kind.KILL, Kind.FREEZE))
         short, long = dice.uniform(*FREEZE_S), dice.uniform(*LONG_FREEZE_S)

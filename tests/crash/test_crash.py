@@ -1,6 +1,6 @@
 """A few seeds of the crash test: whatever is killed or frozen, the packets are those of undisturbed processing.
 
-More of them, and what a failing one leaves behind: `python -m tests.crash`, docs/guarantees.md.
+`python -m tests.crash` runs more. docs/guarantees.md describes the folder of a failing seed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ APACHE_SEEDS = (1, 2)
 EMBEDDED_SEEDS = (3,)
 
 CALLS = 6
-"""Half of what the command makes: other tests have the machine too."""
+"""Half as many calls as the command makes, because other tests use the machine too."""
 
 
 @pytest.mark.parametrize("seed", EMBEDDED_SEEDS)

@@ -1,4 +1,5 @@
-"""Claims about the plan of a run: it is a function of the seed, and hits only who may be hit, as often as is fair."""
+"""The plan of a run is a function of the seed, and hits only the processes that it may hit, often enough and not too
+often."""
 
 from __future__ import annotations
 
@@ -36,13 +37,13 @@ def test_seed_0_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("spared", list(Group))
-def test_who_is_spared_is_not_hit(spared: Group) -> None:
+def test_a_spared_group_is_not_hit(spared: Group) -> None:
     hit = {strike.victim for seed in SEEDS for strike in schedule(seed, EVERYONE - {spared}, UNTIL_S)}
     assert hit & set(MEMBERS[spared]) == set()
     assert hit >= {victim for group in EVERYONE - {spared} for victim in MEMBERS[group]}
 
 
-def test_a_process_is_hit_again_only_after_it_ran() -> None:
+def test_a_process_is_hit_again_only_after_it_has_run() -> None:
     for seed in SEEDS:
         free_from: dict[Victim, float] = {}
         for strike in schedule(seed, EVERYONE, UNTIL_S):
@@ -50,7 +51,7 @@ def test_a_process_is_hit_again_only_after_it_ran() -> None:
             free_from[strike.victim] = strike.ends_s + (REST_S if strike.kind in (Kind.KILL, Kind.FREEZE) else 0.0)
 
 
-def test_one_worker_joins_and_one_that_is_there_leaves() -> None:
+def test_one_worker_joins_and_one_of_the_others_leaves() -> None:
     for seed in SEEDS:
         strikes = schedule(seed, EVERYONE, UNTIL_S)
         (join,) = (strike for strike in strikes if strike.kind is Kind.JOIN)
@@ -61,7 +62,7 @@ def test_one_worker_joins_and_one_that_is_there_leaves() -> None:
         assert all(each.ends_s < leave.at_s for each in strikes if each.victim is leave.victim and each is not leave)
 
 
-def test_freezes_beyond_the_session_timeout_hit_those_that_have_a_session() -> None:
+def test_long_freezes_hit_only_processes_with_a_session() -> None:
     long = [
         strike
         for seed in SEEDS
@@ -76,7 +77,7 @@ def test_seeds_share_the_undisturbed_runs_of_their_line() -> None:
     assert {calls(seed, 12) for seed in SEEDS} == {calls(line, 12) for line in range(LINES)}
 
 
-def test_half_of_the_callers_lose_frames_on_the_line_and_the_others_lose_none() -> None:
+def test_half_of_the_callers_lose_frames_on_the_line() -> None:
     losses = [call.faults.frame_losses > 0 for call in calls(1, 12)]
     assert losses.count(True) == losses.count(False) == 6
 

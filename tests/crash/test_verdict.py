@@ -1,4 +1,4 @@
-"""Claims about the judge: a call that went well is good, and each way in which a crash could harm it is found."""
+"""The verdict of a call that went well is good, and each way in which a crash could harm it is found."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from dispatchai.simulator import (
 from dispatchai.speech.engines import RECORDINGS
 from tests.crash.oracle import Expected, expected
 from tests.crash.recorded import Recorded
-from tests.crash.verdict import Verdict, comparable, judge, run_differences, to_come
+from tests.crash.verdict import Verdict, comparable, compare, run_differences, to_come
 from tests.support.recorded_call import T0, S, event
 
 STREAM = "S1"
@@ -88,7 +88,7 @@ REPORT = CallReport(
 
 
 class Topics:
-    """The topics of a run in which one call was made; a test changes what it says and then lets it be read."""
+    """The topics of a run with one call. A test changes the records and then has them compared."""
 
     def __init__(self, events: Sequence[CallEvent], frames: Sequence[AudioFrame], wanted: Expected) -> None:
         self.wanted = wanted
@@ -112,8 +112,8 @@ class Topics:
                 recorded.add(TopicPartition(topic, 0), record(topic, offset, stored))
         return recorded
 
-    def judged(self, report: CallReport = REPORT, lossy_from: Sequence[float] = ()) -> Verdict:
-        return judge(self.recorded, {CALL: self.wanted}, [report], lossy_from=lossy_from)
+    def verdict(self, report: CallReport = REPORT, lossy_from: Sequence[float] = ()) -> Verdict:
+        return compare(self.recorded, {CALL: self.wanted}, [report], lossy_from=lossy_from)
 
 
 def record(topic: str, offset: int, value: bytes | None) -> aiokafka.ConsumerRecord:
@@ -126,7 +126,7 @@ async def topics() -> Topics:
 
 
 async def test_a_call_that_went_well_is_good(topics: Topics) -> None:
-    assert topics.judged().problems == []
+    assert topics.verdict().problems == []
     assert topics.wanted.packet is not None
     assert topics.wanted.packet.complete
     assert "CARDIAC_ARREST" in topics.wanted.packet.nlp.tags
@@ -134,11 +134,11 @@ async def test_a_call_that_went_well_is_good(topics: Topics) -> None:
     assert list(to_come(topics.recorded, [REPORT])) == []
 
 
-async def test_what_is_read_and_written_again_is_of_no_consequence(topics: Topics) -> None:
+async def test_records_that_are_read_and_written_again_are_no_problem(topics: Topics) -> None:
     for topic in (Topic.SIGNALS, Topic.TRANSCRIPTS, Topic.DISPATCH_QUEUE, Topic.LIVE_CALLS):
         topics.values[topic] *= 2
     topics.values[Topic.TRANSCRIPTS] = [replace(each, recognized_at=T0) for each in topics.values[Topic.TRANSCRIPTS]]
-    assert topics.judged().problems == []
+    assert topics.verdict().problems == []
 
 
 def frame_applied_twice(topics: Topics) -> None:
@@ -216,7 +216,7 @@ def stream_without_an_end(topics: Topics) -> None:
     topics.values[Topic.AUDIO_FRAMES].pop()
 
 
-def good_record_buried(topics: Topics) -> None:
+def good_record_dead_lettered(topics: Topics) -> None:
     topics.values[Topic.DEAD_LETTERS].append(topics.values[Topic.CALL_EVENTS][0])
 
 
@@ -231,19 +231,19 @@ HARMS = {
     packet_without_its_last_words: "packet nlp.transcript: expected",
     older_packet_over_the_last: "the last packet has version",
     two_packets_of_one_version: "two packets of version",
-    live_entry_left: "its live entry was not taken away",
+    live_entry_left: "its live entry was not removed",
     snapshot_of_an_expelled_worker: "state of signals: frames: expected 400, found 350",
     webhook_acknowledged_and_lost: "1 webhooks call.answered were sent, 0 given up, 0 are recorded",
     frame_not_recorded: "1 frames from 50 to 50 were sent and are not recorded",
     stream_without_an_end: "1 START and 0 END",
-    good_record_buried: "1 dead letters",
+    good_record_dead_lettered: "1 dead letters",
 }
 
 
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
-async def test_what_a_crash_could_do_is_found(topics: Topics, harm: Callable[[Topics], None]) -> None:
+async def test_every_harm_of_a_crash_is_found(topics: Topics, harm: Callable[[Topics], None]) -> None:
     harm(topics)
-    found = [str(problem) for problem in topics.judged().problems]
+    found = [str(problem) for problem in topics.verdict().problems]
     assert any(HARMS[harm] in problem for problem in found), found
 
 
@@ -258,25 +258,25 @@ async def test_what_a_crash_could_do_is_found(topics: Topics, harm: Callable[[To
         (replace(REPORT, leg=Leg.new("+15550101235", "+15550100911")), "nothing is recorded of it"),
     ],
 )
-async def test_what_only_the_carrier_knows_is_found(topics: Topics, report: CallReport, problem: str) -> None:
-    assert problem in [each.text for each in topics.judged(report).problems]
+async def test_a_problem_that_only_the_carrier_knows_is_found(topics: Topics, report: CallReport, problem: str) -> None:
+    assert problem in [each.text for each in topics.verdict(report).problems]
 
 
-async def test_only_the_tail_of_a_stream_that_a_dead_gateway_cut_off_may_be_missing() -> None:
+async def test_only_the_tail_of_a_stream_that_a_killed_gateway_cut_off_may_be_missing() -> None:
     frames = audio(end=False, upto=300)
     cut_off = Topics(call_events(), frames, await expected(CALL, call_events(), frames))
     sent = replace(REPORT, streams=(replace(REPORT.streams[0], end=StreamEnd.LOST),))
-    assert cut_off.judged(sent, [5.5]).problems == []
-    assert cut_off.judged(sent, [6.5]).problems != [], "frames from before the kill are not the gateway's to lose"
+    assert cut_off.verdict(sent, [5.5]).problems == []
+    assert cut_off.verdict(sent, [6.5]).problems != [], "frames from before the kill are not the gateway's to lose"
     assert cut_off.wanted.packet is not None
     assert not cut_off.wanted.packet.complete
 
-    assert [each.text for each in cut_off.judged(sent).problems] == [
+    assert [each.text for each in cut_off.verdict(sent).problems] == [
         f"stream {STREAM}: 100 frames from 301 to 400 were sent and are not recorded",
         f"stream {STREAM}: 1 START and 0 END are recorded",
     ]
     del cut_off.values[Topic.AUDIO_FRAMES][100]
-    problems = [each.text for each in cut_off.judged(sent, [5.5]).problems]
+    problems = [each.text for each in cut_off.verdict(sent, [5.5]).problems]
     assert f"stream {STREAM}: 1 frames from 100 to 100 were sent and are not recorded" in problems
 
 
@@ -286,10 +286,10 @@ async def test_a_run_goes_on_until_the_deadline_of_each_call_is_recorded() -> No
     assert list(to_come(topics.recorded, [REPORT])) == [f"call {CALL}: its deadline is not recorded"]
 
 
-async def test_two_runs_share_all_of_a_packet_but_ids_and_times(topics: Topics) -> None:
+async def test_two_runs_share_a_packet_except_for_ids_and_times(topics: Topics) -> None:
     packet = topics.wanted.packet
     assert isinstance(packet, CallPacket)
     later = replace(packet, call_id="other", call_control_id="v3:other", started_at=1, answered_at=2, ended_at=3)
     assert list(run_differences({"+1": packet}, {"+1": later})) == []
     assert comparable(packet) != comparable(replace(packet, risk=replace(packet.risk, score=0.5)))
-    assert list(run_differences({"+1": packet}, {})) == ["caller +1: no packet, undisturbed there is one"]
+    assert list(run_differences({"+1": packet}, {})) == ["caller +1: no packet, unlike in the undisturbed run"]

@@ -47,13 +47,14 @@ RULES: Final[Mapping[str, tuple[tuple[Any, str, Any], ...]]] = {
         (aiokafka_internals, "drop_unsent", lambda _: 0),
     ),
 }
-"""Of each rule what replaces the code that keeps it: offsets are committed no further than snapshots cover; positions
-are checked after a rebalance; the latest owner's record wins; a process writes only with a lease."""
+"""For each rule the replacement of the code that enforces it. The rules: offsets are committed no further than
+snapshots cover; positions are checked after a rebalance; the last owner's record wins; a process writes only with a
+lease."""
 
 
 @contextmanager
 def without(rule: str) -> Iterator[None]:
-    """Take `rule` out of the engine while this lasts."""
+    """Take `rule` out of the engine inside this context."""
     with ExitStack() as patches:
         for owner, name, replacement in RULES[rule]:
             patches.enter_context(patch.object(owner, name, replacement))

@@ -1,6 +1,6 @@
-"""Whether a run came to what it had to: what Kafka holds against what the oracle says, field by field.
+"""Whether a run is right: compares the records in Kafka with those that the oracle expects, field by field.
 
-Decides what counts as a difference, and which fields are times of processing and therefore left out. Pure.
+Decides what counts as a difference, and which fields are times of processing and not compared. Pure.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.crash.recorded import Recorded
 from tests.support.recorded_run import carriers_id, command_differences
 
 PROCESSING_TIMES: Final = {"recognized_at", "as_of"}
-"""When something was made, not what: left out of states and utterances. A packet has neither."""
+"""Times of processing, which are not compared in states and utterances. A packet has neither."""
 
 ONE_RUN_ONLY: Final = {
     "call_id",
@@ -48,22 +48,22 @@ ONE_RUN_ONLY: Final = {
     "created_at",
     "duration_seconds",
 }
-"""What two runs of one seed cannot share: ids that the carrier draws, and times of the call. How long it took until
-somebody answered is part of a call's length."""
+"""Fields that differ between two runs of one seed: ids that the carrier draws, and times of the call. The length of a
+call includes the time until it was answered."""
 
 SHOWN: Final = 3
-"""Differences of one kind that are shown of a call."""
+"""How many differences of one kind are shown for a call."""
 
 SLACK_S: Final = 1.0
-"""How long a frame may be on its way: linger, acknowledgement, and the delay of a busy machine."""
+"""How long a frame may be in flight: linger, acknowledgement, and the delay of a busy machine."""
 
 VALUE_SHOWN: Final = 200
-"""Characters of a value that are shown."""
+"""How many characters of a value are shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One difference. `about` is a call id, or empty where it concerns no one call."""
+    """A difference. `about` is a call id, or empty if it concerns no single call."""
 
     text: str
     about: str = ""
@@ -73,7 +73,7 @@ class Problem:
 
     @property
     def kind(self) -> str:
-        """The text without what differs from call to call: ids and numbers."""
+        """The text without ids and numbers, which differ from call to call."""
         return _PARTICULAR.sub("…", self.text)
 
 
@@ -82,24 +82,24 @@ _PARTICULAR: Final = re.compile(r"'[^']*'|\b[\w-]*\d[\w.:~-]*")
 
 @dataclass(slots=True)
 class Verdict:
-    """What was found. A run is good when there are no `problems`."""
+    """The result of a comparison. A run is good if there are no `problems`."""
 
     problems: list[Problem] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
-    """What is allowed and worth a number: records written twice with the same content, and the like."""
+    """Counts of things that are allowed, such as records written twice with the same content."""
 
     @property
     def good(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
     def add(self, texts: Iterable[str], about: str = "") -> None:
-        """What was found `about` a call."""
+        """Add `problems` about a call."""
         self.problems.extend(Problem(text, about) for text in texts)
 
 
 def to_come(recorded: Recorded, reports: Iterable[CallReport]) -> Iterator[str]:
-    """What is still to be recorded of the calls themselves: a deadline, which every one of them gets."""
+    """The records that are still to come of the calls themselves: each of them gets a deadline."""
     for report in reports:
         call_id = report.leg.call_session_id
         kinds = {event.type for event in recorded.values(Topic.CALL_EVENTS, call_id, CallEvent)}
@@ -107,17 +107,17 @@ def to_come(recorded: Recorded, reports: Iterable[CallReport]) -> Iterator[str]:
             yield f"call {call_id}: its deadline is not recorded"
 
 
-def judge(
+def compare(
     recorded: Recorded,
     expected: Mapping[str, Expected],
     reports: Sequence[CallReport],
     *,
     lossy_from: Sequence[float],
 ) -> Verdict:
-    """Compare all that `recorded` has of the calls of `reports` with what is `expected`.
+    """Compare the records of the calls of `reports` in `recorded` with those that are `expected`.
 
-    `lossy_from` has for each kill of the gateway the moment (seconds since the epoch) from which on it may have held
-    frames that Kafka did not have: those died with it.
+    `lossy_from` has for each kill of the gateway the time, in seconds since the epoch, from which it may have held
+    frames that Kafka did not have and that were lost with it.
     """
     verdict = Verdict()
     for report in reports:
@@ -139,8 +139,8 @@ def judge(
             verdict.add(found, call_id)
     strangers = set(recorded.call_ids(Topic.DISPATCH_QUEUE)) - {report.leg.call_session_id for report in reports}
     verdict.add(f"a packet of {call_id}, who never called" for call_id in sorted(strangers))
-    if letters := sum(1 for _ in recorded.of(Topic.DEAD_LETTERS)):
-        verdict.add([f"{letters} dead letters, of good records"])
+    if count := sum(1 for _ in recorded.of(Topic.DEAD_LETTERS)):
+        verdict.add([f"{count} dead letters, of good records"])
     return verdict
 
 
@@ -163,7 +163,7 @@ def without(value: Any, names: Iterable[str]) -> Any:
 
 
 def differences(wanted: Any, found: Any, path: str = "") -> Iterator[str]:
-    """Where two plain values differ, one line each, by the path to it."""
+    """The differences between two plain values, one line each, with the path to each."""
     match wanted, found:
         case dict(), dict():
             for name in wanted:
@@ -192,7 +192,7 @@ def _carrier(report: CallReport) -> Iterator[str]:
 
 
 def _webhooks(report: CallReport, recorded: Recorded) -> Iterator[str]:
-    """Every event that the gateway acknowledged is recorded: all that the carrier posted but those it gave up."""
+    """Every event that the gateway acknowledged is recorded: all events of the carrier except those that it gave up."""
     effects = Counter[str]()
     for command in report.commands:
         effects[command.action] += command.effects
@@ -222,7 +222,8 @@ def _webhooks(report: CallReport, recorded: Recorded) -> Iterator[str]:
 def _frames(
     report: CallReport, recorded: Recorded, notes: Counter[str], *, lossy_from: Sequence[float]
 ) -> Iterator[str]:
-    """Every frame that was sent is recorded, but those that the line lost and the tail of a stream that was cut off."""
+    """Every frame that was sent is recorded, except those that the line lost and the tail of a stream that was cut
+    off."""
     records: dict[str, list[AudioFrame]] = defaultdict(list)
     for frame in recorded.values(Topic.AUDIO_FRAMES, report.leg.call_session_id, AudioFrame):
         if frame.track is Track.INBOUND:
@@ -248,8 +249,8 @@ def _stream_frames(
     if tail or not any(frame.kind is FrameKind.END for frame in records):
         ended_at = sent.first_due_at + (min(tail, default=sent.chunks + 1) - 1) * sent.frame_s
         over_at = sent.first_due_at + sent.chunks * sent.frame_s
-        # Sent to the gateway that was killed, or held by it: after the moment from which on it held frames back, and
-        # it was killed when it had been sent no more than a little before.
+        # Sent to the gateway that was killed, or held by it: after the time from which it held frames, and sent at most
+        # a little before the kill.
         cut_off = any(since <= ended_at and over_at >= since - SLACK_S for since in lossy_from)
     if cut_off:
         notes["frames that died with a gateway"] += len(tail)
@@ -268,8 +269,8 @@ def _stream_frames(
 
 
 def _signals(wanted: Expected, recorded: Recorded, notes: Counter[str]) -> Iterator[str]:
-    """Each signal is the one that the fold makes at its frame, none is missing, and each is written for the first time
-    when those before it have been: figures show each frame once."""
+    """Each signal is the one that the step makes at its frame, none is missing, and their first records are in order:
+    then the figures contain each frame once."""
     by_place = {(each.stream_id, each.kind, each.sequence): each for each in wanted.signals}
     found: dict[tuple[str, str, int], None] = {}
     wrong: list[str] = []
@@ -303,7 +304,7 @@ def _transcripts(wanted: Expected, recorded: Recorded, notes: Counter[str]) -> I
         notes[f"{each.kind} utterances written twice"] += place in found
         found.add(place)
     missing = [place for place in by_place if place not in found]
-    # Of partial texts only the last of an utterance that never became final says anything in the end.
+    # Of partials only the last one of an utterance without a final matters in the end.
     final_ids = {each.utterance_id for each in wanted.utterances if each.kind is UtteranceKind.FINAL}
     needed = [each for each in missing if each[1] != UtteranceKind.PARTIAL or each[0] not in final_ids]
     if needed:
@@ -321,7 +322,7 @@ def _packets(wanted: Expected, recorded: Recorded, notes: Counter[str]) -> Itera
     versions = [each.version for each in packets]
     if max(versions) != versions[-1]:
         yield f"the last packet has version {versions[-1]}, an earlier one {max(versions)}"
-    # What is made before all of a call is in has an even version and may be replaced under it.
+    # A packet of a call that is not complete has an even version, and may be replaced under that version.
     contents: dict[int, CallPacket] = {}
     for each in packets:
         if each.complete and contents.setdefault(each.version, each) != each:
@@ -333,11 +334,11 @@ def _packets(wanted: Expected, recorded: Recorded, notes: Counter[str]) -> Itera
 def _live(wanted: Expected, recorded: Recorded) -> Iterator[str]:
     entries = recorded.stored(Topic.LIVE_CALLS, wanted.call_id)
     if wanted.packet is not None and (not entries or entries[-1].value is not None):
-        yield "its live entry was not taken away" if entries else "it never had a live entry, nor its tombstone"
+        yield "its live entry was not removed" if entries else "it never had a live entry, nor its tombstone"
 
 
 def _states(wanted: Expected, recorded: Recorded) -> Iterator[str]:
-    """The last snapshots are what the folds come to."""
+    """The last snapshots are the states that the steps end with."""
     yield from _state("calls", wanted.call, wanted, recorded, CallState)
     yield from _state("signals", wanted.signal_state, wanted, recorded, SignalState)
     yield from _state("speech", wanted.speech_state, wanted, recorded, SpeechState)
@@ -373,15 +374,15 @@ def _some(lines: list[str]) -> Iterator[str]:
 
 
 def comparable(packet: CallPacket) -> Any:
-    """What two runs of one seed must share of a packet."""
+    """The fields of a packet that two runs of one seed must share."""
     return without(packet, ONE_RUN_ONLY)
 
 
 def run_differences(undisturbed: Mapping[str, CallPacket], found: Mapping[str, CallPacket]) -> Iterator[str]:
-    """How the packets of a run differ from those of the undisturbed one, both by the caller's number."""
+    """The differences between the packets of a run and those of the undisturbed run, both by the caller's number."""
     for number, wanted in undisturbed.items():
         if number not in found:
-            yield f"caller {number}: no packet, undisturbed there is one"
+            yield f"caller {number}: no packet, unlike in the undisturbed run"
             continue
         for line in _some(list(differences(comparable(wanted), comparable(found[number])))):
             yield f"caller {number}, against the undisturbed run: {line}"

@@ -14,7 +14,7 @@ from dispatchai.engine.effects import Effects
 from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.topics import Topics
-from tests.support.application import PARTITIONS, buried, call_name, new_group, produce, running, until
+from tests.support.application import PARTITIONS, call_name, dead_letters, new_group, produce, running, until
 
 SOURCE = "dispatch-actions"
 """A topic of the project that nothing else writes to in these tests: the values are numbers all the same."""
@@ -69,7 +69,7 @@ async def test_neither_a_failing_effect_nor_a_poison_record_harms_its_neighbours
         allowed.set()
         await until(lambda: states.store.values.get(slow) == b"1,2")
 
-        assert [letter.value for letter in await buried(broker, poisoned, 1)] == [b"13"]
+        assert [letter.value for letter in await dead_letters(broker, poisoned, 1)] == [b"13"]
         assert states.get(poisoned) == [1, 2, 3]
         assert max(batches) > 1, "the records came one by one: nothing was shown"
 

@@ -17,7 +17,7 @@ from dispatchai.kafka.topics import Topics
 from dispatchai.records import CallEvent, decode, encode
 from dispatchai.resources import data_path
 from dispatchai.speech.engines import RECORDINGS
-from dispatchai.triage.rules_file import Rules
+from dispatchai.triage.rules import Rules
 event = CallEvent("id", "call.initiated", 1, 2, "", None, None, 1, b"")
 assert decode(encode(event)) == event
 Topics.load(), Rules.load()

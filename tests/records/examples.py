@@ -1,4 +1,4 @@
-"""Records made from their classes alone: one fixed example of each, and Hypothesis strategies for all others."""
+"""Records made from their classes alone: a fixed example of each, and Hypothesis strategies for all others."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def hints(cls: type) -> list[tuple[str, Any]]:
 
 
 def example(cls: type) -> Any:
-    """One record with every optional field filled and two items in every list; always the same."""
+    """A record with every optional field filled and two items in every list; always the same."""
     return cls(**{name: _example(name, hint, number) for number, (name, hint) in enumerate(hints(cls), 1)})
 
 

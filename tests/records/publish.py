@@ -2,8 +2,8 @@
 
     python -m tests.records.publish
 
-Run it after changing a file in `schemas/`. A published version is never changed: records of it lie in topics.
-Only a version that no release contained may be taken back, by deleting its two files before running this again.
+Run it after changing a file in `schemas/`. A published version never changes, because topics contain records of it.
+Only a version that no release contained may be withdrawn, by deleting its two files before running this again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def golden_path(schema: Path) -> Path:
 
 
 def publish(name: str) -> Path | None:
-    """Publish the record `name` if it changed. Returns the new file of the history."""
+    """Publish the record `name` if it changed. Returns the new file in the history."""
     current, published = current_path(name), history_paths(name)
     if published and without_docs(load(published[-1])) == without_docs(load(current)):
         return None

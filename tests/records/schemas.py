@@ -1,7 +1,7 @@
 """Schema files as the tests need them: with names expanded, in Parsing Canonical Form, with their fingerprints.
 
-Written after the specification (Apache Avro 1.12, "Parsing Canonical Form for Schemas", "Schema Fingerprints") and
-not after the codec's library, so that the two can be compared.
+Written by the specification (Apache Avro 1.12, "Parsing Canonical Form for Schemas", "Schema Fingerprints") and not by
+the codec's library, so that the two can be compared.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def expand(schema: Any, namespace: str = "", known: dict[str, Any] | None = None
 
 
 def without_docs(schema: Any) -> Any:
-    """`schema` without what changes nothing in reading and writing."""
+    """`schema` without its docs, which do not matter for reading and writing."""
     match schema:
         case dict():
             return {key: without_docs(value) for key, value in schema.items() if key != "doc"}
@@ -121,7 +121,7 @@ def _canonical(schema: Any, namespace: str) -> Any:
 
 
 EMPTY_FINGERPRINT = 0xC15D213AA4D7A795
-"""CRC-64-AVRO of nothing, and its polynomial."""
+"""CRC-64-AVRO of no bytes, and its polynomial."""
 
 
 def crc_64_avro(data: bytes) -> int:

@@ -1,4 +1,4 @@
-"""What is written can be read, by this program and by any other that follows Avro's specification."""
+"""Every record that is written can be read, by this program and by any other that follows Avro's specification."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from dispatchai.records import (
     decode,
     decode_as,
     encode,
-    schema_text,
     to_json,
 )
 from tests.records.examples import RECORD_NAMES, example, record_class, records
@@ -63,14 +62,20 @@ def test_any_record_is_read_as_it_was_written(name: str, data: st.DataObject) ->
 @pytest.mark.parametrize("name", RECORD_NAMES)
 @settings(max_examples=30)
 @given(data=st.data())
-def test_any_record_can_be_told_as_json(name: str, data: st.DataObject) -> None:
+def test_any_record_can_be_written_as_json(name: str, data: st.DataObject) -> None:
     assert orjson.loads(orjson.dumps(to_json(data.draw(any_record(name))))).keys() == set(
         record_class(name).__dataclass_fields__
     )
 
 
+@pytest.mark.parametrize("name", RECORD_NAMES)
+def test_json_has_the_fields_in_the_order_of_the_schema(name: str) -> None:
+    names = [field["name"] for field in load(current_path(name))["fields"]]
+    assert list(to_json(example(record_class(name)))) == names
+
+
 @pytest.mark.parametrize(
-    ("micros", "told"),
+    ("micros", "written"),
     [
         (0, "1970-01-01T00:00:00.000000Z"),
         (-1, "1969-12-31T23:59:59.999999Z"),
@@ -79,8 +84,8 @@ def test_any_record_can_be_told_as_json(name: str, data: st.DataObject) -> None:
         (2**63 - 1, "9999-12-31T23:59:59.999999Z"),
     ],
 )
-def test_a_time_is_told_in_utc_and_one_that_no_calendar_has_as_the_nearest(micros: int, told: str) -> None:
-    assert to_json(dataclasses.replace(FRAME, captured_at=micros))["captured_at"] == told
+def test_a_time_is_written_in_utc_and_one_that_no_calendar_has_as_the_nearest(micros: int, written: str) -> None:
+    assert to_json(dataclasses.replace(FRAME, captured_at=micros))["captured_at"] == written
 
 
 @pytest.mark.parametrize("name", RECORD_NAMES)
@@ -90,9 +95,9 @@ def test_enums_are_read_as_enums_and_lists_as_tuples(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECORD_NAMES)
-def test_the_body_is_what_avros_own_library_writes(name: str) -> None:
-    """The reference implementation, which shares no code with the codec, reads the same fields."""
-    schema = avro.schema.parse(_without_times(schema_text(name)))
+def test_the_body_is_that_of_avros_own_library(name: str) -> None:
+    """Avro's reference implementation, which shares no code with the codec, reads the same fields."""
+    schema = avro.schema.parse(_without_times(current_path(name).read_text(encoding="utf-8")))
     encoded = encode(example(record_class(name)))
     decoder = avro.io.BinaryDecoder(io.BytesIO(encoded[HEADER_LENGTH:]))
     fields = avro.io.DatumReader(schema).read(decoder)
@@ -102,7 +107,7 @@ def test_the_body_is_what_avros_own_library_writes(name: str) -> None:
 
 
 def _without_times(text: str) -> str:
-    """The schema with plain numbers for times: the library would turn them into datetimes and lose the far ones."""
+    """The schema with plain numbers for times: the library turns times into datetimes, which cannot hold far ones."""
 
     def plain(schema: Any) -> Any:
         match schema:
@@ -129,11 +134,11 @@ def _without_times(text: str) -> str:
         ('"string"', 0x8F014872634503C7),
     ],
 )
-def test_the_fingerprint_of_the_tests_is_the_specifications(schema: str, fingerprint: int) -> None:
+def test_the_tests_compute_the_fingerprints_of_the_specification(schema: str, fingerprint: int) -> None:
     assert crc_64_avro(canonical(json.loads(schema)).encode()) == fingerprint
 
 
-def test_the_canonical_form_of_the_tests_is_the_specifications() -> None:
+def test_the_tests_compute_the_canonical_form_of_the_specification() -> None:
     schema = {
         "type": "record",
         "name": "R",
@@ -173,7 +178,7 @@ def test_bytes_without_a_header_are_no_record(data: bytes) -> None:
         decode(data)
 
 
-def test_a_record_of_a_version_to_come_is_refused_with_its_fingerprint() -> None:
+def test_a_record_of_a_future_version_is_refused_with_its_fingerprint() -> None:
     data = bytearray(encode(FRAME))
     data[2:10] = bytes.fromhex("0102030405060708")
     with pytest.raises(DecodeError, match="0102030405060708"):
@@ -236,6 +241,6 @@ def test_a_value_of_a_wrong_type_is_not_written() -> None:
             encode(dataclasses.replace(FRAME, **wrong))  # type: ignore[arg-type]
 
 
-def test_what_is_not_a_record_of_its_own_is_not_written() -> None:
+def test_a_value_that_is_no_record_is_not_written() -> None:
     with pytest.raises(FileNotFoundError):
         encode(Word("help", 0, 1, None))

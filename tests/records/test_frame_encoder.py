@@ -1,4 +1,4 @@
-"""The fast encoder of frames writes what the codec of the schema writes."""
+"""The encoder of frames writes the bytes that the codec writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dispatchai.records.frame_encoder import FrameEncoder
         detail=st.none(),
     )
 )
-def test_each_byte_is_the_codecs(frame: AudioFrame) -> None:
+def test_each_byte_is_that_of_the_codec(frame: AudioFrame) -> None:
     encoder = FrameEncoder(frame.stream_id, frame.encoding, frame.sample_rate)
     record = encoder.encode(frame.track, frame.sequence, frame.captured_at, frame.payload)
     assert record == encode(frame)
@@ -43,7 +43,7 @@ def test_each_byte_is_the_codecs(frame: AudioFrame) -> None:
         max_size=20,
     )
 )
-def test_what_it_remembers_of_one_frame_does_not_get_into_the_next(
+def test_a_frame_is_encoded_alike_whatever_was_encoded_before(
     frames: list[tuple[Track, int, int, bytes]],
 ) -> None:
     encoder = FrameEncoder("s", "PCMU", 8000)

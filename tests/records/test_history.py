@@ -1,4 +1,4 @@
-"""Records of every published version can be read for as long as they lie in topics."""
+"""Records of every published version can be read for as long as topics contain them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_golden_record_of_every_version_can_be_read(path: Path) -> None:
     assert set(fields) == {field.name for field in dataclasses.fields(record)}
 
 
-def test_no_golden_record_is_without_its_schema() -> None:
+def test_every_golden_record_has_its_schema() -> None:
     assert {path.name for path in GOLDEN.iterdir()} == {golden_path(path).name for path in PUBLISHED}
 
 

@@ -1,4 +1,4 @@
-"""The dataclasses and the schema files say the same."""
+"""The dataclasses and the schema files agree."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.records.schemas import current_path, expand, load
 NAMESPACE = "dispatchai"
 
 AVRO_OF = {str: {"string"}, bytes: {"bytes"}, bool: {"boolean"}, int: {"int", "long"}, float: {"double"}}
-"""The Avro types that a Python type may stand for. The size of a whole number is the schema's matter."""
+"""The Avro types that a Python type may stand for. The schema decides the size of a whole number."""
 
 TIMESTAMP = {"type": "long", "logicalType": "timestamp-micros"}
 
 
 def assert_equal(where: str, hint: Any, written: str, schema: Any) -> None:
-    """`hint`, written as `written` in the source, is what `schema` says."""
+    """`hint`, written as `written` in the source, agrees with `schema`."""
     if (inner := inner_of_optional(hint)) is not None:
         assert isinstance(schema, list), f"{where}: optional in Python only"
         assert schema[0] == "null", f"{where}: null must come first, for it is the default"
@@ -111,7 +111,7 @@ def test_every_field_and_type_has_a_doc(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECORD_NAMES)
-def test_what_is_optional_has_the_default_null_so_that_a_field_can_be_added_and_dropped(name: str) -> None:
+def test_an_optional_field_has_the_default_null_so_that_it_can_be_added_and_dropped(name: str) -> None:
     for where, field in fields_of(expand(load(current_path(name))), name):
         if isinstance(field["type"], list):
             assert "default" in field, where

@@ -21,7 +21,7 @@ def recording(name: str) -> bytes:
 
 
 def tone(milliseconds: int, seed: int = 0) -> Samples:
-    """Something loud that differs with `seed`."""
+    """A loud tone, whose pitch depends on `seed`."""
     time = np.arange(milliseconds * 8) / 8000
     return (8000 * np.sin(2 * np.pi * (200 + 37 * seed) * time)).astype(np.int16)
 
@@ -50,7 +50,7 @@ def record(
     track: Track = Track.INBOUND,
     encoding: str = "PCMU",
 ) -> AudioFrame:
-    """One record of audio-frames."""
+    """A record of audio-frames."""
     return AudioFrame(stream_id, kind, track, sequence, sequence * 20_000, encoding, 8000, payload, None)
 
 

@@ -39,7 +39,7 @@ def test_a_pause_shorter_than_the_hang_does_not_split_a_sentence() -> None:
     assert len(segments) == 1
 
 
-def test_speech_without_end_is_cut_in_its_deepest_pause() -> None:
+def test_endless_speech_is_cut_in_its_deepest_pause() -> None:
     windows = LONGEST_MS // WINDOW_MS
     dip = windows - 40
     segments, _ = run([0.9] * dip + [0.3] * 2 + [0.9] * windows)
@@ -47,7 +47,7 @@ def test_speech_without_end_is_cut_in_its_deepest_pause() -> None:
 
 
 @given(st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.3, 0.5, 1.0]), max_size=900))
-def test_segments_never_overlap_never_reorder_and_carry_the_audio_of_their_range(probabilities: list[float]) -> None:
+def test_segments_do_not_overlap_are_in_order_and_have_the_audio_of_their_range(probabilities: list[float]) -> None:
     segments, segmenter = run(probabilities)
     assert segmenter.position == len(probabilities) * WINDOW
     end = 0
@@ -62,7 +62,7 @@ def test_segments_never_overlap_never_reorder_and_carry_the_audio_of_their_range
 
 
 @given(st.lists(st.sampled_from([0.0, 0.3, 1.0]), min_size=40, max_size=300))
-def test_loud_speech_is_never_outside_all_segments(probabilities: list[float]) -> None:
+def test_loud_speech_is_always_in_a_segment(probabilities: list[float]) -> None:
     segments, _ = run(probabilities)
     for at in range(len(probabilities) - 2):
         if all(probability == 1.0 for probability in probabilities[at : at + 3]):

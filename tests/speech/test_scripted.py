@@ -11,8 +11,9 @@ import yaml
 
 from dispatchai.settings import Settings, SpeechEngine
 from dispatchai.speech.engines import RECORDINGS, recognizer
+from dispatchai.speech.errors import RecognizerError
 from dispatchai.speech.moonshine import MoonshineRecognizer
-from dispatchai.speech.recognizer import AudioFormat, Ended, Event, Hypothesis, RecognizerError, StreamKey
+from dispatchai.speech.recognizer import AudioFormat, Ended, Event, Hypothesis, StreamKey
 from dispatchai.speech.scripted import ScriptedRecognizer, load_script
 from tests.speech.audio import chunks, pcmu, quiet, recording, tone
 from tests.support.paths import ROOT
@@ -41,14 +42,14 @@ def finals(events: list[Event]) -> list[Hypothesis]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_with_the_shipped_script_it_says_what_the_callers_say(name: str) -> None:
+async def test_the_shipped_script_has_the_words_of_the_callers(name: str) -> None:
     engine = recognizer(Settings(_env_file=None, speech_engine=SpeechEngine.SCRIPTED))
     assert isinstance(engine, ScriptedRecognizer)
     said = [line["text"] for line in yaml.safe_load((TEXTS / f"{name}.yaml").read_text())["lines"]]
     assert [final.text for final in finals(await hear(engine, recording(name)))] == said
 
 
-async def test_the_same_audio_gives_the_same_words_however_it_is_cut() -> None:
+async def test_the_words_do_not_depend_on_how_the_audio_is_cut() -> None:
     audio = pcmu(quiet(200), tone(700, 1), quiet(500), tone(900, 2), quiet(500))
     first = finals(await hear(ScriptedRecognizer(), audio))
     assert len(first) == 2
@@ -65,7 +66,7 @@ async def test_times_count_from_the_origin_of_the_audio() -> None:
     assert (final.start_ms, final.end_ms) == (5200, 5900)
 
 
-async def test_a_cancelled_stream_delivers_nothing_not_even_what_waited() -> None:
+async def test_a_cancelled_stream_delivers_nothing_not_even_waiting_events() -> None:
     engine = ScriptedRecognizer()
     stream = engine.open(KEY, PCMU)
     stream.feed(pcmu(tone(500), quiet(500)))
@@ -100,7 +101,7 @@ def test_a_recording_is_telephone_audio_of_a_caller(name: str) -> None:
 
 
 def loudness(name: str) -> tuple[float, float]:
-    """Root mean square of the first and of the last third of the voiced part."""
+    """The root mean squares of the first and the last third of the voiced part."""
     with wave.open(str(RECORDINGS / f"{name}.wav")) as file:
         samples = np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32768
     frames = samples[: len(samples) // 160 * 160].reshape(-1, 160)
@@ -110,7 +111,7 @@ def loudness(name: str) -> tuple[float, float]:
     return float(voiced[:third].mean()), float(voiced[-third:].mean())
 
 
-def test_the_callers_differ_in_how_they_sound() -> None:
+def test_the_callers_sound_different() -> None:
     calm, panic, anger = (loudness(name) for name in NAMES)
     assert max(calm) < 0.1 < min(anger), "calm is quiet, anger is loud from the first word"
     assert panic[1] > 1.5 * panic[0], "panic rises"

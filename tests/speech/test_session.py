@@ -1,4 +1,4 @@
-"""What a call's speech becomes in records: numbering, gaps, restarts, failures, the end."""
+"""The records of a call's speech: numbering, gaps, restarts, failures, the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dispatchai.speech.scripted import ScriptedRecognizer
 from dispatchai.speech.session import (
     LONGEST_GAP_MS,
     LONGEST_RETAINED_MS,
-    MOST_FAILURES,
+    MAX_FAILURES,
     CallSpeech,
     Feed,
     Finish,
@@ -44,7 +44,7 @@ SPEECH = pcmu(
     tone(400, 4),
     quiet(100),
 )
-"""Four utterances, of which the third is longer than the engine hears at once."""
+"""Four utterances. The third is longer than a segment of the engine."""
 
 
 def session(state: SpeechState | None = None) -> CallSpeech:
@@ -69,7 +69,7 @@ class Agent:
                     self._take(event)
 
     async def end(self) -> None:
-        """The agent's: no END will come."""
+        """End the streams, as the agent does when no END will come."""
         self._apply(self.session.end("no END", NOW))
         await self.read([])
 
@@ -84,7 +84,7 @@ class Agent:
 
 
 def final_facts(utterances: Iterable[Utterance]) -> list[Utterance]:
-    """What must not differ between runs: each final once, in order, without the time of processing."""
+    """The facts that must not differ between runs: each final once, in order, without the time of recognition."""
     seen: dict[tuple[str, int, UtteranceKind], Utterance] = {}
     for utterance in utterances:
         if utterance.kind is not UtteranceKind.PARTIAL:
@@ -125,7 +125,9 @@ async def test_revisions_rise_and_a_final_is_above_all_partials() -> None:
 
 @given(st.lists(st.integers(1, 900), max_size=6), st.data())
 @settings(max_examples=25, deadline=None)
-def test_killed_anywhere_and_read_again_the_final_records_are_the_same(batches: list[int], data: st.DataObject) -> None:
+def test_a_process_killed_anywhere_writes_the_same_final_records_after_a_restart(
+    batches: list[int], data: st.DataObject
+) -> None:
     async def crashing() -> list[Utterance]:
         frames = records(SPEECH)
         written: list[Utterance] = []
@@ -158,10 +160,8 @@ def test_killed_anywhere_and_read_again_the_final_records_are_the_same(batches: 
 
 @given(st.integers(0, len(SPEECH) // 160), st.data())
 @settings(max_examples=25, deadline=None)
-def test_a_stream_that_is_ended_says_what_it_would_have_said_with_an_end_behind_it(
-    cut: int, data: st.DataObject
-) -> None:
-    """Also where the process is killed before that is stored, and the frames that are not covered are read again."""
+def test_a_stream_that_is_ended_has_the_text_that_an_end_record_would_have_given(cut: int, data: st.DataObject) -> None:
+    """Also if the process is killed before that is stored, and the uncovered frames are read again."""
 
     async def both() -> tuple[list[Utterance], list[Utterance]]:
         frames = records(SPEECH)[: cut + 1]
@@ -182,7 +182,7 @@ def test_a_stream_that_is_ended_says_what_it_would_have_said_with_an_end_behind_
     assert without == with_end
 
 
-def test_frames_of_a_stream_that_was_ended_are_not_heard_and_its_end_is_written_once() -> None:
+def test_frames_after_the_end_of_a_stream_are_not_heard_and_its_end_is_written_once() -> None:
     speech = session()
     frames = records(bytes(160 * 20))
     speech.frames(frames[:10], NOW)
@@ -195,7 +195,7 @@ def test_frames_of_a_stream_that_was_ended_are_not_heard_and_its_end_is_written_
     assert session(speech.state).end("no END", NOW) == Step()
 
 
-def test_what_was_heard_in_part_of_a_stream_that_is_ended_was_said_though_the_recogniser_fails() -> None:
+def test_a_partial_of_a_stream_that_is_ended_becomes_final_even_if_the_recogniser_fails() -> None:
     speech = session()
     speech.frames(records(bytes(160 * 100))[:-1], NOW)
     speech.event(Hypothesis(KEY, 0, False, "help my", 100, 700), NOW)
@@ -218,10 +218,8 @@ def test_finals_do_not_depend_on_how_frames_are_batched(size: int) -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 6)), min_size=1, max_size=12), st.integers(0, 900))
 @settings(max_examples=60, deadline=None)
-def test_frames_that_come_as_runs_are_taken_as_they_are_one_by_one(
-    parts: list[tuple[int, int]], covered_ms: int
-) -> None:
-    """Runs that begin anywhere: behind a gap, or before what was taken."""
+def test_runs_of_frames_are_heard_like_single_frames(parts: list[tuple[int, int]], covered_ms: int) -> None:
+    """Runs may begin anywhere: behind a gap, or before frames that were heard."""
     one_by_one, in_runs = session(), session()
     fed: list[list[bytes]] = [[], []]
     for first, count in parts:
@@ -243,7 +241,7 @@ def test_frames_that_come_as_runs_are_taken_as_they_are_one_by_one(
     assert again == expected
 
 
-def test_audio_that_is_kept_no_longer_is_the_same_however_it_came() -> None:
+def test_the_same_audio_is_dropped_from_runs_and_single_frames() -> None:
     frames = [record(FrameKind.FRAME, n, bytes([n % 256]) * 160) for n in range(1, 6100)]
     kept = []
     for size in (1, 7, 6099):
@@ -257,7 +255,7 @@ def test_audio_that_is_kept_no_longer_is_the_same_however_it_came() -> None:
     assert kept[0][0] == Open("s1", PCMU, 6099 * 20 - LONGEST_RETAINED_MS)
 
 
-def test_what_was_heard_in_part_before_a_stream_is_given_up_was_said() -> None:
+def test_a_partial_of_a_stream_that_is_given_up_becomes_final() -> None:
     speech = session()
     speech.frames(records(bytes(160 * 100))[:-1], NOW)
     speech.event(Hypothesis(KEY, 0, False, "help my", 100, 700), NOW)
@@ -280,7 +278,7 @@ def test_missing_frames_are_silence_of_the_same_length() -> None:
     assert step.commands[-1] == Feed("s1", b"\1" * 160 + b"\xff" * 320 + b"\1" * 160)
 
 
-def test_a_wild_sequence_number_costs_five_seconds_of_silence_at_most() -> None:
+def test_a_wild_sequence_number_costs_at_most_five_seconds_of_silence() -> None:
     step = session().frames([record(FrameKind.FRAME, n, b"\1" * 160) for n in (1, 2**40)], NOW)
     [_, feed] = step.commands
     assert isinstance(feed, Feed)
@@ -300,7 +298,7 @@ def test_offsets_are_held_from_the_oldest_open_utterance_and_move_through_silenc
 
 
 def test_a_final_and_its_coverage_enter_the_state_together() -> None:
-    """Between the two a snapshot would make a restart number the utterance anew."""
+    """After a snapshot between the two a restart would number the utterance again."""
     speech = session()
     speech.frames(records(bytes(160 * 100))[:-1], NOW)
     speech.event(Hypothesis(KEY, 0, True, "help", 700, 1500), NOW)
@@ -308,7 +306,7 @@ def test_a_final_and_its_coverage_enter_the_state_together() -> None:
     assert (stream.utterances, stream.next_sequence) == (1, 76)
 
 
-def test_a_restored_stream_opens_where_the_state_says_and_goes_on_numbering() -> None:
+def test_a_restored_stream_opens_at_its_stored_position_and_goes_on_numbering() -> None:
     before = session()
     frames = records(bytes(160 * 100))
     before.frames(frames[:80], NOW)
@@ -322,7 +320,7 @@ def test_a_restored_stream_opens_where_the_state_says_and_goes_on_numbering() ->
     assert (utterance.utterance_id, utterance.sequence) == ("s1:1", 70)
 
 
-def test_a_stream_that_ended_before_the_restart_says_nothing_twice() -> None:
+def test_a_stream_that_ended_before_a_restart_repeats_nothing() -> None:
     before = session()
     frames = records(bytes(160 * 10))
     before.frames(frames, NOW)
@@ -363,7 +361,7 @@ def test_a_codec_that_changes_within_a_stream_keeps_what_was_heard() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["L16", "L16BE"])
-def test_half_a_sample_at_the_end_of_a_frame_is_not_heard_and_harms_nothing_after_it(encoding: str) -> None:
+def test_half_a_sample_at_the_end_of_a_frame_is_not_heard_and_shifts_nothing(encoding: str) -> None:
     frames = [
         record(FrameKind.FRAME, 1, b"\1\0" * 160 + b"x", encoding=encoding),
         record(FrameKind.FRAME, 3, b"\2\0" * 160, encoding=encoding),
@@ -374,7 +372,7 @@ def test_half_a_sample_at_the_end_of_a_frame_is_not_heard_and_harms_nothing_afte
     assert fed == b"\1\0" * 160 + bytes(320) + b"\2\0" * 160
 
 
-def test_after_a_failure_all_that_is_not_covered_is_heard_again() -> None:
+def test_after_a_failure_all_uncovered_audio_is_heard_again() -> None:
     speech = session()
     frames = [record(FrameKind.FRAME, n, bytes([n]) * 160) for n in range(1, 11)]
     speech.frames(frames, NOW)
@@ -385,16 +383,16 @@ def test_after_a_failure_all_that_is_not_covered_is_heard_again() -> None:
     assert step.commands == (Open("s1", PCMU, 100), Feed("s1", again), Finish("s1"))
 
 
-def test_audio_that_fails_again_and_again_is_given_up_and_the_stream_ends() -> None:
+def test_a_stream_that_fails_again_and_again_is_given_up_and_ends() -> None:
     speech = session()
     speech.frames([record(FrameKind.FRAME, 1, bytes(160))], NOW)
-    steps = [speech.event(Failed(KEY, True, "process died"), NOW) for _ in range(MOST_FAILURES + 1)]
-    assert [bool(step.commands) for step in steps] == [True] * MOST_FAILURES + [False]
+    steps = [speech.event(Failed(KEY, True, "process died"), NOW) for _ in range(MAX_FAILURES + 1)]
+    assert [bool(step.commands) for step in steps] == [True] * MAX_FAILURES + [False]
     assert [u.kind for u in steps[-1].utterances] == [UtteranceKind.END]
     assert [a.reason for a in steps[-1].abandoned] == ["process died"]
 
 
-def test_a_text_that_came_to_nothing_is_taken_back() -> None:
+def test_a_partial_without_a_final_text_is_withdrawn() -> None:
     speech = session()
     speech.frames(records(bytes(160 * 100))[:-1], NOW)
     speech.event(Hypothesis(KEY, 0, False, "you", 100, 700), NOW)
@@ -405,7 +403,7 @@ def test_a_text_that_came_to_nothing_is_taken_back() -> None:
     assert final.revision > back.revision
 
 
-def test_the_state_survives_its_codec() -> None:
+def test_the_state_survives_encoding() -> None:
     speech = session()
     speech.frames(records(bytes(160 * 100)), NOW)
     speech.event(Progress(KEY, 590, 2000), NOW)

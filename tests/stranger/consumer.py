@@ -1,10 +1,10 @@
-"""Reads all that is recorded of one call, as a stranger to the project would: from the topics and `schemas/` alone.
+"""Reads all records of one call as a stranger to the project would: from the topics and `schemas/` alone.
 
     python consumer.py BOOTSTRAP_SERVERS SCHEMAS CALL_ID TOPIC...
 
-Prints one JSON object a record; a call lies in one partition of a topic, so its records come in order. A value is Avro
-in single-object encoding (C3 01, the CRC-64-AVRO fingerprint of the writer's schema, the body); the schema is found by
-its fingerprint among the files of SCHEMAS. What is not such a value is printed as hex.
+Prints a JSON object for each record. A call is in one partition of a topic, so its records come in order. A value is
+Avro in single-object encoding (C3 01, the CRC-64-AVRO fingerprint of the writer's schema, the body); the fingerprint
+identifies the schema among the files of SCHEMAS. Other values are printed as hex.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from fastavro.schema import fingerprint, to_parsing_canonical_form
 MARKER = b"\xc3\x01"
 HEADER_LENGTH = 10
 QUIET_POLLS = 3
-"""Polls without a record after which the topics count as read: their ends are not known exactly on every broker."""
+"""Polls without a record after which the topics count as read: not every broker reports their ends exactly."""
 
 
 def load_schemas(folder: Path) -> dict[bytes, Any]:
-    """Every schema under `folder`, past versions too, by the ten bytes that a value written with it begins with."""
+    """Every schema under `folder`, past versions too, by the ten bytes with which its values begin."""
     schemas: dict[bytes, Any] = {}
     for path in sorted(folder.rglob("*.avsc")):
         schema = json.loads(path.read_text(encoding="utf-8"))
@@ -38,7 +38,7 @@ def load_schemas(folder: Path) -> dict[bytes, Any]:
 
 
 def decoded(value: bytes | None, schemas: dict[bytes, Any]) -> dict[str, Any]:
-    """Name of the record and its fields; for a tombstone neither, for other bytes their hex."""
+    """The name of the record and its fields; neither for a tombstone, the hex of other bytes."""
     if value is None:
         return {"record": None}
     schema = schemas.get(value[:HEADER_LENGTH])
@@ -52,7 +52,7 @@ def decoded(value: bytes | None, schemas: dict[bytes, Any]) -> dict[str, Any]:
 
 
 def jsonable(value: object) -> str:
-    """What JSON has no type for: bytes as hex, times in ISO 8601."""
+    """Values for which JSON has no type: bytes as hex, times in ISO 8601."""
     match value:
         case bytes():
             return value.hex()

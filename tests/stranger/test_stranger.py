@@ -1,4 +1,4 @@
-"""Whoever has Kafka and `schemas/` can read everything of a call, with tools that know nothing of the project."""
+"""With Kafka and `schemas/` alone, any tool that knows nothing of the project can read all records of a call."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dispatchai.resources import data_path
 from dispatchai.settings import Settings, SpeechEngine
 from dispatchai.telnyx.client import TelnyxClient
 from tests.speech.audio import recording, records
-from tests.support.application import PARTITIONS, buried, call_name, new_group, produce, read, read_call, running
+from tests.support.application import PARTITIONS, call_name, dead_letters, new_group, produce, read, read_call, running
 from tests.support.call_control_api import running_carrier
 from tests.support.kafka.brokers import Brokers
 from tests.support.left_out import leave_out
@@ -51,7 +51,7 @@ class Recorded:
 
 
 async def record_call(broker: KafkaConnection, folder: Path) -> Recorded:
-    """A caller tells of a cardiac arrest; all agents follow it to its packet."""
+    """A caller reports a cardiac arrest; all agents follow the call to its packet."""
     call_id = call_name("stranger")
     tables = [calls.NAME, signals.NAME, triage.NAME, speech.NAME]
     sources = {
@@ -78,7 +78,7 @@ async def record_call(broker: KafkaConnection, folder: Path) -> Recorded:
         async with running(app):
             ringing = event("call.initiated", start=now, call=call_id, direction="incoming")
             await produce(broker, Topic.CALL_EVENTS, call_id, [ringing, POISON])
-            await buried(broker, call_id, 1)
+            await dead_letters(broker, call_id, 1)
             answered = [event(kind, 1, start=now, call=call_id) for kind in ("call.answered", "streaming.started")]
             await produce(broker, Topic.CALL_EVENTS, call_id, answered)
             await produce(broker, speech.SOURCES[0], call_id, frames)
@@ -99,7 +99,7 @@ def recorded(broker: KafkaConnection, brokers: Brokers, tmp_path_factory: pytest
     return asyncio.run(record_call(broker, tmp_path_factory.mktemp("recorded")))
 
 
-def test_the_strangers_consumer_imports_nothing_of_the_project() -> None:
+def test_the_strangers_consumer_does_not_import_the_project() -> None:
     imported = {
         name.partition(".")[0]
         for node in ast.walk(ast.parse(CONSUMER.read_text(encoding="utf-8")))
@@ -117,7 +117,7 @@ def test_the_strangers_consumer_imports_nothing_of_the_project() -> None:
 def test_a_consumer_with_the_schemas_alone_reads_all_topics_of_a_call(recorded: Recorded, tmp_path: Path) -> None:
     names = list(Topics.load().topics)
     done = subprocess.run(
-        # -I: neither the working directory nor PYTHONPATH lets it find the project's modules.
+        # -I: it finds the project's modules neither in the working directory nor by PYTHONPATH.
         [
             *(sys.executable, "-I", CONSUMER),
             *(recorded.broker.bootstrap_servers, data_path("schemas"), recorded.call_id, *names),
@@ -127,54 +127,54 @@ def test_a_consumer_with_the_schemas_alone_reads_all_topics_of_a_call(recorded: 
         text=True,
         check=True,
     )
-    told: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    printed: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for line in done.stdout.splitlines():
         record = json.loads(line)
-        told[record["topic"]].append(record)
+        printed[record["topic"]].append(record)
 
-    assert {name for name, found in told.items() if not found} == set()
-    everything = [record for found in told.values() for record in found]
+    assert {name for name, found in printed.items() if not found} == set()
+    everything = [record for found in printed.values() for record in found]
     assert {record["key"] for record in everything} == {recorded.call_id}
     assert len({record["partition"] for record in everything}) == 1, "a call's records do not meet in one worker"
 
     schemas = {spec.name: spec.schema for spec in Topics.load().topics.values()}
     poison = {"record": "unknown", "hex": POISON.hex()}
-    for name, found in told.items():
+    for name, found in printed.items():
         unread = [record for record in found if record["record"] not in (schemas[name], None)]
         if name in (Topic.CALL_EVENTS, "dead-letters"):
             assert {(record["record"], record["hex"]) for record in unread} == {("unknown", POISON.hex())}
         else:
             assert unread == []
 
-    frames = [record["fields"] for record in told["audio-frames"]]
+    frames = [record["fields"] for record in printed["audio-frames"]]
     assert len(frames) == recorded.frames
     assert [frame["sequence"] for frame in frames] == list(range(recorded.frames))
     assert [frame["kind"] for frame in (frames[0], frames[-1])] == [FrameKind.START, FrameKind.END]
-    events = [record["fields"]["type"] for record in told["call-events"] if record.get("fields")]
+    events = [record["fields"]["type"] for record in printed["call-events"] if record.get("fields")]
     webhooks = [kind for kind in events if not kind.startswith("dispatchai.")]
     assert webhooks == ["call.initiated", "call.answered", "streaming.started", "call.hangup"]
-    spoken = [record["fields"] for record in told["transcripts"]]
+    spoken = [record["fields"] for record in printed["transcripts"]]
     text = " ".join(one["text"] for one in spoken if one["kind"] == "FINAL")
     assert text.startswith("I need an ambulance please. My husband has collapsed")
-    assert told["live-calls"][-1]["record"] is None, "the entry of a call that is over has no tombstone"
-    (packet,) = [record["fields"] for record in told["dispatch-queue"]]
+    assert printed["live-calls"][-1]["record"] is None, "the entry of a call that is over has no tombstone"
+    (packet,) = [record["fields"] for record in printed["dispatch-queue"]]
     assert packet["call_id"] == recorded.call_id
     assert packet["complete"]
     assert packet["nlp"]["transcript"] == text
     assert packet["risk"]["level"] == RiskLevel.CRITICAL
-    assert told["dispatch-actions"][0]["fields"]["text"] == "Ambulance sent."
+    assert printed["dispatch-actions"][0]["fields"]["text"] == "Ambulance sent."
 
-    letters = told["dead-letters"]
-    assert {letter["headers"]["reader"] for letter in letters} >= {calls.NAME, triage.NAME}
-    for letter in letters:
+    dead = printed["dead-letters"]
+    assert {letter["headers"]["reader"] for letter in dead} >= {calls.NAME, triage.NAME}
+    for letter in dead:
         assert (letter["record"], letter["hex"]) == tuple(poison.values())
         assert letter["headers"]["origin.topic"] == Topic.CALL_EVENTS
         origin = (int(letter["headers"]["origin.partition"]), int(letter["headers"]["origin.offset"]))
-        assert origin in [(record["partition"], record["offset"]) for record in told["call-events"]]
+        assert origin in [(record["partition"], record["offset"]) for record in printed["call-events"]]
 
 
 def kcat(*arguments: str) -> str:
-    """What kcat prints."""
+    """The output of kcat."""
     program = shutil.which("kcat")
     if program is None:
         leave_out("kcat", "kcat is not installed", "DISPATCHAI_REQUIRE_KCAT")
@@ -182,7 +182,7 @@ def kcat(*arguments: str) -> str:
     return done.stdout
 
 
-# librdkafka and the embedded broker do not agree on ApiVersions: kcat cannot talk to it.
+# librdkafka and the embedded broker do not agree on ApiVersions, so kcat cannot talk to it.
 @pytest.mark.parametrize("broker", ["apache-kafka"], indirect=True)
 def test_kcat_lists_the_topics_and_shows_keys_and_tombstones(recorded: Recorded) -> None:
     servers = ("-b", recorded.broker.bootstrap_servers)

@@ -1,4 +1,4 @@
-"""An application on a real broker for one test: groups and changelogs of its own, the project's topics shared."""
+"""An application on a real broker for one test: its own groups and changelogs, and the shared topics of the project."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from dispatchai.records import decode, encode
 PARTITIONS = Topics.load().partitions
 
 CHANGELOG = Topics.load().tables["signals"].changelog.configs
-"""A changelog's configuration: that of one of the project's, for they are all alike."""
+"""The configuration of a changelog. All of the project's changelogs have the same."""
 
 PATIENCE_S = 60.0
-"""How long anything may take before a test gives up on it: a broken program, not a slow one."""
+"""How long a test waits for anything: long enough for a slow program, so that only a broken one fails."""
 
 RESTARTS = pytest.mark.parametrize("broker", ["apache-kafka"], indirect=True)
-"""For tests that start an application again: the embedded broker notices only after 20 s that a member left, and in use
-no process starts again on it."""
+"""For tests that restart an application: the embedded broker notices only after 20 s that a member has left, and no
+process is restarted on it in use."""
 
 
 def call_name(what: str) -> str:
@@ -42,7 +42,7 @@ def call_name(what: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The name of an application, so that a second one can be made that goes on where the first one stopped."""
+    """The name of an application, so that a second one can go on where the first one stopped."""
 
     broker: KafkaConnection
     app_id: str
@@ -64,7 +64,7 @@ class Group:
 async def new_group(
     broker: KafkaConnection, folder: Path, *, tables: Sequence[str] = (), sources: Sequence[str] = ()
 ) -> Group:
-    """A group with the changelogs of `tables`, which reads `sources` from here on: what other tests wrote is behind."""
+    """A group with the changelogs of `tables`, which reads `sources` from now on, and no records of other tests."""
     group = Group(broker, f"test-{uuid4().hex[:8]}", folder)
     if tables:
         admin = AIOKafkaAdminClient(**broker.client_options())
@@ -86,7 +86,7 @@ async def new_group(
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a record lies."""
+    """Where a record is stored."""
 
     topic: str
     partition: int
@@ -99,7 +99,7 @@ def partitions_of(topics: Iterable[str]) -> list[TopicPartition]:
 
 @asynccontextmanager
 async def running(app: App) -> AsyncIterator[App]:
-    """`app` from its start to its end."""
+    """Start `app`, and stop it at the end."""
     await app.start()
     try:
         yield app
@@ -119,9 +119,9 @@ async def committed(group: Group, place: Place) -> int:
 async def produce(
     broker: KafkaConnection, topic: str, call_id: str, records: Iterable[Any], *, first_ms: int | None = None
 ) -> list[Place]:
-    """Write `records` of one call, in order; bytes go as they are. Returns where each lies.
+    """Write `records` of one call, in order; bytes are written as they are. Returns where each is stored.
 
-    With `first_ms` each has the time of a frame, as the gateway sets it: 20 ms after the one before.
+    With `first_ms` each gets the time of a frame, as from the gateway: 20 ms after the one before.
     """
     async with aiokafka.AIOKafkaProducer(**broker.producer_options(), linger_ms=5) as producer:
         sent = [
@@ -143,7 +143,7 @@ Records = list[aiokafka.ConsumerRecord]
 async def read(
     broker: KafkaConnection, topic: str, call_ids: Iterable[str], enough: Callable[[Records], bool]
 ) -> Records:
-    """The records of `call_ids` in `topic`, those of a partition in order, as soon as they are `enough`."""
+    """The records of `call_ids` in `topic`, in order for each partition, as soon as they are `enough`."""
     keys = {call_id.encode() for call_id in call_ids}
     records: Records = []
     async with (
@@ -172,13 +172,13 @@ def values(records: Records) -> list[Any]:
     return [None if record.value is None else decode(record.value) for record in records]
 
 
-async def buried(broker: KafkaConnection, call_id: str, count: int) -> Records:
+async def dead_letters(broker: KafkaConnection, call_id: str, count: int) -> Records:
     """The first `count` dead letters of a call."""
     return await read(broker, Topic.DEAD_LETTERS, [call_id], lambda records: len(records) >= count)
 
 
 async def until(true: Callable[[], bool]) -> None:
-    """Wait for a state in memory, which has no event to wait for."""
+    """Wait for a state in memory, for which there is no event."""
     async with asyncio.timeout(PATIENCE_S):
-        while not true():  # noqa: ASYNC110 - said above
+        while not true():  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.02)

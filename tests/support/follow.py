@@ -1,4 +1,4 @@
-"""Follows a topic from its beginning, in no group: what a bench sees of the processes that it measures."""
+"""Follows a topic from its beginning, in no group: a measurement's view of the processes that it measures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import aiokafka
 from dispatchai.kafka.connection import KafkaConnection
 
 FETCH_MS: Final = 20
-"""How long the broker may hold a fetch: when a record was received is part of what is measured."""
+"""How long the broker may hold a fetch. It is short, because the time of receipt is measured."""
 
 On = Callable[[Any, float], None]
 """Called with each record and the time at which it was received, in seconds since the epoch."""
@@ -22,24 +22,24 @@ On = Callable[[Any, float], None]
 
 @dataclass(slots=True)
 class Progress:
-    """Wakes who waits for what a follower has seen."""
+    """Wakes tasks that wait for records."""
 
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def until(self, reached: Callable[[], bool], timeout_s: float) -> None:
-        """Return once `reached()` after some record. Raises TimeoutError."""
+        """Return as soon as `reached()` is true after some record. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s), self._changed:
             await self._changed.wait_for(reached)
 
     async def changed(self) -> None:
-        """Records were seen."""
+        """Records were read: wake the tasks."""
         async with self._changed:
             self._changed.notify_all()
 
 
 @asynccontextmanager
 async def follow(connection: KafkaConnection, topic: str, on: On) -> AsyncIterator[Progress]:
-    """Hand each record of `topic` to `on` while this lasts."""
+    """Pass each record of `topic` to `on` inside this context."""
     consumer = aiokafka.AIOKafkaConsumer(
         topic,
         **connection.client_options(),

@@ -1,6 +1,6 @@
-"""The processes of a run: starts the system, or one process of it, and reads what each has used.
+"""The processes of a run: starts the system, or one process of it, and reads the resources that each has used.
 
-Decides where a run listens and keeps its state. What is called and measured is decided elsewhere.
+Decides where a run listens and keeps its state. The measurements and tests decide what is called and measured.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from dispatchai.process.run_info import RunInfo
 from dispatchai.settings import Settings
 
 START_S: Final = 120.0
-"""Longer than `up` waits itself: it is to tell what is wrong."""
+"""Longer than `up` itself waits, so that its own error is shown."""
 
 READY_LINE: Final = "Ctrl-C stops everything"
 
 KEPT_LINES: Final = 200
-"""Lines of the run's output that are kept, to be shown if it goes wrong."""
+"""Lines of the run's output that are kept, to be shown after a failure."""
 
 MARK: Final = "DISPATCHAI_BENCH_MARK"
-"""Variable that every process of a run inherits, by which they are found."""
+"""Environment variable that all processes of a run inherit, and by which they are found."""
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _PARTS: Final = {
@@ -45,42 +45,42 @@ _PARTS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """What a process has used: seconds of processor time since its start, and bytes of memory now."""
+    """The resources of a process: seconds of processor time since its start, and bytes of memory now."""
 
     cpu_s: float
     memory_bytes: int
 
 
 async def rounds(every_s: float) -> AsyncIterator[None]:
-    """Once at once and then once in `every_s`: for what nobody tells of when it changes."""
+    """One round at once, then one every `every_s`: for waiting on things that give no notice of changes."""
     while True:
         yield
         await asyncio.sleep(every_s)
 
 
 def used_by(pid: int) -> Used:
-    """What the process `pid` has used, its threads included. Raises OSError when it is gone."""
-    # Linux: the clock of a process is ~pid << 3, with 2 for what the scheduler counts (clock_getcpuclockid(3)).
+    """The resources that the process `pid` has used, its threads included. Raises OSError if it has ended."""
+    # Linux: the clock of a process is ~pid << 3, with 2 for the scheduler's count (clock_getcpuclockid(3)).
     # It is exact to the microsecond, where /proc/<pid>/stat counts ticks of 10 ms.
     cpu_s = time.clock_gettime((~pid << 3) | 2)
     return Used(cpu_s, int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES)
 
 
 def used_by_each(pids: Mapping[str, int]) -> dict[str, Used]:
-    """`used_by` of each of `pids`, by the same names."""
+    """`used_by` for each of `pids`, by the same names."""
     return {name: used_by(pid) for name, pid in pids.items()}
 
 
 def cores(before: Mapping[str, Used], after: Mapping[str, Used], seconds: float) -> dict[str, float]:
-    """Processor time per second, of each process that was there at both ends of the time of `seconds`."""
+    """Processor time per second of each process that is in both, `seconds` apart."""
     return {name: (after[name].cpu_s - used.cpu_s) / seconds for name, used in before.items() if name in after}
 
 
 def environment(
     state_dir: Path, variables: Mapping[str, str], connection: KafkaConnection | None = None
 ) -> dict[str, str]:
-    """The environment of a process of the program: free ports, warnings only, the broker of `connection`, and of the
-    caller's settings none but `variables`."""
+    """The environment of a process of the program: free ports, warnings only, the broker of `connection`, and
+    `variables`, but no other settings of the caller's environment."""
     ports = ("GATEWAY_PORT", "CONSOLE_PORT", "SPEECH_PORT", "SIMULATED_CARRIER_PORT")
     return {
         **{name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields},
@@ -110,13 +110,13 @@ class Run:
     output: deque[str]
 
     def used(self) -> dict[str, Used]:
-        """By process of the run, as the operating system counts it."""
+        """The resources of each process of the run, as the operating system counts them."""
         return used(self.mark, self.info.bootstrap_servers)
 
 
 @asynccontextmanager
 async def run(state_dir: Path, variables: Mapping[str, str]) -> AsyncIterator[Run]:
-    """`dispatchai up` on free ports, with `variables` in its environment. Raises RuntimeError if it does not start."""
+    """Run `dispatchai up` on free ports, with `variables` in its environment. Raises RuntimeError if that fails."""
     mark = variables.get(MARK) or uuid4().hex
     settings = environment(state_dir, {MARK: mark, **variables})
     output: deque[str] = deque(maxlen=KEPT_LINES)
@@ -140,9 +140,9 @@ async def run(state_dir: Path, variables: Mapping[str, str]) -> AsyncIterator[Ru
 
 
 def used(mark: str, broker: str) -> dict[str, Used]:
-    """What the processes whose environment holds `mark` have used, by what they are.
+    """The resources of the processes with `mark` in their environment, by their kind.
 
-    The embedded broker has an empty environment: it is found by the address `broker` on its command line.
+    The embedded broker has an empty environment, and is found by the address `broker` on its command line.
     """
     found: dict[str, Used] = {}
     for folder in Path("/proc").iterdir():

@@ -1,4 +1,4 @@
-"""What is recorded of a call, topic by topic, as the gateway and the agents write it. Pure: times are given."""
+"""The records of a call, topic by topic, as the gateway and the agents write them. Pure: times are arguments."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dispatchai.calls.events import EventType
-from dispatchai.calls.state import fold
 from dispatchai.records import Assessment, AssessmentKind, CallEvent, Signal, SignalKind, Utterance, UtteranceKind
-from dispatchai.triage.scoring import Rules
+from dispatchai.triage.rules import Rules
 from dispatchai.triage.step import NO_STATE, assess, fold_event, read_call
 
 S = 1_000_000
@@ -26,7 +25,7 @@ CARDIAC_ARREST = (
 
 
 def event(kind: str, at_s: float = 0.0, *, start: int = T0, call: str = "call", **payload: Any) -> CallEvent:
-    """One webhook, or one timer (dispatchai.*), `at_s` after `start`. The id follows from call, type and time."""
+    """A webhook, or a timer (dispatchai.*), `at_s` seconds after `start`. Its id follows from call, type and time."""
     moment = start + round(at_s * S)
     body = {"data": {"event_type": kind, "payload": {"call_control_id": f"v3:{call}", **payload}}}
     numbered = kind.startswith("call.")
@@ -88,7 +87,7 @@ def utterance(
 
 
 def partial(number: int, text: str, revision: int, *, stream: str = "s1") -> Utterance:
-    """What is heard so far of the utterance `number`."""
+    """A partial of the utterance `number`."""
     return utterance(number, text, UtteranceKind.PARTIAL, revision=revision, stream=stream)
 
 
@@ -114,12 +113,12 @@ class Recorded:
         return (self.events, self.signals, self.transcripts)
 
     def with_events(self, *events: CallEvent) -> Recorded:
-        """With `events` after those that are there."""
+        """This call, with `events` after its own."""
         return replace(self, events=(*self.events, *events))
 
 
 def stream_signals(stream: str, at_s: float) -> tuple[Signal, ...]:
-    """A stream of three seconds."""
+    """The signals of a stream of three seconds."""
     return (
         signal(0, SignalKind.START, stream=stream, at_s=at_s),
         signal(50, stream=stream, at_s=at_s),
@@ -129,7 +128,7 @@ def stream_signals(stream: str, at_s: float) -> tuple[Signal, ...]:
 
 
 def stream_speech(stream: str, said: tuple[str, ...]) -> tuple[Utterance, ...]:
-    """Each text of `said` once as a partial of its first words and once final, then END."""
+    """Each text of `said` as a partial of its first words and as a final, then END."""
     spoken: list[Utterance] = []
     for number, text in enumerate(said):
         spoken.append(partial(number, " ".join(text.split()[:2]), 10 + number, stream=stream))
@@ -138,7 +137,7 @@ def stream_speech(stream: str, said: tuple[str, ...]) -> tuple[Utterance, ...]:
 
 
 def whole_call(said: tuple[str, ...] = CARDIAC_ARREST, *, streams: int = 1) -> Recorded:
-    """A call from call.initiated to call.hangup; `said` is spread over `streams` streams, one after the other."""
+    """A call from call.initiated to call.hangup; `said` is spread over `streams` streams that follow each other."""
     names = [f"s{number}" for number in range(1, streams + 1)]
     share = -(-len(said) // streams)
     return Recorded(
@@ -164,6 +163,6 @@ EXPIRED = event(EventType.EXPIRED, 3600)
 def assessment(
     kind: AssessmentKind = AssessmentKind.LIVE, *, transcript: str = "", version: int = 0, call: str = "call"
 ) -> Assessment:
-    """What triage says of a call that rang, with another transcript."""
-    state = fold_event(NO_STATE, event("call.initiated", call=call), fold)
+    """An assessment of a call that rang, with another transcript."""
+    state = fold_event(NO_STATE, event("call.initiated", call=call))
     return replace(assess(state, RULES, read_call(state, RULES), kind), transcript=transcript, version=version)

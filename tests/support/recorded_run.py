@@ -1,6 +1,6 @@
-"""What the topics hold of a run's calls, and whether it is what the simulated carrier sent.
+"""The records of a run's calls, and whether they match what the simulated carrier sent.
 
-Decides what counts as a difference between the two. Reads topics only; leaves to others how the calls were made.
+Decides what counts as a difference between the two. Only reads topics; others make the calls.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from dispatchai.simulator import CallReport, StreamReport
 FETCH_MS: Final = 200
 
 EXPECTED_ACTIONS: Final = ("answer", "streaming_start", "speak")
-"""What the program commands once in each call that it greets."""
+"""The commands that the program gives once in each call that it greets."""
 
 
 @dataclass(slots=True)
 class RecordedStream:
-    """One stream as `audio-frames` has it: the caller's frames in the order of their records."""
+    """One stream in `audio-frames`: the caller's frames in the order of their records."""
 
     starts: int = 0
     ends: int = 0
     after_end: int = 0
-    """Records that came behind the END."""
+    """Records behind the END."""
     end_sequence: int = 0
     sequences: array[int] = field(default_factory=lambda: array("q"))
     captured_at: array[int] = field(default_factory=lambda: array("q"))
     """Microseconds since the epoch, one for each of `sequences`."""
 
     def add(self, frame: AudioFrame) -> None:
-        """The next record of the stream."""
+        """Add the next record of the stream."""
         self.after_end += self.ends
         match frame.kind:
             case FrameKind.START:
@@ -58,14 +58,14 @@ class RecordedStream:
 
 @dataclass(frozen=True, slots=True)
 class RecordedPacket:
-    """A packet and when its record was made, in seconds since the epoch."""
+    """A packet, and when its record was made, in seconds since the epoch."""
 
     packet: CallPacket
     recorded_at: float
 
 
 def carriers_id(stream_id: str) -> str:
-    """The carrier's id of a recorded stream: the gateway may have added ``~`` and what tells it from another."""
+    """The carrier's id of a recorded stream: the gateway may have added ``~`` and a suffix that makes it unique."""
     return stream_id.partition("~")[0]
 
 
@@ -74,7 +74,7 @@ Streams = dict[str, dict[str, RecordedStream]]
 
 
 async def read_streams(connection: KafkaConnection, call_ids: Collection[str]) -> Streams:
-    """What is in `audio-frames` of `call_ids` now. Raises KafkaError, and DecodeError for a record that is no frame."""
+    """The streams of `call_ids` in `audio-frames` now. Raises KafkaError, or DecodeError if a record is no frame."""
     keys = {call_id.encode(): call_id for call_id in call_ids}
     streams: Streams = defaultdict(lambda: defaultdict(RecordedStream))
     consumer = _consumer(Topic.AUDIO_FRAMES, connection)
@@ -103,7 +103,7 @@ class Packets:
         self.first: dict[str, RecordedPacket] = {}
         """The first packet of each call id."""
         self.last: dict[str, RecordedPacket] = {}
-        """The latest version of it."""
+        """The last packet of each call id."""
         self._consumer = _consumer(Topic.DISPATCH_QUEUE, connection)
 
     async def __aenter__(self) -> Packets:
@@ -114,7 +114,7 @@ class Packets:
         await self._consumer.stop()
 
     async def wait_for(self, call_ids: Collection[str], timeout_s: float) -> set[str]:
-        """Waits until each of the calls has a packet. Returns those that had none within `timeout_s`."""
+        """Wait until each of the calls has a packet. Returns those that had none within `timeout_s`."""
         missing = set(call_ids) - self.first.keys()
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -124,7 +124,7 @@ class Packets:
         return missing
 
     async def drain(self) -> None:
-        """Reads what is there until a fetch brings nothing more."""
+        """Read until a fetch brings nothing more."""
         while await self._fetch():
             pass
 
@@ -138,7 +138,7 @@ class Packets:
                     continue
                 try:
                     call_id, packet = record.key.decode(), decode_as(CallPacket, record.value)
-                except ValueError:  # somebody else's: no packet of a call that is waited for
+                except ValueError:  # a record of somebody else, and not the packet of one of these calls
                     continue
                 seen = RecordedPacket(packet, record.timestamp / 1000)
                 self.first.setdefault(call_id, seen)
@@ -147,10 +147,9 @@ class Packets:
 
 
 def differences(report: CallReport, recorded: dict[str, RecordedStream]) -> Iterator[str]:
-    """How the recorded streams of a call differ from what was sent, each as one line; none if they do not.
+    """The differences between the recorded streams of a call and those that were sent, each as one line.
 
-    Every chunk up to the last one sent must be there once and in order, except those that the carrier says were
-    lost. A stream that the platform ended itself is left out: what it still took of it nobody knows.
+    Every chunk up to the last one sent must be there once and in order, except those that the carrier reports as lost.
     """
     sent = {stream.stream_id: stream for stream in report.streams}
     for stream_id in recorded.keys() - sent.keys():
@@ -164,7 +163,7 @@ def differences(report: CallReport, recorded: dict[str, RecordedStream]) -> Iter
 
 
 def stream_differences(sent: StreamReport, recorded: RecordedStream) -> Iterator[str]:
-    """How one stream differs from what was sent of it, each as one line."""
+    """The differences between one recorded stream and what was sent, each as one line."""
     sequences = recorded.sequences
     if (recorded.starts, recorded.ends, recorded.after_end) != (1, 1, 0):
         yield f"{recorded.starts} START, {recorded.ends} END, {recorded.after_end} records after it"
@@ -188,9 +187,9 @@ def _ranges(chunks: list[int]) -> str:
 
 
 def command_differences(report: CallReport, expected: Collection[str] = EXPECTED_ACTIONS) -> Iterator[str]:
-    """Commands of a call that had an effect twice, or not at all, each as one line.
+    """The commands of a call that had an effect twice, or not at all, each as one line.
 
-    Only a stream that failed may be asked for again, under another command_id.
+    Only a stream that failed may be requested again, under another command_id.
     """
     for command in report.commands:
         if command.effects > 1:
@@ -199,11 +198,11 @@ def command_differences(report: CallReport, expected: Collection[str] = EXPECTED
         effects = sum(command.effects for command in report.commands if command.action == action)
         allowed = 1 + (report.failed_streams if action == "streaming_start" else 0)
         if not 1 <= effects <= allowed:
-            yield f"{action} took effect {effects} times, where {allowed} would do"
+            yield f"{action} took effect {effects} times, expected 1 to {allowed}"
 
 
 def delays_s(report: CallReport, recorded: dict[str, RecordedStream]) -> Iterator[float]:
-    """Seconds from the moment each recorded frame was due at the carrier to its arrival at the gateway."""
+    """The seconds from the moment when each recorded frame was due at the carrier to its arrival at the gateway."""
     for stream in report.streams:
         seen = recorded.get(stream.stream_id)
         if seen is not None:

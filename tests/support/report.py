@@ -1,6 +1,6 @@
-"""Quantiles and tables, and the page of them: each measurement has a marked section of its own in docs/performance.md.
+"""Quantiles and tables, and the page that shows them: each measurement has a marked section of docs/performance.md.
 
-Touches no other line of the page.
+Changes no other line of the page.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def quantile(values: Iterable[float], part: float) -> float:
-    """The smallest of `values` that `part` of them (0 to 1) do not exceed; NaN where there is none."""
+    """The smallest of `values` that `part` of them (0 to 1) do not exceed; NaN if there are no values."""
     ordered = sorted(values)
     if not ordered:
         return math.nan
@@ -34,7 +34,7 @@ def quantile(values: Iterable[float], part: float) -> float:
 
 
 def quantiles_ms(values_s: Iterable[float], parts: Sequence[float] = (0.5, 0.99)) -> str:
-    """Quantiles of seconds, in milliseconds as a table shows them."""
+    """Quantiles of times in seconds, written in milliseconds."""
     ordered = sorted(values_s)
     if not ordered:
         return "none"
@@ -47,7 +47,7 @@ def milliseconds(times_s: Iterable[float]) -> str:
 
 
 def machine() -> str:
-    """What the numbers were measured on, in one line."""
+    """The machine of the measurement, in one line."""
     return (
         f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
         f"load average at its end {os.getloadavg()[0]:.1f}"
@@ -55,7 +55,7 @@ def machine() -> str:
 
 
 def write_section(name: str, text: str, page: Path = PAGE) -> None:
-    """Replace the section `name` of `page`, or put it at the end; make the page where it is missing."""
+    """Replace the section `name` of `page`, or add it at the end. Creates the page if it is missing."""
     first, last = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     section = f"{first}\n{text.strip()}\n{last}"
     whole = page.read_text(encoding="utf-8") if page.exists() else _TITLE

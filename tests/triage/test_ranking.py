@@ -1,4 +1,4 @@
-"""Where a call stands in the queue, and that its packet is the guide's, made of the assessment and nothing else."""
+"""The place of a call in the queue, and its packet: that of the guide, made from the assessment alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.calls.state import fold as fold_call
 from dispatchai.console import json_view as shape
 from dispatchai.records import (
     Assessment,
@@ -26,22 +25,22 @@ from dispatchai.records import (
     encode,
 )
 from dispatchai.triage.ranking import live_call, packet, rank
-from dispatchai.triage.rules_file import UNITS
+from dispatchai.triage.rules import UNITS
 from dispatchai.triage.step import step
 from tests.support.recorded_call import RULES, T0, S, assessment, whole_call
 
 LEVELS = list(RiskLevel)
 MEDIUM_FROM = dict(RULES.levels)[RiskLevel.MEDIUM] / UNITS
-"""Score from which a risk is no longer low."""
+"""The score from which a risk is not low any more."""
 
 risks = st.builds(Risk, st.sampled_from(LEVELS), st.floats(0, 1))
 
 
 def final(*said: str) -> Assessment:
-    """What triage ends with for a caller who says this."""
+    """The final assessment of a caller who says this."""
     state, made = None, []
     for topic in whole_call(said or ("Someone's been shot, we need help now.",)).topics:
-        stepped = step(state, topic, fold_call=fold_call, rules=RULES)
+        stepped = step(state, topic, rules=RULES)
         state, made = stepped.state, [*made, *stepped.assessments]
     assert made[-1].kind is AssessmentKind.FINAL
     return made[-1]
@@ -65,12 +64,12 @@ def test_the_weight_is_the_score_in_thousandths(risk: Risk, created_at: int) -> 
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.sampled_from(LEVELS))
-def test_a_higher_score_never_stands_lower(one: float, other: float, level: RiskLevel) -> None:
+def test_a_higher_score_never_ranks_lower(one: float, other: float, level: RiskLevel) -> None:
     low, high = sorted((one, other))
     assert rank(Risk(level, high), 0).weight >= rank(Risk(level, low), 0).weight
 
 
-def test_priorities_are_the_guides_with_critical_first() -> None:
+def test_priorities_are_those_of_the_guide_with_critical_first() -> None:
     priorities = {level: rank(Risk(level, 0.5), 0).priority for level in LEVELS}
     assert priorities == {
         RiskLevel.CRITICAL: 1,
@@ -82,7 +81,7 @@ def test_priorities_are_the_guides_with_critical_first() -> None:
 
 
 @given(st.data())
-def test_a_caller_of_whom_nothing_is_known_stands_above_every_one_whose_risk_is_known_to_be_low(
+def test_an_unknown_risk_ranks_above_every_low_one(
     data: st.DataObject,
 ) -> None:
     # Scores have four decimals; one below the threshold by less than a weight's step shares its weight.
@@ -92,13 +91,13 @@ def test_a_caller_of_whom_nothing_is_known_stands_above_every_one_whose_risk_is_
     assert place("z", unknown) < place("a", low), "the one that came first stands above"
 
 
-def test_of_two_calls_of_one_weight_the_older_is_first_and_then_the_id_decides() -> None:
+def test_calls_of_equal_weight_are_ordered_by_age_and_then_by_id() -> None:
     risk = Risk(RiskLevel.HIGH, 0.7)
     calls = {"b": rank(risk, T0), "a": rank(risk, T0), "0": rank(risk, T0 + 1)}
     assert sorted(calls, key=lambda call_id: place(call_id, calls[call_id])) == ["a", "b", "0"]
 
 
-def test_a_live_call_waits_since_it_began_and_a_packet_since_it_ended() -> None:
+def test_a_live_call_waits_from_its_start_and_a_packet_from_its_end() -> None:
     ended = final()
     assert live_call("c", ended).ranking.created_at == ended.started_at == T0
     assert packet("c", ended).ranking.created_at == ended.ended_at == T0 + 30 * S
@@ -107,7 +106,7 @@ def test_a_live_call_waits_since_it_began_and_a_packet_since_it_ended() -> None:
 # --- What is shown of an assessment
 
 
-def test_a_live_entry_carries_all_that_triage_concluded() -> None:
+def test_a_live_entry_has_all_conclusions_of_triage() -> None:
     said = replace(assessment(transcript="Help."), partial="there is")
     entry = live_call("c", said)
     for field in fields(Assessment):
@@ -116,7 +115,7 @@ def test_a_live_entry_carries_all_that_triage_concluded() -> None:
     assert (entry.call_id, entry.updated_at) == ("c", said.as_of)
 
 
-def test_a_packet_carries_all_that_triage_concluded() -> None:
+def test_a_packet_has_all_conclusions_of_triage() -> None:
     said = final()
     made = packet("c", said)
     in_nlp = {"transcript", "emotion", "category", "tags"}
@@ -148,7 +147,7 @@ def test_a_packet_is_a_function_of_the_assessment_alone(as_of: int, version: int
     ],
     ids=["whole", "without initiated", "hangup alone", "never hung up", "carrier's clock", "beyond any call"],
 )
-def test_the_duration_of_a_call_of_which_not_all_times_are_known(
+def test_the_duration_of_a_call_if_some_times_are_missing(
     started_at: int | None, answered_at: int | None, ended_at: int | None, seconds: int
 ) -> None:
     said = replace(final(), started_at=started_at, answered_at=answered_at, ended_at=ended_at, as_of=T0 + 20 * S)
@@ -177,7 +176,7 @@ GUIDE: dict[str, Any] = {
 
 
 def differences(value: Any, wanted: Any, where: str = "packet") -> list[str]:
-    """Where `value`, as read from JSON, lacks something of `wanted` or has it in another type."""
+    """The places where `value`, read from JSON, lacks a field of `wanted` or has it in another type."""
     match wanted:
         case dict() if isinstance(value, dict):
             return [
@@ -204,15 +203,15 @@ def test_the_packet_in_json_has_every_field_of_the_guide_with_its_type() -> None
     assert shown["call_id"] == "428c31b6-abf1"
 
 
-def test_the_guides_own_example_is_ranked_as_the_guide_shows_it() -> None:
+def test_the_example_of_the_guide_is_ranked_as_the_guide_shows_it() -> None:
     made = packet("c", replace(final(), risk=Risk(RiskLevel.CRITICAL, 0.95), ended_at=1_772_567_596 * S))
     shown = shape.packet(made)
     assert shown["risk"] == {"level": "CRITICAL", "score": 0.95}
     assert shown["ranking"] == {"priority": 1, "weight": 950, "created_at": "2026-03-03T19:53:16.000000Z"}
 
 
-def test_records_that_are_shown_have_no_field_that_nobody_set() -> None:
-    """A field added to the assessment without a place in the live entry or the packet is noticed here."""
+def test_every_field_of_an_assessment_is_in_a_record_that_is_shown() -> None:
+    """Fails for a field of the assessment that neither the live entry nor the packet has."""
     shown = {field.name for cls in (LiveCall, CallPacket, type(packet("c", final()).nlp)) for field in fields(cls)}
     assert {field.name for field in fields(Assessment)} - shown == {"kind", "as_of"}
     assert {field.name for field in fields(AudioSummary)} >= set(GUIDE["audio"])

@@ -1,4 +1,4 @@
-"""What holds of every conclusion, whatever is said."""
+"""Properties of every conclusion, whatever is said."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_the_parts_add_up_to_the_score(said: list[str], distress: float) -> None
 
 
 @given(calls, texts, shares)
-def test_another_utterance_never_lowers_the_score_and_takes_no_tag(said: list[str], more: str, distress: float) -> None:
+def test_another_utterance_never_lowers_the_score_or_removes_a_tag(said: list[str], more: str, distress: float) -> None:
     before = conclude(utterances(said), audio(distress), RULES)
     after = conclude(utterances([*said, more]), audio(distress), RULES)
     assert after.risk.score >= before.risk.score
@@ -61,10 +61,8 @@ def test_more_distress_never_lowers_the_score(said: list[str], one: float, other
 
 
 @given(st.permutations(range(6)), st.lists(st.sampled_from(LINES), min_size=6, max_size=6))
-def test_tags_and_services_do_not_depend_on_the_order_in_which_things_are_said(
-    order: list[int], said: list[str]
-) -> None:
-    # Each utterance in its own stream: across a seam of one stream two utterances may say a thing together.
+def test_tags_and_services_do_not_depend_on_the_order_of_utterances(order: list[int], said: list[str]) -> None:
+    # Each utterance in its own stream: across a seam two utterances of one stream may say something together.
     spoken = [dataclasses.replace(one, stream_id=one.utterance_id) for one in utterances(said)]
     straight = conclude(spoken, audio(0), RULES)
     mixed = conclude([spoken[number] for number in order], audio(0), RULES)
@@ -83,7 +81,7 @@ def test_evidence_is_found_word_for_word_in_its_utterance(said: list[str]) -> No
 
 
 @given(st.lists(st.text(), max_size=5), st.floats(allow_nan=True, allow_infinity=True))
-def test_no_text_and_no_signal_makes_it_fail(said: list[str], distress: float) -> None:
+def test_no_text_or_signal_makes_triage_fail(said: list[str], distress: float) -> None:
     conclusion = conclude(utterances(said), audio(distress), RULES)
     assert conclusion.summary
     assert "\n" not in conclusion.summary
@@ -94,7 +92,7 @@ def test_a_very_long_text_is_read_to_its_end() -> None:
     assert conclude([utterance(0, text)], audio(0), RULES).risk.level is RiskLevel.CRITICAL
 
 
-def test_a_conclusion_has_the_fields_of_the_record_that_carries_it() -> None:
+def test_a_conclusion_has_the_fields_of_an_assessment() -> None:
     conclusion = conclude([], audio(0), RULES)
     ours = {field.name: field.type for field in dataclasses.fields(conclusion)}
     theirs = {field.name: field.type for field in dataclasses.fields(Assessment)}

@@ -1,4 +1,4 @@
-"""What triage concludes of what callers say, and that it says why."""
+"""The conclusions of triage from callers' words, and their reasons."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_the_example_of_the_telephony_guide() -> None:
         ("The fire department was here and now the house is on fire", "FIRE", True),
     ],
 )
-def test_what_is_denied_or_idiom_is_no_finding_and_what_is_unclear_is(text: str, tag: str, present: bool) -> None:
+def test_denials_and_idioms_are_no_findings_and_unclear_words_are(text: str, tag: str, present: bool) -> None:
     assert (tag in said(text).tags) is present
 
 
@@ -137,7 +137,7 @@ def test_no_single_word_silences_a_gun(word: str) -> None:
 # --- The score and its parts
 
 
-def test_the_words_that_support_a_part_are_exact_and_carry_the_words_own_times() -> None:
+def test_evidence_quotes_the_exact_words_with_their_own_times() -> None:
     text = "Um, he's NOT breathing."
     words = (Word("Um,", 0, 200, 0.9), Word("he's", 300, 500, 0.9), Word("NOT", 500, 700, 0.9))
     utterance = dataclasses.replace(call(text)[0], words=(*words, Word("breathing.", 700, 1300, None)))
@@ -146,12 +146,12 @@ def test_the_words_that_support_a_part_are_exact_and_carry_the_words_own_times()
     assert (evidence.start_ms, evidence.end_ms) == (500, 1300)
 
 
-def test_words_without_times_give_the_times_of_their_utterance() -> None:
+def test_words_without_times_have_the_times_of_their_utterance() -> None:
     part = said("hello", "he is choking").parts[0]
     assert [(e.utterance_id, e.start_ms, e.end_ms) for e in part.evidence] == [("u1", 1000, 1900)]
 
 
-def test_a_finding_that_a_pause_cut_in_two_quotes_both_halves() -> None:
+def test_a_finding_across_a_pause_quotes_both_halves() -> None:
     part = next(p for p in said("He's not", "breathing at all").parts if p.name == "not_breathing")
     assert [(e.text, e.utterance_id) for e in part.evidence] == [("not", "u0"), ("breathing", "u1")]
 
@@ -160,20 +160,20 @@ def test_a_denial_does_not_reach_into_the_next_utterance() -> None:
     assert "FIRE" in said("No", "fire in the kitchen").tags
 
 
-def test_a_caller_who_says_it_is_fine_now_erases_nothing() -> None:
+def test_a_caller_who_says_that_all_is_well_erases_nothing() -> None:
     before, after = said("He stabbed me"), said("He stabbed me", "Never mind, it's fine now")
     assert after.risk == before.risk
     assert set(before.tags) <= set(after.tags)
     assert [p.points for p in after.parts if p.name == "caller_reassures"] == [0.0]
 
 
-def test_a_voice_alone_adds_little_and_makes_no_call_critical() -> None:
+def test_a_voice_by_itself_adds_little_and_makes_no_call_critical() -> None:
     calm, angry = said(*NOISE), said(*NOISE, distress=1.0)
     assert 0 < angry.risk.score - calm.risk.score <= 0.10
     assert angry.risk.level is RiskLevel.LOW
 
 
-def test_a_score_that_would_pass_one_is_cut_by_a_part_that_says_so() -> None:
+def test_a_score_above_one_is_cut_by_a_part_that_says_so() -> None:
     conclusion = said(
         "He shot people and stabbed a child, the house is on fire, it exploded, people are trapped,",
         "she is not breathing, unconscious, bleeding badly, drowning, choking, having a stroke and a seizure, help me",
@@ -191,7 +191,7 @@ def test_before_the_first_word_nothing_is_known() -> None:
         assert conclusion.emotion.label == "UNKNOWN"
 
 
-def test_words_that_no_rule_knows_are_shown_for_someone_to_listen() -> None:
+def test_words_without_a_finding_are_shown_so_that_somebody_listens() -> None:
     conclusion = said("hello can you hear me")
     assert (conclusion.risk.level, conclusion.category) == (RiskLevel.UNKNOWN, Category.UNKNOWN)
     assert [part.name for part in conclusion.parts] == ["unrecognised"]
@@ -201,12 +201,12 @@ def test_words_that_no_rule_knows_are_shown_for_someone_to_listen() -> None:
 # --- Services, what is missing, where
 
 
-def test_several_services_are_called_where_several_are_needed() -> None:
+def test_several_services_are_named_if_several_are_needed() -> None:
     assert set(said("a car crashed into a house, the driver is trapped and bleeding").services) == set(Service)
     assert said("I lost my wallet").services == ()
 
 
-def test_what_the_caller_has_not_stated_is_named_and_disappears_once_stated() -> None:
+def test_an_open_question_is_named_until_the_caller_answers_it() -> None:
     medical = said("My father has chest pain")
     assert medical.unknowns == ("location", "breathing", "consciousness")
     assert said("My father has chest pain", "he's awake and breathing", "9 Elm Road").unknowns == ()

@@ -1,4 +1,4 @@
-"""The final assessment of a call follows from what its topics hold, not from how they were read."""
+"""The final assessment of a call follows from the records of its topics, not from how they were read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dispatchai.calls.state import fold as fold_call
 from dispatchai.records import (
     Assessment,
     AssessmentKind,
@@ -23,12 +22,11 @@ from dispatchai.records import (
     Utterance,
     UtteranceKind,
     decode_as,
-    decode_fields,
     encode,
 )
-from dispatchai.triage.live_encoding import encode_live
-from dispatchai.triage.ranking import live_call, packet
-from dispatchai.triage.step import is_complete, step, version_of
+from dispatchai.triage.finality import is_complete, version_of
+from dispatchai.triage.ranking import decode_assessed, encode_live, live_call, packet
+from dispatchai.triage.step import step
 from tests.support.recorded_call import (
     CARDIAC_ARREST,
     DEADLINE,
@@ -51,14 +49,14 @@ from tests.support.recorded_call import (
 Batch = Sequence[Record]
 
 few = settings(max_examples=30)
-"""For readings of whole calls: each concludes a call some fifteen times."""
+"""For whole calls: each example assesses a call some fifteen times."""
 
 
 def run(batches: Sequence[Batch], before: TriageState | None = None) -> tuple[TriageState | None, list[Assessment]]:
-    """Step through `batches`; the state after them and all that was concluded on the way."""
+    """Step through `batches`. Returns the state after them and all assessments on the way."""
     state, made = before, []
     for batch in batches:
-        stepped = step(state, batch, fold_call=fold_call, rules=RULES)
+        stepped = step(state, batch, rules=RULES)
         state = stepped.state
         made.extend(stepped.assessments)
     return state, made
@@ -70,7 +68,7 @@ def one_by_one(*topics: Batch) -> list[Batch]:
 
 
 def last_final(made: Sequence[Assessment]) -> Assessment:
-    """What the call ended as, without when."""
+    """The final assessment without its time."""
     return replace([one for one in made if one.kind is AssessmentKind.FINAL][-1], as_of=0)
 
 
@@ -112,7 +110,7 @@ def rereadings(draw: st.DrawFn, call: Recorded) -> list[Batch]:
 WHOLE = whole_call()
 TWO_STREAMS = whole_call(streams=2)
 UNHEARD_END = replace(WHOLE, transcripts=WHOLE.transcripts[:-2])
-"""The last utterance was heard in part only, and its speech never ended."""
+"""The last utterance is only a partial, and its stream's speech never ended."""
 
 
 # --- However the topics are read
@@ -121,7 +119,7 @@ UNHEARD_END = replace(WHOLE, transcripts=WHOLE.transcripts[:-2])
 @pytest.mark.parametrize("call", [WHOLE, TWO_STREAMS], ids=["one stream", "two streams"])
 @few
 @given(data=st.data())
-def test_every_reading_of_a_call_ends_in_the_same_first_final_assessment(call: Recorded, data: st.DataObject) -> None:
+def test_the_first_final_assessment_is_the_same_however_a_call_is_read(call: Recorded, data: st.DataObject) -> None:
     expected = last_final(run(one_by_one(*call.topics))[1])
     _, made = run(data.draw(readings(call)))
     assert kinds(made).count(AssessmentKind.FINAL) == 1
@@ -132,7 +130,7 @@ def test_every_reading_of_a_call_ends_in_the_same_first_final_assessment(call: R
 
 @few
 @given(st.data())
-def test_a_deadline_that_overtakes_the_speech_changes_nothing_of_the_packet_in_the_end(data: st.DataObject) -> None:
+def test_a_deadline_that_overtakes_the_speech_does_not_change_the_last_packet(data: st.DataObject) -> None:
     call = WHOLE.with_events(DEADLINE)
     expected = last_final(run(one_by_one(*call.topics))[1])
     _, made = run(data.draw(readings(call)))
@@ -142,7 +140,9 @@ def test_a_deadline_that_overtakes_the_speech_changes_nothing_of_the_packet_in_t
 
 @few
 @given(st.data())
-def test_a_call_that_never_completed_ends_the_same_at_its_deadline_however_it_is_read(data: st.DataObject) -> None:
+def test_a_call_that_is_never_complete_has_the_same_packet_at_its_deadline_however_it_is_read(
+    data: st.DataObject,
+) -> None:
     call = UNHEARD_END.with_events(DEADLINE)
     expected = last_final(run(one_by_one(*call.topics))[1])
     assert last_final(run(data.draw(readings(call)))[1]) == expected
@@ -161,7 +161,7 @@ def test_reading_again_from_any_earlier_offset_makes_no_new_version(call: Record
 
 @few
 @given(st.permutations(WHOLE.events))
-def test_the_order_of_the_webhooks_changes_nothing_of_what_is_concluded(events: list[Record]) -> None:
+def test_the_order_of_the_webhooks_does_not_change_the_assessment(events: list[Record]) -> None:
     expected = replace(last_final(run(one_by_one(*WHOLE.topics))[1]), version=0)
     _, made = run(one_by_one(WHOLE.signals, WHOLE.transcripts, events))
     assert replace(last_final(made), version=0) == expected
@@ -194,8 +194,8 @@ def mixed(draw: st.DrawFn, streams: Sequence[Sequence[Utterance]]) -> list[Utter
 
 @st.composite
 def odd_calls(draw: st.DrawFn) -> Recorded:
-    """A call of which anything may have come late or not at all: events in any order and after the deadline, streams
-    that no event announced, the texts of streams mixed, ends that are missing."""
+    """A call whose records may come late or not at all: events in any order and after the deadline, streams that no
+    event announced, texts of streams mixed, ends that are missing."""
     streams = draw(st.integers(0, 3))
     call = whole_call(streams=max(streams, 1))
     events = draw(st.permutations([one for one in call.events if draw(st.booleans()) or one.type == "call.initiated"]))
@@ -211,8 +211,8 @@ def odd_calls(draw: st.DrawFn) -> Recorded:
 
 @st.composite
 def readings_with_crashes(draw: st.DrawFn, call: Recorded) -> list[Assessment]:
-    """What is made of a call by a worker that dies now and then and goes on from the last snapshot it stored, with
-    each topic from the offset that this snapshot covers or an earlier one."""
+    """The assessments of a worker that crashes now and then and goes on from its last snapshot, reading each topic from
+    the offset that the snapshot covers or from an earlier one."""
     at = [0] * len(call.topics)
     stored: tuple[bytes | None, list[int]] = (None, list(at))
     state: TriageState | None = None
@@ -239,13 +239,13 @@ def packets(made: Sequence[Assessment]) -> list[CallPacket]:
 
 @settings(max_examples=150)
 @given(st.data())
-def test_the_last_packet_and_its_version_follow_from_what_is_recorded_and_not_from_how_it_is_read(
+def test_the_last_packet_and_its_version_follow_from_the_records_and_not_from_how_they_are_read(
     data: st.DataObject,
 ) -> None:
     call = data.draw(odd_calls())
     state, made = run(one_by_one(*call.topics))
     assert state is not None
-    # Every call gets its deadline. Before that one may seem complete and turn out not to be, by how it is read.
+    # Every call gets its deadline. Before it a call may seem complete and turn out not to be, depending on the order.
     assume(is_complete(state) or DEADLINE in call.events)
     expected = packets(made)[-1]
     assert packets(data.draw(readings_with_crashes(call)))[-1] == expected
@@ -254,7 +254,7 @@ def test_the_last_packet_and_its_version_follow_from_what_is_recorded_and_not_fr
 
 @settings(max_examples=150)
 @given(st.data())
-def test_versions_never_fall_and_rise_with_what_a_packet_says_unless_it_was_and_is_a_draft(data: st.DataObject) -> None:
+def test_versions_never_fall_and_rise_with_the_content_of_a_packet_except_between_drafts(data: st.DataObject) -> None:
     made = packets(run(data.draw(readings(data.draw(odd_calls()))))[1])
     for before, after in pairwise(made):
         assert before != after, "the same was written twice"
@@ -264,7 +264,7 @@ def test_versions_never_fall_and_rise_with_what_a_packet_says_unless_it_was_and_
 
 @settings(max_examples=80)
 @given(st.data())
-def test_two_complete_packets_of_one_version_say_the_same_in_whatever_run_they_were_made(data: st.DataObject) -> None:
+def test_complete_packets_of_one_version_are_equal_in_all_runs(data: st.DataObject) -> None:
     call = data.draw(odd_calls())
     by_version: dict[int, CallPacket] = {}
     for _ in range(3):
@@ -273,14 +273,14 @@ def test_two_complete_packets_of_one_version_say_the_same_in_whatever_run_they_w
                 assert by_version.setdefault(one.version, one) == one
 
 
-def test_what_comes_after_the_end_makes_versions_above_the_first() -> None:
+def test_records_after_the_end_make_versions_above_the_first() -> None:
     state, made = run([*WHOLE.topics, [DEADLINE]])
     assert [one.version for one in packets(made)] == [1]
     state, made = run([[event("call.recording.saved", 62)]], state)
     assert made == [], "nothing that a packet says"
     state, made = run([[event("call.hangup", 29, hangup_cause="normal_clearing")]], state)
     assert [(one.version, one.duration_seconds) for one in packets(made)] == [(5, 29)]
-    # A stream of which no event spoke: a draft above what was complete, then all of it.
+    # A stream that no event announced: first a draft above the complete version, then the whole.
     state, made = run([stream_signals("s2", 40)], state)
     assert [(one.version, one.complete) for one in packets(made)] == [(8, False)]
     _, made = run([stream_speech("s2", ("I am back.",))], state)
@@ -288,7 +288,7 @@ def test_what_comes_after_the_end_makes_versions_above_the_first() -> None:
     assert packets(made)[-1].nlp.transcript.endswith("Garden Street. I am back.")
 
 
-def test_of_a_call_that_nobody_hung_up_the_packet_does_not_tell_when_it_was_understood() -> None:
+def test_the_packet_of_a_call_without_hangup_does_not_depend_on_when_it_was_recognised() -> None:
     call = replace(WHOLE.with_events(DEADLINE), events=(*WHOLE.events[:-1], DEADLINE))
     late = replace(call, transcripts=tuple(replace(one, recognized_at=T0 + 500 * S) for one in call.transcripts))
     [*_, expected], [*_, found] = (packets(run(one_by_one(*one.topics))[1]) for one in (call, late))
@@ -296,76 +296,76 @@ def test_of_a_call_that_nobody_hung_up_the_packet_does_not_tell_when_it_was_unde
     assert expected.duration_seconds == 60
 
 
-def test_streams_are_told_in_the_order_in_which_their_audio_began_whoever_was_understood_first() -> None:
+def test_streams_are_in_the_order_of_their_audio_whichever_was_recognised_first() -> None:
     first, second = stream_speech("s1", CARDIAC_ARREST[:1]), stream_speech("s2", CARDIAC_ARREST[1:])
     call = replace(TWO_STREAMS, transcripts=(*first[:1], *second, *first[1:]))
     straight = replace(TWO_STREAMS, transcripts=(*first, *second))
     turned = replace(TWO_STREAMS, transcripts=(*second, *first))
-    told = {last_final(run(one_by_one(*one.topics))[1]).transcript for one in (call, straight, turned)}
-    assert told == {" ".join(CARDIAC_ARREST)}
+    transcripts = {last_final(run(one_by_one(*one.topics))[1]).transcript for one in (call, straight, turned)}
+    assert transcripts == {" ".join(CARDIAC_ARREST)}
 
 
 @few
 @given(st.data())
-def test_the_state_does_not_tell_which_stream_was_understood_first(data: st.DataObject) -> None:
+def test_the_state_does_not_depend_on_which_stream_was_recognised_first(data: st.DataObject) -> None:
     streams = [stream_speech(name, CARDIAC_ARREST) for name in ("s2", "s1", "s3")]
     begun, _ = run([[event("call.initiated")]])
     assert run([data.draw(mixed(streams))], begun)[0] == run(streams, begun)[0]
 
 
-def test_what_was_still_partial_at_the_end_of_a_streams_speech_was_not_said() -> None:
+def test_a_partial_that_is_left_at_the_end_of_a_streams_speech_does_not_count() -> None:
     broken = replace(UNHEARD_END, transcripts=(*UNHEARD_END.transcripts, speech_end()))
     assert last_final(run([*broken.topics])[1]).transcript == " ".join(CARDIAC_ARREST[:2])
 
 
 @few
 @given(st.data())
-def test_the_reading_of_the_step_before_changes_nothing_but_the_cost(data: st.DataObject) -> None:
+def test_the_reading_of_the_step_before_changes_only_the_cost(data: st.DataObject) -> None:
     batches = data.draw(readings(data.draw(odd_calls())))
     state, reading, made = None, None, []
     for batch in batches:
-        stepped = step(state, batch, fold_call=fold_call, rules=RULES, reading=reading)
+        stepped = step(state, batch, rules=RULES, reading=reading)
         state, reading = stepped.state, stepped.reading
         made.extend(stepped.assessments)
     assert (state, made) == run(batches)
 
 
-def test_what_was_read_of_a_call_is_kept_until_its_packet() -> None:
+def test_the_reading_of_a_call_is_kept_until_its_packet() -> None:
     batches = one_by_one(*WHOLE.topics)
     state, reading = None, None
     for batch in batches[:-1]:
-        stepped = step(state, batch, fold_call=fold_call, rules=RULES, reading=reading)
+        stepped = step(state, batch, rules=RULES, reading=reading)
         assert stepped.reading is not None
         kept, state, reading = reading, stepped.state, stepped.reading
         if kept is not None and isinstance(batch[0], Signal):
             assert reading is kept, "a signal of the voice changes no word"
-    last = step(state, batches[-1], fold_call=fold_call, rules=RULES, reading=reading)
+    last = step(state, batches[-1], rules=RULES, reading=reading)
     assert kinds(last.assessments) == [AssessmentKind.FINAL]
     assert last.reading is None
 
 
-def test_what_was_read_of_a_call_is_kept_over_a_packet_that_more_words_may_follow() -> None:
+def test_the_reading_of_a_call_is_kept_after_a_draft() -> None:
     *before, last = WHOLE.with_events(DEADLINE).transcripts
-    draft = step(None, [*WHOLE.with_events(DEADLINE).events, *WHOLE.signals, *before], fold_call=fold_call, rules=RULES)
+    draft = step(None, [*WHOLE.with_events(DEADLINE).events, *WHOLE.signals, *before], rules=RULES)
     assert kinds(draft.assessments) == [AssessmentKind.FINAL]
     assert draft.reading is not None
-    whole = step(draft.state, [last], fold_call=fold_call, rules=RULES, reading=draft.reading)
+    whole = step(draft.state, [last], rules=RULES, reading=draft.reading)
     assert kinds(whole.assessments) == [AssessmentKind.FINAL]
     assert whole.reading is None
 
 
 @settings(max_examples=40)
 @given(st.data())
-def test_live_entries_are_written_as_the_codec_writes_them(data: st.DataObject) -> None:
+def test_live_entries_are_encoded_as_by_the_codec(data: st.DataObject) -> None:
     for one in run(data.draw(readings(data.draw(odd_calls()))))[1]:
         value = encode(one)
-        assert encode_live("call", value, decode_fields(value)[1]) == encode(live_call("call", one))
+        assert encode_live("call", decode_assessed(value)) == encode(live_call("call", one))
 
 
 # --- When a call is final
 
 
-def test_a_call_is_final_only_when_hangup_audio_end_and_transcript_end_are_in() -> None:
+def test_a_call_is_final_only_after_hangup_end_of_audio_and_end_of_speech() -> None:
     *events, hangup = WHOLE.events
     *signals, audio_end = WHOLE.signals
     *transcripts, transcript_end = WHOLE.transcripts
@@ -381,7 +381,7 @@ def test_a_call_is_final_only_when_hangup_audio_end_and_transcript_end_are_in() 
 
 
 @pytest.mark.parametrize("missing", ["audio", "transcript"])
-def test_the_end_of_each_stream_is_waited_for(missing: str) -> None:
+def test_a_call_is_final_only_after_the_end_of_each_stream(missing: str) -> None:
     call = TWO_STREAMS
     if missing == "audio":
         call = replace(call, signals=call.signals[:-1])
@@ -390,7 +390,7 @@ def test_the_end_of_each_stream_is_waited_for(missing: str) -> None:
     assert AssessmentKind.FINAL not in kinds(run([*call.topics])[1])
 
 
-def test_a_stream_that_the_carrier_announced_is_waited_for_before_its_first_frame() -> None:
+def test_a_call_is_not_final_before_an_announced_stream_has_ended() -> None:
     call = replace(TWO_STREAMS, signals=stream_signals("s1", 2), transcripts=stream_speech("s1", CARDIAC_ARREST))
     state, made = run([*call.topics])
     assert AssessmentKind.FINAL not in kinds(made)
@@ -415,7 +415,7 @@ def test_a_caller_who_hangs_up_unanswered_is_final_at_once() -> None:
     assert final.risk.level is RiskLevel.UNKNOWN
 
 
-def test_the_deadline_makes_a_draft_and_the_rest_of_the_text_the_first_version() -> None:
+def test_the_deadline_makes_a_draft_and_the_remaining_text_the_first_version() -> None:
     call = UNHEARD_END
     state, made = run([*call.topics, [DEADLINE]])
     first = made[-1]
@@ -425,7 +425,7 @@ def test_the_deadline_makes_a_draft_and_the_rest_of_the_text_the_first_version()
     assert made[0].transcript == " ".join(CARDIAC_ARREST)
 
 
-def test_what_was_only_partly_heard_counts_as_said_once_no_more_will_come() -> None:
+def test_a_partial_counts_in_the_packet_if_no_final_came() -> None:
     _, made = run([*UNHEARD_END.topics, [DEADLINE]])
     live, final = made[-2], made[-1]
     assert (live.transcript, live.partial) == (" ".join(CARDIAC_ARREST[:2]), "We are")
@@ -435,7 +435,7 @@ def test_what_was_only_partly_heard_counts_as_said_once_no_more_will_come() -> N
 # --- The end of the state
 
 
-def test_expiry_gives_the_state_up() -> None:
+def test_expiry_deletes_the_state() -> None:
     state, made = run([*WHOLE.topics, [EXPIRED]])
     assert state is None
     assert made[-1].kind is AssessmentKind.EXPIRED
@@ -443,7 +443,7 @@ def test_expiry_gives_the_state_up() -> None:
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_a_call_that_is_given_up_at_its_deadline_still_gets_its_packet(together: bool) -> None:
+def test_a_call_that_expires_at_its_deadline_still_gets_its_packet(together: bool) -> None:
     timers = [DEADLINE, event(EXPIRED.type, 60)]
     batches: list[Batch] = [timers] if together else [[timer] for timer in timers]
     state, made = run([[event("call.initiated"), event("call.answered", 1)], *batches])
@@ -451,7 +451,7 @@ def test_a_call_that_is_given_up_at_its_deadline_still_gets_its_packet(together:
     assert kinds(made) == [AssessmentKind.LIVE, AssessmentKind.FINAL, AssessmentKind.EXPIRED]
 
 
-def test_what_comes_with_the_expiry_in_one_batch_does_not_enter_the_packet() -> None:
+def test_records_after_the_expiry_in_its_batch_do_not_change_the_packet() -> None:
     late = event("call.hangup", 3601, hangup_cause="too_late")
     ringing = [event("call.initiated"), event("call.answered", 1)]
     _, made = run([[*ringing, DEADLINE, EXPIRED, late]])
@@ -460,14 +460,14 @@ def test_what_comes_with_the_expiry_in_one_batch_does_not_enter_the_packet() -> 
 
 
 @pytest.mark.parametrize("again", [[DEADLINE], [DEADLINE, EXPIRED], [EXPIRED]])
-def test_timers_read_again_after_the_state_was_given_up_make_neither_packet_nor_live_entry(again: Batch) -> None:
+def test_timers_that_are_read_again_after_the_expiry_make_neither_packet_nor_live_entry(again: Batch) -> None:
     state, _ = run([*WHOLE.topics, [DEADLINE], [EXPIRED]])
     for batches in ([again], one_by_one(again)):
         assert run(batches, state) == (None, [])
 
 
 @pytest.mark.parametrize("late", [signal(5), utterance(1, "Help."), speech_end()])
-def test_what_is_left_of_a_call_whose_state_was_given_up_is_given_up_when_it_expires_again(late: Record) -> None:
+def test_an_orphaned_state_is_deleted_when_its_call_expires_again(late: Record) -> None:
     left, _ = run([*WHOLE.topics, [DEADLINE], [EXPIRED], [late]])
     assert left is not None
     assert run([[DEADLINE]], left) == (left, [])
@@ -475,7 +475,7 @@ def test_what_is_left_of_a_call_whose_state_was_given_up_is_given_up_when_it_exp
     assert run([[DEADLINE, EXPIRED]], left) == (None, [])
 
 
-def test_a_stray_event_after_the_state_was_given_up_makes_neither_packet_nor_live_entry() -> None:
+def test_a_stray_event_after_the_expiry_makes_neither_packet_nor_live_entry() -> None:
     state, _ = run([*WHOLE.topics, [EXPIRED]])
     state, made = run([[event("call.recording.saved", 4000)], [event(DEADLINE.type, 18_400)]], state)
     assert made == []
@@ -498,7 +498,7 @@ def test_late_events_do_not_revive_a_call_that_is_over(late: list[Record]) -> No
 # --- What was said
 
 
-def test_a_partial_is_replaced_by_its_final_and_never_comes_back() -> None:
+def test_a_final_replaces_its_partial_for_good() -> None:
     first = partial(0, "he is", 5)
     state, made = run([[event("call.initiated")], [first]])
     assert (made[-1].transcript, made[-1].partial) == ("", "he is")
@@ -508,7 +508,7 @@ def test_a_partial_is_replaced_by_its_final_and_never_comes_back() -> None:
     assert made == []
 
 
-def test_of_two_partials_the_later_revision_counts() -> None:
+def test_the_later_revision_of_a_partial_counts() -> None:
     state, _ = run([[event("call.initiated")], [partial(0, "he is not", 9)]])
     _, made = run([[partial(0, "he is", 5)]], state)
     assert made == []
@@ -516,8 +516,8 @@ def test_of_two_partials_the_later_revision_counts() -> None:
     assert made[-1].partial == "", "what was taken back is still shown"
 
 
-def test_a_stream_of_which_only_text_is_known_is_told_behind_those_that_were_heard() -> None:
-    # The times of a stream begin at zero: those of two streams say nothing of their order.
+def test_a_stream_with_text_only_comes_after_those_with_audio() -> None:
+    # The times of each stream begin at zero, so they do not order two streams.
     one = [utterance(0, "One.", stream="z"), utterance(5, "Two.", stream="z")]
     other = [utterance(1, "Three.", stream="a"), utterance(2, "Four.", stream="a")]
     late = utterance(2, "And a half.", stream="z")
@@ -535,7 +535,7 @@ def test_the_voice_of_a_call_is_that_of_its_last_signal() -> None:
     assert not made[-1].audio.voiced
 
 
-def test_records_of_a_call_whose_first_event_was_not_read_yet_are_kept_and_say_nothing() -> None:
+def test_records_before_the_first_event_of_their_call_are_kept_and_make_no_assessment() -> None:
     state, made = run([WHOLE.signals, WHOLE.transcripts])
     assert made == []
     assert state is not None
@@ -544,7 +544,7 @@ def test_records_of_a_call_whose_first_event_was_not_read_yet_are_kept_and_say_n
     assert made[0].transcript == " ".join(CARDIAC_ARREST)
 
 
-def test_what_changes_nothing_is_not_told_again() -> None:
+def test_a_record_that_changes_nothing_makes_no_assessment() -> None:
     state, _ = run([*WHOLE.topics])
     for record in (record for topic in WHOLE.topics for record in topic):
         assert run([[record]], state) == (state, [])

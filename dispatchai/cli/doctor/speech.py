@@ -8,7 +8,7 @@ import time
 from dispatchai.cli.doctor.result import Check, Limits, Result, fail, ok, warn
 from dispatchai.settings import Settings, SpeechEngine
 from dispatchai.speech.engines import recognizer
-from dispatchai.speech.recognizer import RecognizerError
+from dispatchai.speech.errors import RecognizerError
 
 
 async def check_speech_model(settings: Settings, limits: Limits) -> Result:

@@ -1,4 +1,4 @@
-"""The columnar reader of frames reads what the codec reads, and leaves alone what it does not know."""
+"""The decoder of frames in columns reads what the codec reads, and leaves other records to the codec."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatchai.records import AudioFrame, FrameKind, Track, decode_as, encode
-from dispatchai.records.frames import ENCODINGS, SEQUENCE_MAX, STREAM_BYTES, decode_frames, stream_key
+from dispatchai.records.frame_decoder import ENCODINGS, SEQUENCE_MAX, STREAM_BYTES, decode_frames, stream_key
 from tests.records.examples import RECORD_NAMES, example, record_class
 
 FRAMES = st.builds(
@@ -26,7 +26,7 @@ FRAMES = st.builds(
 
 
 def read(values: list[bytes]) -> list[AudioFrame | None]:
-    """What is read of each value; None where it is left to the codec. Raises UnicodeDecodeError."""
+    """The frame in each value; None for a value that is left to the codec. Raises UnicodeDecodeError."""
     columns = decode_frames(values)
     assert len(columns) == len(values)
     found: list[AudioFrame | None] = [None] * len(values)
@@ -48,7 +48,7 @@ def read(values: list[bytes]) -> list[AudioFrame | None]:
 
 
 def is_usual(frame: AudioFrame) -> bool:
-    """Whether it is what a gateway writes of a live stream."""
+    """Whether a gateway writes such a frame for a live stream."""
     name = frame.stream_id.encode()
     return (
         frame.kind is FrameKind.FRAME
@@ -62,15 +62,13 @@ def is_usual(frame: AudioFrame) -> bool:
 
 
 @given(st.lists(FRAMES, max_size=20))
-def test_frames_are_read_as_the_codec_reads_them_and_the_usual_ones_all(frames: list[AudioFrame]) -> None:
+def test_frames_are_read_as_by_the_codec_and_all_usual_ones_in_columns(frames: list[AudioFrame]) -> None:
     for frame, found in zip(frames, read([encode(frame) for frame in frames]), strict=True):
         assert found == frame or (found is None and not is_usual(frame))
 
 
 @given(st.lists(FRAMES, min_size=1, max_size=6), st.data())
-def test_of_broken_bytes_nothing_is_read_that_the_codec_would_not_read(
-    frames: list[AudioFrame], data: st.DataObject
-) -> None:
+def test_broken_bytes_that_the_codec_refuses_are_not_read(frames: list[AudioFrame], data: st.DataObject) -> None:
     values = [bytearray(encode(frame)) for frame in frames]
     for value in values:
         for _ in range(data.draw(st.integers(0, 3))):
@@ -82,7 +80,7 @@ def test_of_broken_bytes_nothing_is_read_that_the_codec_would_not_read(
             assert found is None or found == decode_as(AudioFrame, bytes(value))
 
 
-def test_live_streams_of_many_calls_are_read_whatever_their_numbers() -> None:
+def test_live_streams_of_many_calls_are_read_whatever_their_frame_numbers() -> None:
     frames = [
         AudioFrame(f"stream-{call}~x", FrameKind.FRAME, track, sequence, 1_779_233_415_000_000 + sequence, codec, 8000,
                    bytes([call]) * size, None)

@@ -1,4 +1,4 @@
-"""Many calls heard together come out as each would alone, to the last bit, wherever the batches were cut."""
+"""Many calls heard together have the same signals as each alone, to the last bit, wherever batches are cut."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from dispatchai.audio import signals
 from dispatchai.audio.g711 import encode_mulaw
-from dispatchai.audio.many_signals import Voices, hear
+from dispatchai.audio.voice_columns import Voices, hear
 from dispatchai.records import AudioFrame, FrameKind, Signal, SignalState, Track, decode_as, encode
-from dispatchai.records.columns import encode_columns
-from dispatchai.records.frames import decode_frames
+from dispatchai.records.column_encoder import encode_columns
+from dispatchai.records.frame_decoder import decode_frames
 
 TONE = encode_mulaw((np.sin(np.arange(160) / 4) * 12_000).astype(np.int16))
 PAYLOADS = (b"\xff" * 160, TONE, TONE[:80], encode_mulaw((np.sin(np.arange(160) / 9) * 900).astype(np.int16)))
@@ -22,7 +22,7 @@ PAYLOADS = (b"\xff" * 160, TONE, TONE[:80], encode_mulaw((np.sin(np.arange(160) 
 
 @dataclass
 class Together:
-    """Calls as the agent hears them: the frames of live streams at once, all else by the step of one call."""
+    """Calls as the agent hears them: frames of live streams at once, other records by the step of one call."""
 
     voices: Voices = field(default_factory=Voices)
     others: dict[int, SignalState] = field(default_factory=dict)
@@ -63,7 +63,7 @@ def frame(stream: str, sequence: int, payload: bytes, kind: FrameKind = FrameKin
 
 @st.composite
 def calls_frames(draw: st.DrawFn) -> list[AudioFrame]:
-    """One call: streams one after the other; frames lost, doubled, swapped, of another codec, of the other track."""
+    """A call with streams one after the other, and frames lost, doubled, swapped, in another codec or track."""
     frames: list[AudioFrame] = []
     for number in range(draw(st.integers(1, 3))):
         stream = draw(st.sampled_from(["s1", "s2", "a-rather-long-stream-id-0123456789~deadbeef"])) + str(number)
@@ -94,7 +94,7 @@ def calls_frames(draw: st.DrawFn) -> list[AudioFrame]:
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(calls_frames(), min_size=1, max_size=4), st.randoms(use_true_random=False), st.data())
-def test_calls_heard_together_come_out_as_each_alone(
+def test_calls_heard_together_have_the_signals_of_each_alone(
     calls: list[list[AudioFrame]], random: object, data: st.DataObject
 ) -> None:
     left = [list(frames) for frames in calls]
@@ -117,7 +117,7 @@ def test_calls_heard_together_come_out_as_each_alone(
         assert tuple(signal for call, signal in together.made if call == number) == alone.signals
 
 
-def test_a_live_stream_is_heard_without_the_step_of_one_call() -> None:
+def test_a_live_stream_needs_no_step_of_one_call() -> None:
     together = Together()
     batch = [(call, frame(f"s{call}", 0, b"", FrameKind.START)) for call in range(200)]
     together.take(batch)
@@ -126,7 +126,7 @@ def test_a_live_stream_is_heard_without_the_step_of_one_call() -> None:
     assert together.heard_at_once == 4000
 
 
-def test_a_row_that_was_cleared_knows_nothing_of_its_last_call() -> None:
+def test_a_cleared_row_keeps_nothing_of_its_last_call() -> None:
     together = Together()
     together.take([(0, frame("s", 0, b"", FrameKind.START)), (0, frame("s", 1, TONE))])
     together.voices.clear(0)

@@ -1,10 +1,10 @@
-"""The voices of many calls at once: what `signals.step` does to a frame, done to a frame of each call in one go.
+"""The voices of many calls at once: `signals.step` for one frame of each call in a single numpy operation.
 
-`Voices` holds the stream of each call that is being heard, one row for each call, in columns. It applies the frames of
-live streams, in their order, and gives back the signals that they make, as columns too. Everything else that happens to
-a call (a stream begins or ends, a frame that cannot be decoded, one of an earlier stream) is left to `signals.step`,
-which says what is right: `state` gives a row back as it wants it, `set` takes it again. A test holds the two to the
-same bits, whatever the order and the batches. Pure: no clock, no I/O.
+`Voices` keeps the live stream of each call in columns, one row for each call. It applies the frames of live streams in
+their order and returns their signals, in columns too. Everything else (a stream that begins or ends, a frame that
+cannot be decoded, a frame of an earlier stream) goes through `signals.step`, which defines the results: `state` returns
+a row in the form that the step takes, `set` puts it back. A test holds the two to the same bits, whatever the order
+and the batches. Pure: no clock, no I/O.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from dispatchai.audio.g711 import samples_in
 from dispatchai.audio.loudness import ALPHA, DECAY, GAIN, VOICED_RMS, rms_of_rows
 from dispatchai.audio.signals import SIGNAL_EVERY_MS, TRANSITION_APART_MS
 from dispatchai.records import SignalKind, SignalState, StreamSignal
-from dispatchai.records.columns import Column, OneItem, Same, Text
-from dispatchai.records.frames import STREAM_BYTES, FrameColumns, stream_key, stream_name
+from dispatchai.records.column_encoder import Column, OneItem, Same, Text
+from dispatchai.records.frame_decoder import STREAM_BYTES, FrameColumns, stream_key, stream_name
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-_ROWS_AT_FIRST: Final = 64
+_INITIAL_ROWS: Final = 64
 
 Fields = tuple[tuple[str, type[np.generic]], ...]
 
@@ -42,7 +42,7 @@ _STREAM_FIELDS: Final[Fields] = (
     ("signalled_at_samples", np.int64),
     ("signalled_voiced", np.bool_),
 )
-"""Columns of a call's current stream: the fields of StreamSignal."""
+"""The columns of a call's current stream: fields of StreamSignal."""
 
 _CALL_FIELDS: Final[Fields] = (
     ("audio_ms", np.float64),
@@ -53,7 +53,7 @@ _CALL_FIELDS: Final[Fields] = (
     ("missing_frames", np.int64),
     ("frames", np.int64),
 )
-"""Columns of a call: the figures of SignalState."""
+"""The columns of a call: the figures of SignalState."""
 
 _SIGNAL_FIGURES: Final = (
     "next_sequence",
@@ -68,16 +68,16 @@ _SIGNAL_FIGURES: Final = (
     "voiced_frames",
     "missing_frames",
 )
-"""The columns that a signal is made of."""
+"""The columns that a signal is made from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
     """The caller's frames among n records, measured: one entry for each frame, shape (k,).
 
-    `record` is the frame's row in the columns, `rms` its loudness (1.0 = full scale), `samples` how many it has.
-    `usual`, shape (n,), says which records need no other care than to be applied: these frames, and those of the
-    other track, which count for nothing.
+    `record` is the frame's index among the records, `rms` its loudness (1.0 = full scale), `samples` their number.
+    `usual`, shape (n,), says which records only need to be applied: these frames, and those of the other track, which
+    do not count.
     """
 
     usual: Mask
@@ -89,7 +89,7 @@ class Heard:
     sample_rate: Ints
 
     def only(self, chosen: Mask) -> Heard:
-        """Those of the frames that are `chosen`, shape (k,)."""
+        """The `chosen` frames, shape (k,)."""
         return Heard(
             self.usual,
             self.record[chosen],
@@ -103,10 +103,10 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What frames made: a signal of some, and how the calls in `rows`, shape (c,), are then.
+    """The result of frames: their signals, and the `columns` of the calls in `rows`, shape (c,), after them.
 
-    `signals` has the fields of m signals, as `encode_columns` takes them, those of a call in their order, and
-    `signalled`, shape (m,), the row of each one's call.
+    `signals` has the fields of m signals in the form of `encode_columns`, those of a call in their order, and
+    `signalled`, shape (m,), the row of the call of each.
     """
 
     signalled: Ints
@@ -116,7 +116,7 @@ class Step:
 
 
 def hear(columns: FrameColumns) -> Heard:
-    """Measure the caller's frames among `columns`, in their order. One without a whole sample is not usual."""
+    """Measure the caller's frames among `columns`, in their order. A frame without a whole sample is not usual."""
     count = len(columns)
     rms = np.zeros(count)
     samples = np.zeros(count, np.int64)
@@ -140,7 +140,7 @@ def hear(columns: FrameColumns) -> Heard:
 
 
 class Voices:
-    """The calls being heard, one row for each. Rows are given out by the owner: any number from 0 on."""
+    """The calls with a live stream, one row for each. The owner assigns the rows: any number from 0 up."""
 
     def __init__(self) -> None:
         self._size = 0
@@ -148,10 +148,10 @@ class Voices:
         self._stream = np.zeros((0, STREAM_BYTES), np.uint8)
         self._live = np.zeros(0, np.bool_)
         self._earlier: dict[int, tuple[StreamSignal, ...]] = {}
-        self._grow(_ROWS_AT_FIRST)
+        self._grow(_INITIAL_ROWS)
 
     def set(self, row: int, state: SignalState) -> bool:
-        """Take the state of a call into `row`. False, and nothing is taken, if no stream of it could go on here."""
+        """Load the state of a call into `row`. Returns False, and clears the row, if none of its streams is live."""
         while row >= self._size:
             self._grow(2 * self._size)
         current = state.streams[-1] if state.streams else None
@@ -169,7 +169,7 @@ class Voices:
         return True
 
     def state(self, row: int) -> SignalState:
-        """The state of the call in `row`, which was `set`."""
+        """The state of the call in `row`, which must be set."""
         stream_id = stream_name(self._stream[row])
         current = StreamSignal(stream_id=stream_id, ended=False, **self._values(_STREAM_FIELDS, row))
         return SignalState(streams=(*self._earlier[row], current), **self._values(_CALL_FIELDS, row))
@@ -178,19 +178,18 @@ class Voices:
         return {name: self._columns[name][row].item() for name, _ in fields}
 
     def has_one_stream(self, row: int) -> bool:
-        """Whether the call in `row`, which was `set`, has no stream but that which is being heard."""
+        """Whether the call in `row`, which must be set, has only its live stream."""
         return not self._earlier[row]
 
     def states(self, rows: Sequence[int]) -> dict[str, Column]:
-        """The states of the calls in `rows`, each of which has one stream: their fields as `encode_columns` takes
-        them."""
+        """The states of the calls in `rows`, with one stream each: their fields in the form of `encode_columns`."""
         stream: dict[str, Column] = {name: self._columns[name][rows] for name, _ in _STREAM_FIELDS}
         stream |= {"stream_id": Text(self._stream[rows]), "ended": Same(value=False)}
         call: dict[str, Column] = {name: self._columns[name][rows] for name, _ in _CALL_FIELDS}
         return call | {"streams": OneItem(stream)}
 
     def clear(self, row: int) -> None:
-        """Forget the call in `row`."""
+        """Clear `row`. No effect on an empty row."""
         if row < self._size:
             self._live[row] = False
             self._earlier.pop(row, None)
@@ -200,28 +199,28 @@ class Voices:
         return row < self._size and bool(self._live[row])
 
     def go_on(self, rows: Ints, columns: FrameColumns) -> Mask:
-        """Which frames of `columns` belong to the stream of the call in their row, shape (n,). -1 is no row."""
+        """Which frames of `columns` belong to the live stream of the call in their row, shape (n,). -1 is no row."""
         known = (rows >= 0) & (rows < self._size)
         at = np.where(known, rows, 0)
-        # Eight bytes of the stream's id at a time.
+        # Compare eight bytes of the stream ids at a time.
         ours, theirs = self._stream.view(np.uint64)[at], columns.stream.view(np.uint64)
         same: Mask = known & self._live[at] & (ours == theirs).all(axis=1)
         return same
 
     def step(self, rows: Ints, heard: Heard) -> Step:
-        """What the frames of `heard` make of the calls that `rows` says, shape (k,).
+        """Apply the frames of `heard` to the calls in `rows`, shape (k,).
 
-        Each frame must go on with the stream of its call. Changes nothing; `keep` does.
+        Each frame must belong to the live stream of its call. Changes nothing here; `keep` does.
         """
         order = np.argsort(rows, kind="stable")
         calls, first, counts = np.unique(rows[order], return_index=True, return_counts=True)
         taken = {name: column[calls] for name, column in self._columns.items()}
         signalled = [calls[:0]]
         figures = {name: [taken[name][:0]] for name in _SIGNAL_FIGURES}
-        for turn in range(int(counts.max(initial=0))):
+        for number in range(int(counts.max(initial=0))):
             # The next frame of each call that has one left.
-            here = np.flatnonzero(counts > turn)
-            made = self._turn(taken, here, order[first[here] + turn], heard)
+            here = np.flatnonzero(counts > number)
+            made = self._apply(taken, here, order[first[here] + number], heard)
             if len(made):
                 signalled.append(calls[made])
                 for name, parts in figures.items():
@@ -231,12 +230,12 @@ class Voices:
         return Step(of_signals, signals, calls, taken)
 
     def keep(self, step: Step) -> None:
-        """Let the calls be as `step` made them. Nothing may have been done to them in between."""
+        """Store the results of `step`. The calls must not have changed in between."""
         for name, column in step.columns.items():
             self._columns[name][step.rows] = column
 
-    def _turn(self, taken: dict[str, npt.NDArray[Any]], here: Ints, frames: Ints, heard: Heard) -> Ints:
-        """Apply one frame to each of the calls `here`. Returns those of them that make a signal of it.
+    def _apply(self, taken: dict[str, npt.NDArray[Any]], here: Ints, frames: Ints, heard: Heard) -> Ints:
+        """Apply one frame to each of the calls `here`. Returns those of them that signal after it.
 
         The formulas are those of `signals` and `loudness`.
         """
@@ -276,10 +275,10 @@ class Voices:
         return signalled
 
     def _signals(self, rows: Ints, values: dict[str, npt.NDArray[Any]]) -> dict[str, Column]:
-        """The signals of the calls in `rows`, shape (m,), whose figures `values` has."""
+        """The signals of the calls in `rows`, shape (m,), from their figures `values`."""
         return {
             "stream_id": Text(self._stream[rows]),
-            # The last frame that was applied is the one before the next.
+            # The last frame applied is the one before the next.
             "sequence": values["next_sequence"] - 1,
             "captured_at": values["captured_at"],
             "kind": Same(SignalKind.UPDATE),

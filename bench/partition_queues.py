@@ -1,6 +1,6 @@
-"""Writes records to Kafka by the hundred thousand, as the gateway does: batches, one in flight for each partition.
+"""Writes records to Kafka by the hundred thousand, as the gateway does: in batches, one in flight for each partition.
 
-For a measurement's own process: it is cheaper than any producer's `send`, and loses nothing that Kafka accepts.
+For the process of a measurement: it costs less than any producer's `send`, and loses no record that Kafka accepts.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from aiokafka.partitioner import DefaultPartitioner
 from dispatchai.kafka.connection import KafkaConnection
 
 LINGER_S: Final = 0.005
-"""How long records gather in a batch. The gateway's gather for 10 ms; here it is part of what is measured."""
+"""How long records gather in a batch. The gateway's gather for 10 ms; here the time is part of the measurement."""
 
 BATCH_BYTES: Final = 524_288
 """Below the broker's limit of 1 MiB a request holds for each partition."""
 
 
-class Lanes:
-    """The partitions of one topic. Use as `async with`; leaving it waits for every acknowledgement."""
+class PartitionQueues:
+    """The queues of one topic's partitions. Use as `async with`; leaving it waits for every acknowledgement."""
 
     def __init__(self, connection: KafkaConnection, topic: str, *, linger_s: float = LINGER_S) -> None:
         self._producer = AIOKafkaProducer(**connection.producer_options(), max_batch_size=BATCH_BYTES)
@@ -44,7 +44,7 @@ class Lanes:
         self._open = [None] * len(partitions)
         self._full = [deque() for _ in partitions]
         self._busy = [False] * len(partitions)
-        self._sending = asyncio.create_task(self._send_what_waits())
+        self._sending = asyncio.create_task(self._keep_sending())
         return self
 
     async def __aexit__(
@@ -58,12 +58,12 @@ class Lanes:
         await self._producer.stop()
 
     def partition(self, key: bytes) -> int:
-        """Where the records of `key` go."""
+        """The partition of the records of `key`."""
         partition: int = self._partition_of(key, range(len(self._open)), range(len(self._open)))
         return partition
 
     def append(self, partition: int, key: bytes, value: bytes | None, timestamp_ms: int) -> None:
-        """Put a record behind those of its partition; it leaves within `linger_s`, once what was before has."""
+        """Queue a record for its partition. It is sent within `linger_s`, after the records before it."""
         batch = self._open[partition]
         if batch is None:
             batch = self._open[partition] = self._producer.create_batch()
@@ -80,7 +80,7 @@ class Lanes:
         return self._unacknowledged
 
     async def flush(self) -> None:
-        """Return when the broker has acknowledged everything. Raises what the broker refused it with."""
+        """Return when the broker has acknowledged everything. Raises the error of a record that it refused."""
         while self._unacknowledged:
             if self._failed is not None:
                 raise self._failed
@@ -89,7 +89,7 @@ class Lanes:
         if self._failed is not None:
             raise self._failed
 
-    async def _send_what_waits(self) -> None:
+    async def _keep_sending(self) -> None:
         while True:
             await asyncio.sleep(self._linger_s)
             for partition, busy in enumerate(self._busy):

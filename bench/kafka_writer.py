@@ -1,8 +1,8 @@
-"""What it costs the gateway to write a frame to Kafka, by aiokafka and by confluent-kafka: `python -m bench.outbox`.
+"""What a frame costs the gateway's Kafka writer with aiokafka and confluent-kafka: `python -m bench.kafka_writer`.
 
-The same records under the same policy: acknowledged by all, gathered for 10 ms, batches of the same size; aiokafka by
-its batches, as the gateway's Kafka writer uses it, and by `send`. Records come in portions at the pace of live calls;
-counted is this process's time, threads included, from the first record to the last acknowledgement.
+The same records under the same policy: acknowledged by all replicas, gathered for 10 ms, in batches of the same size.
+aiokafka is used by its batches, as the gateway's Kafka writer does, and by `send`. Records come in portions at the pace
+of live calls. Counted is this process's time, threads included, from the first record to the last acknowledgement.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from aiokafka import AIOKafkaProducer
 from confluent_kafka import KafkaError, Message, Producer
 
 from bench import command
-from bench.frames import FRAME_S, Call, zigzag
-from bench.lanes import BATCH_BYTES, Lanes
+from bench.frames import FRAME_S, Call
+from bench.partition_queues import BATCH_BYTES, PartitionQueues
 from dispatchai.gateway.kafka_writer import LINGER_S
 from dispatchai.kafka.topics import Topic
+from dispatchai.records.avro_primitives import encode_long
 from tests.support.kafka.measured import Broker, broker
 from tests.support.report import machine, table
 
@@ -30,9 +31,9 @@ Portions = Sequence[Sequence[tuple[bytes, bytes]]]
 
 
 def portions(calls: int, seconds: float) -> Portions:
-    """The frames of `calls` for `seconds`, made before anything is measured."""
-    live = [Call(f"outbox-{number:05d}", number) for number in range(calls)]
-    at = zigzag(time.time_ns() // 1000)
+    """The frames of `calls` for `seconds`, all made before the measurement."""
+    live = [Call(f"writer-{number:05d}", number) for number in range(calls)]
+    at = encode_long(time.time_ns() // 1000)
     return [[(call.call_id.encode(), call.frame(at)) for call in live] for _ in range(round(seconds / FRAME_S))]
 
 
@@ -45,15 +46,15 @@ async def _paced(frames: Portions, put: Callable[[bytes, bytes], None]) -> None:
 
 
 async def by_batches(kafka: Broker, frames: Portions) -> None:
-    """aiokafka, batches built by the caller."""
-    async with Lanes(kafka.connection, Topic.AUDIO_FRAMES, linger_s=LINGER_S) as lanes:
-        partitions = {key: lanes.partition(key) for key, _ in frames[0]}
+    """Write with aiokafka, in batches that this process builds."""
+    async with PartitionQueues(kafka.connection, Topic.AUDIO_FRAMES, linger_s=LINGER_S) as queues:
+        partitions = {key: queues.partition(key) for key, _ in frames[0]}
         now_ms = int(time.time() * 1000)
-        await _paced(frames, lambda key, value: lanes.append(partitions[key], key, value, now_ms))
+        await _paced(frames, lambda key, value: queues.append(partitions[key], key, value, now_ms))
 
 
 async def by_send(kafka: Broker, frames: Portions) -> None:
-    """aiokafka, record by record."""
+    """Write with aiokafka, record by record."""
     options = kafka.connection.producer_options()
     deliveries = []
     async with AIOKafkaProducer(**options, max_batch_size=BATCH_BYTES, linger_ms=LINGER_S * 1000) as producer:
@@ -65,7 +66,7 @@ async def by_send(kafka: Broker, frames: Portions) -> None:
 
 
 async def by_confluent(kafka: Broker, frames: Portions) -> None:
-    """confluent-kafka. Raises RuntimeError if a record was refused."""
+    """Write with confluent-kafka. Raises RuntimeError if a record was refused."""
     failures: list[KafkaError] = []
 
     def delivered(error: KafkaError | None, _: Message) -> None:
@@ -77,7 +78,7 @@ async def by_confluent(kafka: Broker, frames: Portions) -> None:
             "bootstrap.servers": kafka.connection.bootstrap_servers,
             "acks": "all",
             "enable.idempotence": not kafka.connection.embedded,
-            # Puts each key where aiokafka puts it.
+            # Chooses the same partition for each key as aiokafka.
             "partitioner": "murmur2_random",
             "linger.ms": LINGER_S * 1000,
             "batch.size": BATCH_BYTES,
@@ -117,20 +118,21 @@ async def _measure(arguments: argparse.Namespace) -> str:
         for name, costs in costs_us.items()
     ]
     about = (
-        f"`python -m bench.outbox{' --apache' if arguments.apache else ''}`: the frames of {arguments.calls:,} live "
-        f"calls, {count:,} records, written at their pace, each acknowledged. Processor time of the whole process, "
-        f"threads included; {arguments.repetitions} interleaved runs. {kafka.name} on the same machine ({machine()})."
+        f"`python -m bench.kafka_writer{' --apache' if arguments.apache else ''}`: the frames of {arguments.calls:,} "
+        f"live calls, {count:,} records, written at their pace, each acknowledged. Processor time of the whole "
+        f"process, threads included; {arguments.repetitions} interleaved runs. {kafka.name} on the same machine "
+        f"({machine()})."
     )
     return "\n".join(["## The gateway's producer", "", about, "", table(["", "µs a record", "range"], rows)])
 
 
 def main() -> None:
     """Command line."""
-    parser = command.parser("bench.outbox", __doc__)
+    parser = command.parser("bench.kafka_writer", __doc__)
     parser.add_argument("--calls", type=int, default=800, help="live calls (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="audio of each (default %(default)s)")
     parser.add_argument("--repetitions", type=int, default=3, help="runs of each way (default %(default)s)")
-    command.run("bench.outbox", parser.parse_args(), _measure)
+    command.run("bench.kafka_writer", parser.parse_args(), _measure)
 
 
 if __name__ == "__main__":

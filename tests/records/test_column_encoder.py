@@ -1,4 +1,4 @@
-"""Records that are encoded from columns are those that the codec makes one by one."""
+"""Records that are encoded from columns are those that the codec encodes one by one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatchai.records import Signal, SignalKind, SignalState, StreamSignal, encode
-from dispatchai.records.columns import Column, OneItem, Same, Text, encode_columns
+from dispatchai.records.column_encoder import Column, OneItem, Same, Text, encode_columns
 
 longs = st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(-200, 200)
 doubles = st.floats(allow_nan=False)
@@ -66,7 +66,7 @@ def test_states_with_one_stream_are_those_of_the_codec(records: list[SignalState
     assert encode_columns("SignalState", made, len(records)) == [encode(record) for record in records]
 
 
-def test_no_record_is_none() -> None:
+def test_no_records_are_encoded_from_empty_columns() -> None:
     assert encode_columns("Signal", {}, 0) == []
 
 
