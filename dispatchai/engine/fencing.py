@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ from dispatchai.engine.lease import Lease
 from dispatchai.engine.metrics import EngineMetrics
 from dispatchai.engine.snapshots import EPOCH, epoch_of
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.reading import true_ends
+from dispatchai.kafka.reading import SilentKafkaError, open_reader, read_to_end
 
 log = structlog.get_logger(__name__)
 
@@ -160,7 +160,7 @@ class FencedTopics:
                 await self._follow(self._lease.generation)
             except AssignmentOverError:
                 continue
-            except KafkaError as error:
+            except (KafkaError, SilentKafkaError) as error:
                 log.warning("following_interrupted", error=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(RETRY_S)
 
@@ -244,30 +244,13 @@ class FencedTopics:
         known: dict[TP, dict[bytes, Standing]] = defaultdict(dict)
         async with self._reader(min_bytes=1) as reader:
             starts = await self._before(reader, {tp: found.since_ms for tp, found in suspects.items()})
-            ends = await true_ends(self._connection, await reader.end_offsets(list(suspects)))
-            left = {tp for tp in suspects if starts[tp] < ends[tp]}
-            reader.assign(list(left))
-            for tp in left:
-                reader.seek(tp, starts[tp])
-            while left:
-                for partition, records in (await reader.getmany(timeout_ms=FOLLOW_MAX_WAIT_MS)).items():
-                    tp = TP(*partition)
-                    standings(records, suspects[tp].keys, known[tp])
-                for tp in list(left):
-                    if await reader.position(tp) >= ends[tp]:
-                        left.discard(tp)
+            async for record in read_to_end(self._connection, reader, starts):
+                tp = TP(record.topic, record.partition)
+                standings([record], suspects[tp].keys, known[tp])
         return [
             (tp, key, standing) for tp, keys in known.items() for key, standing in keys.items() if standing.overwritten
         ]
 
-    @asynccontextmanager
-    async def _reader(self, *, min_bytes: int) -> AsyncIterator[aiokafka.AIOKafkaConsumer]:
+    def _reader(self, *, min_bytes: int) -> AbstractAsyncContextManager[aiokafka.AIOKafkaConsumer]:
         """A consumer without a group, whose fetches wait for `min_bytes` or `FOLLOW_MAX_WAIT_MS`."""
-        async with aiokafka.AIOKafkaConsumer(
-            **self._connection.client_options(),
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            fetch_max_wait_ms=FOLLOW_MAX_WAIT_MS,
-            fetch_min_bytes=min_bytes,
-        ) as reader:
-            yield reader
+        return open_reader(self._connection, fetch_max_wait_ms=FOLLOW_MAX_WAIT_MS, fetch_min_bytes=min_bytes)

@@ -23,6 +23,7 @@ from dispatchai.gateway.media_sockets import MediaSockets
 from dispatchai.gateway.metrics import GatewayCollector, GatewayMetrics
 from dispatchai.gateway.webhooks import Webhooks
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.readiness import wait_until_reachable
 from dispatchai.process import health, memory
 from dispatchai.process.metrics import PATH as METRICS_PATH
 from dispatchai.process.metrics import ProcessMetrics
@@ -44,8 +45,6 @@ _BATCH_BYTES: Final = 900_000
 """3000 frames, so that the records that waited out an outage, or a busy moment of this process, go in one request for
 each partition. Kafka accepts batches of up to 1 MiB."""
 
-_RETRY_S: Final = 1.0
-"""Pause between two attempts to reach Kafka at startup."""
 
 _HANDLER_GRACE_S: Final = 3.0
 """How long requests and closing sockets may take at shutdown: longer than the close timeout of a media socket."""
@@ -164,7 +163,9 @@ async def serve(
 
 
 async def _start_producer(kafka: KafkaConnection) -> AIOKafkaProducer:
+    """A started producer, once Kafka can be reached, however long that takes."""
     while True:
+        await wait_until_reachable(kafka)
         producer = AIOKafkaProducer(
             # Idempotent, except on the embedded broker: there a retried request can store a record twice, and consumers
             # skip the duplicate by event id and sequence.
@@ -175,10 +176,8 @@ async def _start_producer(kafka: KafkaConnection) -> AIOKafkaProducer:
         )
         try:
             await producer.start()
-        except KafkaConnectionError:
+        except KafkaConnectionError:  # it was reachable a moment ago
             await producer.stop()
-            log.warning("kafka_unreachable", servers=kafka.bootstrap_servers, retry_s=_RETRY_S)
-            await asyncio.sleep(_RETRY_S)
         except BaseException:
             await producer.stop()
             raise
