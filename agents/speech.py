@@ -5,7 +5,7 @@ the end of a call; writes `transcripts`.
 decides what is heard, numbered and heard again, `dispatchai.speech.stream_end` when a stream without END is over.
 
 A frame that is read after its call has expired makes a state that no event deletes. So no state is kept for longer than
-the longest call and what follows it take together, by the clock of this process (`agents.orphans`).
+the longest call and what follows it take together, by the clock of this process (`agents.orphaned_states`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 
 from faust.types import TP
 
-from agents.orphans import OrphanedStates
+from agents.orphaned_states import OrphanedStates
 from dispatchai.calls.events import EventType
 from dispatchai.engine import agent
 from dispatchai.engine.app import App

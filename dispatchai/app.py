@@ -10,7 +10,7 @@ import faust.web
 import orjson
 from aiohttp import web
 
-from agents import calls, orphans, ranking, signals, speech, triage
+from agents import calls, orphaned_states, ranking, signals, speech, triage
 from dispatchai.calls.config import CallControlConfig
 from dispatchai.console import actions
 from dispatchai.console import metrics as console_metrics
@@ -67,7 +67,7 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
         signals.NAME: signals.make(app, partitions),
         triage.NAME: (triaged := triage.make(app, partitions, Rules.load())),
     }
-    orphans.make(app, triaged, is_orphaned=lambda state: state.call is None, after_s=settings.call_expiry_s)
+    orphaned_states.make(app, triaged, is_orphaned=lambda state: state.call is None, after_s=settings.call_expiry_s)
     ranking.make(app)
     app.on_close.append(client.close)
 

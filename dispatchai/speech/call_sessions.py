@@ -17,7 +17,7 @@ from faust.types import TP
 
 from dispatchai.records import Micros, SpeechState, Track, Utterance
 from dispatchai.speech.frame_runs import CallInputs, R
-from dispatchai.speech.pending import PendingRecords
+from dispatchai.speech.pending_records import PendingRecords
 from dispatchai.speech.recognizer import Ended, Event, Failed, Recognizer
 from dispatchai.speech.session import CallSpeech, Step, Streams
 from dispatchai.speech.stream_end import Deadline, OverdueCalls, still_speaks

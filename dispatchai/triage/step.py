@@ -126,7 +126,7 @@ def fold_event(state: TriageState, event: CallEvent) -> TriageState:
     """The state with `event` in it. Repeated and late events change nothing; `fold_call` sees to that.
 
     A signal or text that is read after its call has expired makes an orphaned state: nothing else is known of the call.
-    It is deleted when a second `dispatchai.expired` is read, which follows after a while (`agents.orphans`).
+    It is deleted when a second `dispatchai.expired` is read, which follows after a while (`agents.orphaned_states`).
     """
     before = state.call
     if before is None and event.type.startswith(OWN_EVENTS):

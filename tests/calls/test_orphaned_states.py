@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dispatchai.calls.orphans import OrphanAges
+from dispatchai.calls.orphaned_states import OrphanAges
 
 HOUR_S = 3600.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.speech.pending import PendingRecords
+from dispatchai.speech.pending_records import PendingRecords
 
 
 def test_records_before_the_first_uncovered_frame_are_not_needed() -> None:

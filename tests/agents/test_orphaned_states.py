@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agents import orphans, triage
+from agents import orphaned_states, triage
 from dispatchai.calls.events import EventType
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.topics import Topics
@@ -21,7 +21,7 @@ async def test_a_call_of_which_only_signals_are_known_expires_and_one_that_is_kn
     group = await new_group(broker, tmp_path, tables=[triage.NAME], sources=tuple(triage.SOURCES))
     app = group.app()
     states = triage.make(app, PARTITIONS, RULES)
-    made = orphans.make(app, states, is_orphaned=lambda state: state.call is None, after_s=HOUR_S)
+    made = orphaned_states.make(app, states, is_orphaned=lambda state: state.call is None, after_s=HOUR_S)
     async with running(app):
         for call_id in (orphan, known):
             await produce(broker, "signals", call_id, [signal(50)])

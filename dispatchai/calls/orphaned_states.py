@@ -6,7 +6,7 @@ the events of a call, hence a state counts as orphaned for good only after some 
 this process has seen the state, not that of the records: a process that catches up reads old records of calls whose
 states it must keep. A process that is started again begins to count from nothing.
 
-Pure: the time is an argument. `agents.orphans` looks through the states.
+Pure: the time is an argument. `agents.orphaned_states` looks through the states.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Gives up orphaned states: those that a signal, an utterance or a frame made of a call whose own state was deleted.
 
-`dispatchai.calls.orphans` decides when a state counts as orphaned for good. This looks through the states of an agent
+`dispatchai.calls.orphaned_states` decides when a state counts as orphaned for good. This looks through the states of an agent
 again and again.
 """
 
@@ -14,7 +14,7 @@ import structlog
 from faust.types import TP
 
 from dispatchai.calls.events import EventType, own_event
-from dispatchai.calls.orphans import OrphanAges
+from dispatchai.calls.orphaned_states import OrphanAges
 from dispatchai.calls.timers import timer_id
 from dispatchai.engine.app import App
 from dispatchai.engine.keyed_state import KeyedStates
