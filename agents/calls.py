@@ -13,8 +13,8 @@ from typing import Final, Protocol
 
 import structlog
 
+from dispatchai.calls.commands import is_settled, outcome_event, with_token
 from dispatchai.calls.config import CallControlConfig
-from dispatchai.calls.control import is_settled, outcome_event, with_token
 from dispatchai.calls.effects import Effect, PendingCommand, RefusedAction, follow
 from dispatchai.calls.state import takes_commands
 from dispatchai.calls.timers import due_timers

@@ -1,7 +1,7 @@
 """Gives up orphaned states: those that a signal, an utterance or a frame made of a call whose own state was deleted.
 
-`dispatchai.calls.orphaned_states` decides when a state counts as orphaned for good. This looks through the states of an agent
-again and again.
+`dispatchai.calls.orphaned_states` decides when a state counts as orphaned for good. This looks through the states of an
+agent again and again.
 """
 
 from __future__ import annotations

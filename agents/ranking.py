@@ -16,7 +16,7 @@ from faust.types import TP
 
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
-from dispatchai.engine.coverage import Coverage
+from dispatchai.engine.commits import Coverage
 from dispatchai.engine.fetch import Fetch, Record, consumer_record
 from dispatchai.engine.throttle import Throttle
 from dispatchai.kafka.topics import Topic
@@ -31,7 +31,7 @@ LIVE_APART_S: Final = 0.25
 
 
 class CompactedTopics(Protocol):
-    """Writes records of compacted topics; see `dispatchai.engine.fencing.FencedTopics`."""
+    """Writes records of compacted topics; see `dispatchai.engine.late_writes.FencedTopics`."""
 
     async def send(self, topic: str, records: Mapping[int, Sequence[tuple[bytes, bytes | None]]]) -> None:
         """Write `records`, (key, value) by partition, in the order of the calls."""

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from dispatchai.calls.commands import Refusal, act, round_of, step
 from dispatchai.calls.config import CallControlConfig
-from dispatchai.calls.control import Refusal, act, round_of, step
 from dispatchai.calls.events import OWN_EVENTS, EventType
 from dispatchai.records.values import Action, ActionKind, CallEvent, CallState
 from dispatchai.telnyx.commands import Command

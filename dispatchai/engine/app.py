@@ -18,20 +18,20 @@ import uvloop
 from faust.types import TP
 
 from dispatchai.engine import aiokafka_internals, faust_internals
-from dispatchai.engine.checkpoint import Checkpoint, Commits, SnapshotSource
+from dispatchai.engine.checkpoint import Checkpoint, SnapshotSource
 from dispatchai.engine.columnar_state import ColumnarStates, Columns
-from dispatchai.engine.coverage import Coverage
+from dispatchai.engine.commits import Commits, Coverage
 from dispatchai.engine.emitter import Emitter
 from dispatchai.engine.errors import AssignmentOverError, StalledError
 from dispatchai.engine.failure import Failure
 from dispatchai.engine.faust_internals import ChangelogTable, Collaborators, FaustApp, names
-from dispatchai.engine.fencing import FencedTopics
 from dispatchai.engine.keyed_state import KeyedStates
-from dispatchai.engine.lease import Lease
+from dispatchai.engine.late_writes import FencedTopics
 from dispatchai.engine.metrics import AppState, EngineMetrics
 from dispatchai.engine.snapshots import SnapshotStore
 from dispatchai.engine.source import Source
 from dispatchai.engine.stall_detection import StallDetector, detect_stalls
+from dispatchai.engine.write_lease import Lease
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.readiness import wait_until_reachable
 from dispatchai.process import memory

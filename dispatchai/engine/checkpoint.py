@@ -1,8 +1,8 @@
-"""When states become durable, and how far offsets may then be committed.
+"""When states become durable: in which order outputs, snapshots and commits reach Kafka.
 
-`Checkpoint.write` and `Commits.offset` are the order that exact recovery rests on (docs/guarantees.md). Agents have
-done the first two steps when a checkpoint is due: `agent.apply` calls the pure step, sends its outputs, replaces the
-state in memory and holds the offset of the first record that the state contains and no snapshot does.
+`Checkpoint.write` is the order that exact recovery rests on (docs/guarantees.md). Agents have done the first two steps
+when a checkpoint is due: `agent.apply` calls the pure step, sends its outputs, replaces the state in memory and holds
+the offset of the first record that the state contains and no snapshot does.
 """
 
 from __future__ import annotations
@@ -11,21 +11,15 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-from faust.types import TP
-
-from dispatchai.engine.coverage import Coverage
 from dispatchai.engine.emitter import Emitter
 from dispatchai.engine.errors import AssignmentOverError
-from dispatchai.engine.failure import Failure
-from dispatchai.engine.lease import Lease
 from dispatchai.engine.metrics import EngineMetrics
 from dispatchai.engine.snapshots import EPOCH, SnapshotStore
-from dispatchai.engine.stall_detection import StallDetector
 
 ROUND_PAUSE_S: Final = 0.1
 """Pause between two rounds of snapshots: a state that changes several times within it is written once, and a broker
@@ -185,53 +179,3 @@ class Checkpoint:
         """Check `records` that were written to the changelog after recovery, and repair what they overwrite."""
         if self.source.store.follow(partition, records):
             self.source.wake.set()
-
-
-class Commits:
-    """How far the source partitions of an application may be committed, and whether a commit still counts."""
-
-    def __init__(self, stalls: StallDetector, coverage: Coverage, lease: Lease, failure: Failure) -> None:
-        self._stalls = stalls
-        self._coverage = coverage
-        self._lease = lease
-        self._failure = failure
-        self._sought: Mapping[TP, int] = {}
-        self._generation = 0
-        """In which the offsets of the commit in progress were computed."""
-        self.records_dropped = False
-        """Whether unsent records of this assignment were dropped: no commit may cover them."""
-
-    def sought(self, offsets: Mapping[TP, int]) -> None:
-        """Partitions are read from `offsets` on."""
-        self._sought = offsets
-
-    def assigned(self) -> None:
-        """A new assignment begins; nothing of it was dropped."""
-        self.records_dropped = False
-
-    def begin(self) -> None:
-        """Offsets for a commit are about to be computed."""
-        self._generation = self._lease.generation
-
-    def offset(self, tp: TP) -> int | None:
-        """Step 6 of `Checkpoint.write`: the offset of `tp` to commit, or None if there is nothing to commit.
-
-        It lies behind everything that every agent has processed, but not beyond an offset that is held. None too if
-        nothing was processed since the partition was sought: its former owner's last commit may have come after this
-        process asked for the committed offset, and must not be undone.
-        """
-        processed = self._stalls.next_offset(tp)
-        if processed is None:
-            return None
-        floor = self._coverage.floor(tp)
-        offset = processed if floor is None else min(processed, floor)
-        return offset if offset > self._sought.get(tp, 0) else None
-
-    @property
-    def valid(self) -> bool:
-        """Whether the offsets computed since `begin` may be committed.
-
-        Not after a rebalance, and not if outputs that they cover were dropped or refused.
-        """
-        same = self._generation == self._lease.generation
-        return same and not self.records_dropped and not self._failure.has_failed

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from faust.types import TP
 
 from dispatchai.engine.checkpoint import ROUND_PAUSE_S, Snapshot, SnapshotSource
-from dispatchai.engine.coverage import Coverage
+from dispatchai.engine.commits import Coverage
 from dispatchai.engine.snapshots import SnapshotStore
 
 Ints = npt.NDArray[np.int64]

@@ -17,8 +17,8 @@ import structlog
 
 from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.engine.failure import Failure
-from dispatchai.engine.lease import Lease
 from dispatchai.engine.metrics import EngineMetrics
+from dispatchai.engine.write_lease import Lease
 from dispatchai.kafka.dead_letters import dead_letter_of
 
 log = structlog.get_logger(__name__)

@@ -21,12 +21,12 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, EventT
 
 from dispatchai.engine import aiokafka_internals as internals
-from dispatchai.engine.checkpoint import Commits
+from dispatchai.engine.commits import Commits
 from dispatchai.engine.failure import Failure
-from dispatchai.engine.lease import Lease
 from dispatchai.engine.metrics import EngineMetrics
 from dispatchai.engine.source import Source
 from dispatchai.engine.stall_detection import StallDetector
+from dispatchai.engine.write_lease import Lease
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.reading import true_ends
 

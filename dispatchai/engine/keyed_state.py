@@ -14,7 +14,7 @@ from typing import Final, Generic, TypeVar
 from faust.types import TP
 
 from dispatchai.engine.checkpoint import Snapshot, SnapshotSource
-from dispatchai.engine.coverage import Coverage
+from dispatchai.engine.commits import Coverage
 from dispatchai.engine.snapshots import SnapshotStore
 
 S = TypeVar("S")

@@ -3,7 +3,7 @@
 Each snapshot carries the epoch of its writer, a number that grows with every new owner of a partition. An expelled
 process that does not know it yet (a zombie) may write an old state after a newer one. On recovery the snapshot of the
 highest epoch counts, and among those of one epoch the last. If it is not the last in the log, it is written again,
-because compaction would keep the last one; so it is when an old one arrives later (`fencing`).
+because compaction would keep the last one; so it is when an old one arrives later (`late_writes`).
 
 Pure: `checkpoint` decides when snapshots are written, `keyed_state` and `columnar_state` what is in them.
 """

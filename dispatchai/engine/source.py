@@ -15,10 +15,10 @@ import structlog
 from faust.types import TP
 
 from dispatchai.engine.fetch import Batch, Fetch, Record, consumer_record
-from dispatchai.engine.lease import Lease
 from dispatchai.engine.metrics import EngineMetrics
 from dispatchai.engine.positions import Positions, Verdict
 from dispatchai.engine.snapshots import SnapshotStore
+from dispatchai.engine.write_lease import Lease
 
 log = structlog.get_logger(__name__)
 

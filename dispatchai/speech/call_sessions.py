@@ -29,7 +29,7 @@ NO_END: Final = "no END by the call's deadline"
 
 
 class Coverage(Protocol):
-    """The offsets that are held; see `dispatchai.engine.coverage.Coverage`."""
+    """The offsets that are held; see `dispatchai.engine.commits.Coverage`."""
 
     def hold(self, tp: TP, holder: Hashable, offset: int) -> None:
         """Keep commits of `tp` at or below `offset`."""

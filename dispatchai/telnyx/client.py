@@ -1,6 +1,6 @@
 """Sends commands to the carrier over HTTPS and reports how each ended.
 
-Decides what is retried, how often and for how long, and what the carrier's errors mean. `calls.control` decides which
+Decides what is retried, how often and for how long, and what the carrier's errors mean. `calls.commands` decides which
 command is sent when. The API key leaves this module only in the Authorization header.
 Sources: Telnyx Voice API v2 (call-control commands, error codes, `command_id`); RFC 9110, section 10.2.3 (Retry-After).
 """

@@ -1,6 +1,6 @@
 """The call-control commands that the program sends, as values: the action of each, its body, and how it can end.
 
-Decides only the parameter names. `calls.control` decides which command is sent when, `client` how it is sent.
+Decides only the parameter names. `calls.commands` decides which command is sent when, `client` how it is sent.
 Source: Telnyx Voice API v2, call-control commands.
 """
 
@@ -53,7 +53,7 @@ class StreamingStart:
     command_id: str
     stream_url: str
     stream_auth_token: str = ""
-    """Sent by the carrier in the socket's handshake; empty for none. A secret: see `calls.control.with_token`."""
+    """Sent by the carrier in the socket's handshake; empty for none. A secret: see `calls.commands.with_token`."""
     stream_track: str = INBOUND_TRACK
     stream_codec: str = PCMU
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from agents import calls
-from dispatchai.calls.control import command_id
+from dispatchai.calls.commands import command_id
 from dispatchai.calls.events import EventType
 from dispatchai.calls.timers import timer_id
 from dispatchai.kafka.connection import KafkaConnection

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.ranking import LIVE_APART_S, RankingAgent
-from dispatchai.engine.coverage import Coverage
+from dispatchai.engine.commits import Coverage
 from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.engine.fetch import Batch, Fetch, Record
 from dispatchai.kafka.topics import Topic

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dispatchai.calls.commands import Refusal, act, outcome_event, round_of, step
 from dispatchai.calls.config import CallControlConfig
-from dispatchai.calls.control import Refusal, act, outcome_event, round_of, step
 from dispatchai.calls.timers import due_timers
 from dispatchai.records import Action, ActionKind, CallEvent, CallState
 from dispatchai.telnyx.commands import Command, Outcome, Unavailable

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from dispatchai.calls.commands import Refusal, command_id, is_settled, outcome_event, round_of, with_token
 from dispatchai.calls.config import CallControlConfig
-from dispatchai.calls.control import Refusal, command_id, is_settled, outcome_event, round_of, with_token
 from dispatchai.calls.events import EventType
 from dispatchai.calls.state import COMMANDS_MAX, NO_AUDIO, takes_commands
 from dispatchai.calls.timers import RETRY_LONGEST_S, due_timers

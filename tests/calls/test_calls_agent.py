@@ -19,8 +19,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from pydantic import SecretStr
 
 from agents import calls
+from dispatchai.calls.commands import command_id
 from dispatchai.calls.config import CallControlConfig
-from dispatchai.calls.control import command_id
 from dispatchai.calls.state import NO_AUDIO, takes_commands
 from dispatchai.engine.app import App, create_app
 from dispatchai.engine.keyed_state import KeyedStates

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dispatchai.calls.control import is_settled, outcome_event
+from dispatchai.calls.commands import is_settled, outcome_event
 from dispatchai.calls.events import EventType
 from dispatchai.calls.state import NO_AUDIO, STOP_GRACE_S, fold, takes_commands
 from dispatchai.calls.timers import RETRY_LONGEST_S, due_timers

@@ -16,11 +16,11 @@ from unittest.mock import patch
 from faust.types import TP
 
 from dispatchai.engine import aiokafka_internals
-from dispatchai.engine.coverage import Coverage
-from dispatchai.engine.fencing import FencedTopics
-from dispatchai.engine.lease import Lease
+from dispatchai.engine.commits import Coverage
+from dispatchai.engine.late_writes import FencedTopics
 from dispatchai.engine.positions import Admission, Positions, Verdict
 from dispatchai.engine.snapshots import SnapshotStore
+from dispatchai.engine.write_lease import Lease
 
 
 def _take(_positions: Positions, _tp: TP, first: int, _last: int) -> Admission:

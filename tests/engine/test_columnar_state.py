@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dispatchai.engine.checkpoint import Snapshot
 from dispatchai.engine.columnar_state import ROUNDS, ColumnarStates
-from dispatchai.engine.coverage import Coverage
+from dispatchai.engine.commits import Coverage
 from dispatchai.engine.snapshots import SnapshotStore
 
 FRAMES = TP("frames", 0)

@@ -45,7 +45,7 @@ def test_a_name_that_does_not_exist_is_found(span: str) -> None:
 @pytest.mark.parametrize(
     "span",
     [
-        "engine/lease.py",
+        "engine/write_lease.py",
         "schemas/*.avsc",
         "Settings",
         "version_of",

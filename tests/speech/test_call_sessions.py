@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 from faust.types import TP
 
-from dispatchai.engine.coverage import Coverage
+from dispatchai.engine.commits import Coverage
 from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.records import AudioFrame, FrameKind, SpeechState, Utterance, UtteranceKind, encode
 from dispatchai.records.frame_decoder import decode_frame

@@ -21,8 +21,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import SecretStr
 
+from dispatchai.calls.commands import step, with_token
 from dispatchai.calls.config import CallControlConfig
-from dispatchai.calls.control import step, with_token
 from dispatchai.records.values import CallEvent, CallState
 from dispatchai.telnyx.client import RetryPolicy, TelnyxClient
 from dispatchai.telnyx.commands import Command, Outcome

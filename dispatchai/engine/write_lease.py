@@ -7,7 +7,7 @@ one session timeout from the moment when it *sent* the last heartbeat that was a
 while a process is stopped, so the first check after it resumes finds the lease expired.
 
 The idea is that of a leader's lease in replicated state machines. The lease only says when writing is allowed; the
-emitter and the producer ask it. `fencing` handles requests that were in flight when the lease ran out.
+emitter and the producer ask it. `late_writes` handles requests that were in flight when the lease ran out.
 """
 
 from __future__ import annotations

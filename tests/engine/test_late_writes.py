@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
-from dispatchai.engine.fencing import Standing, standings
-from dispatchai.engine.lease import Lease
+from dispatchai.engine.late_writes import Standing, standings
 from dispatchai.engine.snapshots import EPOCH, epoch_of
+from dispatchai.engine.write_lease import Lease
 from dispatchai.kafka.connection import KafkaConnection
 from tests.crash.unsafe import without
 from tests.engine.test_app import (

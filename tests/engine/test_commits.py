@@ -6,7 +6,7 @@ from faust.types import TP
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.engine.coverage import Coverage
+from dispatchai.engine.commits import Coverage
 
 P0, P1 = TP("frames", 0), TP("frames", 1)
 

@@ -26,9 +26,9 @@ from faust.types import TP
 from dispatchai.engine.checkpoint import Checkpoint
 from dispatchai.engine.emitter import Emitter
 from dispatchai.engine.errors import AssignmentOverError
-from dispatchai.engine.lease import Lease
 from dispatchai.engine.metrics import EngineMetrics
 from dispatchai.engine.snapshots import EPOCH, epoch_of
+from dispatchai.engine.write_lease import Lease
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.reading import SilentKafkaError, open_reader, read_to_end
 

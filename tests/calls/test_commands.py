@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dispatchai.calls.commands import step, with_token
 from dispatchai.calls.config import CallControlConfig
-from dispatchai.calls.control import step, with_token
 from dispatchai.calls.state import fold
 from dispatchai.records import CallEvent, CallState, CallStatus
 from dispatchai.settings import Settings

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from dispatchai.engine.lease import Lease
+from dispatchai.engine.write_lease import Lease
 from tests.crash.unsafe import without
 
 
