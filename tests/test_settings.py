@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -61,7 +62,8 @@ def test_names_of_tunables_have_their_unit() -> None:
 def test_no_secret_is_in_a_repr() -> None:
     secrets = [name for name, field in Settings.model_fields.items() if field.annotation is SecretStr]
     assert {"telnyx_api_key", "telnyx_webhook_secret", "kafka_sasl_password"} <= set(secrets)
-    settings = Settings(**dict.fromkeys(secrets, "correct horse battery"), kafka_sasl_username="u")
+    hidden: dict[str, Any] = dict.fromkeys(secrets, "correct horse battery")
+    settings = Settings(**hidden, kafka_sasl_username="u")
     assert "correct horse" not in repr(settings)
     assert "correct horse" not in settings.model_dump_json()
 

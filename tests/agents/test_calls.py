@@ -12,15 +12,19 @@ from pydantic import SecretStr
 
 from agents import calls
 from dispatchai.calls.commands import command_id
+from dispatchai.calls.config import CallControlConfig
 from dispatchai.calls.events import EventType
 from dispatchai.calls.timers import timer_id
+from dispatchai.engine.app import App
+from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.topics import Topic, Topics
-from dispatchai.records import CallEvent
+from dispatchai.records import CallEvent, CallState
 from dispatchai.telnyx.client import RetryPolicy, TelnyxClient
 from tests.support.application import (
     PARTITIONS,
     RESTARTS,
+    Group,
     call_name,
     committed,
     new_group,
@@ -29,11 +33,11 @@ from tests.support.application import (
     running,
     until,
 )
-from tests.support.call_control_api import running_carrier
+from tests.support.call_control_api import Carrier, running_carrier
 from tests.support.call_events import CONFIG
 from tests.support.recorded_call import S, event
 
-FORGETFUL = replace(CONFIG, call_expiry_s=1)
+SHORT_EXPIRY = replace(CONFIG, call_expiry_s=1)
 """Calls expire a second after their deadline was written."""
 
 POLICY = RetryPolicy(attempts=2, budget_s=60, total_s=60, first_delay_s=0.01)
@@ -55,23 +59,30 @@ def timers(events: Sequence[Any]) -> list[CallEvent]:
     return [one for one in events if one.type in (EventType.DEADLINE, EventType.EXPIRED)]
 
 
+def make_worker(
+    group: Group, carrier: Carrier, *, config: CallControlConfig = CONFIG
+) -> tuple[App, KeyedStates[CallState]]:
+    """A worker with the calls agent alone, whose commands go to `carrier`."""
+    app = group.app()
+    client = TelnyxClient(carrier.url, SecretStr(KEY), policy=POLICY)
+    app.on_close.append(client.close)
+    states = calls.make(
+        app, PARTITIONS, config=config, client=client, token_for=lambda call, leg: f"token of {call} and {leg}"
+    )
+    return app, states
+
+
 async def test_commands_reach_the_carrier_and_timers_the_topic(
     broker: KafkaConnection, topics: Topics, tmp_path: Path
 ) -> None:
     good, refused, silent = call_name("good"), call_name("refused"), call_name("silent")
     over, recent = call_name("over"), call_name("recent")
     group = await new_group(broker, tmp_path, tables=[calls.NAME], sources=[Topic.CALL_EVENTS, Topic.DISPATCH_ACTIONS])
-    app = group.app()
 
     async with running_carrier() as carrier:
         carrier.refusals[f"v3:{refused}"] = 422
         carrier.silent.add(f"v3:{silent}")
-        client = TelnyxClient(carrier.url, SecretStr(KEY), policy=POLICY)
-        states = calls.make(
-            app, PARTITIONS, config=CONFIG, client=client, token_for=lambda call, leg: f"token of {call} and {leg}"
-        )
-        app.on_close.append(client.close)
-
+        app, states = make_worker(group, carrier)
         async with running(app):
             # The calls that fail come first: the others must not wait for them.
             now = time.time_ns() // 1000
@@ -94,8 +105,7 @@ async def test_commands_reach_the_carrier_and_timers_the_topic(
             await produce(broker, Topic.CALL_EVENTS, recent, ended(recent, 60))
             of_over = await read_call(broker, Topic.CALL_EVENTS, over, lambda events: len(timers(events)) >= 1)
             of_recent = await read_call(broker, Topic.CALL_EVENTS, recent, lambda events: len(timers(events)) >= 1)
-            for name in (over, recent):
-                await until(lambda name=name: (state := states.get(name)) is not None and state.deadline_passed)
+            await until(lambda: all((one := states.get(name)) and one.deadline_passed for name in (over, recent)))
 
             # No more commands were given meanwhile, though every call had more events.
             assert carrier.of(f"v3:{good}") == asked
@@ -124,11 +134,8 @@ async def test_a_call_expires_after_its_deadline_and_a_late_event_of_it_expires_
 ) -> None:
     over = call_name("over")
     group = await new_group(broker, tmp_path, tables=[calls.NAME], sources=[Topic.CALL_EVENTS, Topic.DISPATCH_ACTIONS])
-    app = group.app()
     async with running_carrier() as carrier:
-        client = TelnyxClient(carrier.url, SecretStr(KEY), policy=POLICY)
-        states = calls.make(app, PARTITIONS, config=FORGETFUL, client=client, token_for=lambda call, leg: "")
-        app.on_close.append(client.close)
+        app, states = make_worker(group, carrier, config=SHORT_EXPIRY)
         async with running(app):
             await produce(broker, Topic.CALL_EVENTS, over, ended(over, 4000))
             await read_call(broker, Topic.CALL_EVENTS, over, lambda events: len(timers(events)) == 2)
@@ -138,7 +145,7 @@ async def test_a_call_expires_after_its_deadline_and_a_late_event_of_it_expires_
             events = await read_call(broker, Topic.CALL_EVENTS, over, lambda events: len(timers(events)) == 3)
             await until(lambda: states.get(over) is None)
     assert [one.type for one in timers(events)] == [EventType.DEADLINE, EventType.EXPIRED, EventType.EXPIRED]
-    assert [one.event_id for one in timers(events)] == [timer_id(over, one.type) for one in timers(events)]
+    assert [one.event_id for one in timers(events)] == [timer_id(over, EventType(one.type)) for one in timers(events)]
     deadline, expired, _ = timers(events)
     assert expired.occurred_at == deadline.received_at + S, "the time to read what is unread counts from the deadline"
 
@@ -151,18 +158,15 @@ async def test_a_command_that_was_not_answered_is_given_again_after_a_restart_un
     group = await new_group(broker, tmp_path, tables=[calls.NAME], sources=[Topic.CALL_EVENTS, Topic.DISPATCH_ACTIONS])
     initiated = event("call.initiated", start=time.time_ns() // 1000, call=call, direction="incoming")
     async with running_carrier() as carrier:
-        for silent in (True, False):
-            carrier.silent = {f"v3:{call}"} if silent else set()
-            app = group.app()
-            client = TelnyxClient(carrier.url, SecretStr(KEY), policy=POLICY)
-            states = calls.make(app, PARTITIONS, config=CONFIG, client=client, token_for=lambda call, leg: "")
-            app.on_close.append(client.close)
-            async with running(app):
-                if silent:
-                    (place,) = await produce(broker, Topic.CALL_EVENTS, call, [initiated])
-                    await carrier.until_asked(f"v3:{call}", 1)
-                else:
-                    await carrier.until_asked(f"v3:{call}", 2)
-                    await until(lambda states=states: states.store.values.get(call) is not None)
+        carrier.silent = {f"v3:{call}"}
+        app, _ = make_worker(group, carrier)
+        async with running(app):
+            (place,) = await produce(broker, Topic.CALL_EVENTS, call, [initiated])
+            await carrier.until_asked(f"v3:{call}", 1)
+        carrier.silent = set()
+        app, states = make_worker(group, carrier)
+        async with running(app):
+            await carrier.until_asked(f"v3:{call}", 2)
+            await until(lambda: states.store.values.get(call) is not None)
     assert [one.body["command_id"] for one in carrier.of(f"v3:{call}")] == [command_id(initiated, "answer")] * 2
     assert await committed(group, place) > place.offset

@@ -9,7 +9,7 @@ import pytest
 
 from agents.calls import CallsAgent
 from dispatchai.calls.effects import PendingCommand
-from dispatchai.calls.events import EventType, payload_of
+from dispatchai.calls.events import CommandEnded, EventType, payload_of
 from dispatchai.calls.state import fold
 from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.records import Action, ActionKind, CallEvent, CallState, CommandOutcome
@@ -70,7 +70,10 @@ class Process:
 
 
 def outcomes(process: Process) -> list[CommandOutcome]:
-    return [payload_of(event)["outcome"] for event in process.written if event.type == EventType.COMMAND]
+    payloads = [payload_of(event) for event in process.written if event.type == EventType.COMMAND]
+    ended = [payload for payload in payloads if isinstance(payload, CommandEnded)]
+    assert len(ended) == len(payloads)
+    return [payload.outcome for payload in ended]
 
 
 async def test_commands_are_given_in_order_and_each_outcome_is_recorded_once() -> None:

@@ -18,6 +18,7 @@ from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.records import AudioFrame, CallEvent, Utterance, UtteranceKind
 from dispatchai.settings import Settings, SpeechEngine
+from dispatchai.speech.stream_end import SILENT_S
 from tests.speech.audio import FRAME_MS, pcmu, quiet, recording, records, tone
 from tests.support.application import (
     PARTITIONS,
@@ -43,7 +44,7 @@ def of_kind(kind: UtteranceKind, utterances: Sequence[Any]) -> list[Utterance]:
     return [one for one in utterances if one.kind is kind]
 
 
-def said(utterances: Sequence[Utterance]) -> list[tuple[object, ...]]:
+def said(utterances: Sequence[Utterance]) -> list[tuple[str, *tuple[object, ...]]]:
     """Each utterance, without its time of recognition."""
     return [
         (one.utterance_id, one.revision, one.kind, one.text, one.start_ms, one.end_ms, one.words, one.sequence)
@@ -115,7 +116,7 @@ HEARD_MS = 1_772_567_551_000
 
 DEADLINE_MS = HEARD_MS + 60_000
 
-SILENT_MS = round(speech.SILENT_S * 1000)
+SILENT_MS = round(SILENT_S * 1000)
 
 
 def deadline(call_id: str, at_ms: int = DEADLINE_MS) -> CallEvent:

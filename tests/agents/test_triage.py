@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from agents.triage import TriageAgent
 from dispatchai.kafka.topics import Topic
-from dispatchai.records import Assessment, AssessmentKind, TriageState, decode_as
+from dispatchai.records import Assessment, AssessmentKind, CallEvent, Signal, TriageState, Utterance, decode_as
 from tests.support.recorded_call import RULES, T0, S, whole_call
 
 CALL = whole_call()
-RECORDS = [*CALL.events[:-1], *CALL.signals, *CALL.transcripts, CALL.events[-1]]
+RECORDS: list[CallEvent | Signal | Utterance] = [*CALL.events[:-1], *CALL.signals, *CALL.transcripts, CALL.events[-1]]
 
 
 class Process:

@@ -139,7 +139,7 @@ def test_events_of_the_leg_to_the_human_line_change_nothing_of_the_call() -> Non
     call = active()
     call.acts(ActionKind.TRANSFER)
     before = call.now
-    leg = {"client_state": TRANSFER_LEG_STATE, "call_control_id": "v3:aaa"}
+    leg: dict[str, Any] = {"client_state": TRANSFER_LEG_STATE, "call_control_id": "v3:aaa"}
     legs = [
         replace(event(kind, at, **leg), call_control_id="v3:aaa")
         for kind, at in (("call.initiated", 12), ("call.answered", 13), ("call.hangup", 14))
@@ -240,9 +240,10 @@ def test_a_command_refused_as_too_early_in_an_answered_call_is_sent_again_after_
 def test_a_call_that_the_carrier_reports_as_over_gets_no_more_commands_and_waits_for_its_hangup() -> None:
     call = ringing()
     call.ends(call.given[0], AlreadyEnded(), 1)
-    assert call.now.status is CallStatus.RINGING
-    assert call.now.ended_at is None
-    assert call.now.degraded is None
+    reported_over = call.now
+    assert reported_over.status is CallStatus.RINGING
+    assert reported_over.ended_at is None
+    assert reported_over.degraded is None
     assert call.take(ANSWERED) == ()
     assert call.acts(ActionKind.SPEAK) is Refusal.CALL_OVER
     assert call.take(HANGUP) == ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -59,13 +60,9 @@ kinds = st.sampled_from(
 @st.composite
 def calls(draw: st.DrawFn) -> list[CallEvent]:
     count = draw(st.integers(1, 8))
+    payloads: list[dict[str, Any]] = [{}, {"hangup_cause": "timeout"}, {"hangup_cause": "normal_clearing"}]
     made = [
-        event(
-            draw(kinds),
-            draw(st.integers(0, 30)),
-            event_id=f"event-{n}",
-            **draw(st.sampled_from([{}, {"hangup_cause": "timeout"}, {"hangup_cause": "normal_clearing"}])),
-        )
+        event(draw(kinds), draw(st.integers(0, 30)), event_id=f"event-{n}", **draw(st.sampled_from(payloads)))
         for n in range(count)
     ]
     timers = draw(st.sampled_from([(), ("dispatchai.deadline",), ("dispatchai.deadline", "dispatchai.expired")]))

@@ -7,11 +7,11 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
+from aiohttp.test_utils import BaseTestServer, TestServer
 from aiokafka import AIOKafkaProducer
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -105,7 +105,7 @@ class Page:
     browser: webdriver.Chrome
     producer: AIOKafkaProducer
     app: web.Application
-    server: TestServer
+    server: BaseTestServer
 
     async def put(self, *records: LiveCall | CallPacket | None, purge: str = "") -> None:
         """Write records to their topics, or with None a tombstone of the live call `purge`."""
@@ -128,6 +128,22 @@ class Page:
         return await asyncio.to_thread(act, self.browser)
 
 
+def browser_log(browser: webdriver.Chrome) -> Any:
+    """The messages of the browser's console since the last call."""
+    return browser.get_log("browser")  # type: ignore[no-untyped-call]  # selenium leaves its parameter untyped
+
+
+def click_row(number: int) -> Callable[[webdriver.Chrome], None]:
+    """What clicks on the row `number` of the queue, from 0."""
+    return lambda browser: browser.find_elements(By.CSS_SELECTOR, "#queue .row")[number].click()
+
+
+def resize(width: int, height: int) -> Callable[[webdriver.Chrome], object]:
+    """What gives the window this size in pixels; a narrow one is a phone's."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    return lambda browser: browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
 @pytest.fixture
 async def page(chromium: webdriver.Chrome) -> AsyncIterator[Page]:
     """The page, connected, with no calls yet."""
@@ -140,7 +156,7 @@ async def page(chromium: webdriver.Chrome) -> AsyncIterator[Page]:
             mount(app, feed)
             async with TestServer(app) as server:
                 page = Page(chromium, producer, app, server)
-                await page.do(lambda browser: browser.get_log("browser"))
+                await page.do(browser_log)
                 await page.do(lambda browser: browser.get(str(server.make_url("/"))))
                 await page.shows("that it is live", lambda browser: connection_text(browser) == "live")
                 yield page
@@ -213,7 +229,7 @@ async def test_what_a_caller_says_stays_text(page: Page) -> None:
     await page.put(hostile, replace(final_packet(hostile), call_id="done", hangup_cause=attack, from_number=attack))
     await page.shows("both calls", lambda browser: len(order(browser)) == 2)
     for row in range(2):
-        await page.do(lambda browser, row=row: browser.find_elements(By.CSS_SELECTOR, "#queue .row")[row].click())
+        await page.do(click_row(row))
         await page.shows("the detail", lambda browser: attack in of(browser, "#detail .transcript .final"))
     await page.shows("the number", lambda browser: "…" not in of(browser, "#detail .facts > div:first-child dd"))
     assert attack in (await page.text("#live .transcript .final"))[0]
@@ -221,7 +237,7 @@ async def test_what_a_caller_says_stays_text(page: Page) -> None:
     script = "return [window.owned ?? null, document.querySelectorAll('main script, main img, main b').length]"
     assert await page.do(lambda browser: browser.execute_script(script)) == [None, 0]
     # The browser itself objected to nothing: no error of a script and no breach of the content security policy.
-    assert await page.do(lambda browser: browser.get_log("browser")) == []
+    assert await page.do(browser_log) == []
 
 
 async def test_nothing_moves_under_the_pointer_and_the_order_comes_back_when_it_leaves(page: Page) -> None:
@@ -261,8 +277,7 @@ async def test_all_text_has_contrast_and_fits_on_a_desk_and_on_a_phone(page: Pag
     await page.put(heard(19), heard(12, story=1), heard(14, story=2), final_packet(replace(heard(17), call_id="done")))
     await page.shows("the calls", lambda browser: len(order(browser)) == 4)
     for width, height in ((1280, 800), (390, 844)):
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        await page.do(lambda browser, size=size: browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size))
+        await page.do(resize(width, height))
         for opened in (False, True):
             if opened:
                 await page.do(lambda browser: browser.find_element(By.CSS_SELECTOR, "#queue .row").click())

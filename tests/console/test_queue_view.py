@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.console.queue_view import Change, EntryStatus, QueueView
+from dispatchai.console.queue_view import Change, Entry, EntryStatus, QueueView
 from dispatchai.records import CallPacket, LiveCall, RiskLevel
 from tests.console.samples import BASE, SECOND, final_packet, live_call, ranking
 
@@ -70,7 +70,7 @@ def test_the_changes_alone_rebuild_the_view_and_their_numbers_rise_by_one(
     logs: dict[tuple[str, bool], list[LiveCall | CallPacket | None]], data: st.DataObject
 ) -> None:
     view = QueueView()
-    rebuilt = {}
+    rebuilt: dict[str, Entry] = {}
     number = 0
     for call_id, to_queue, value in interleaved(data, logs):
         for change in apply(view, call_id, value, to_queue=to_queue):

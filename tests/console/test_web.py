@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import faust
@@ -284,9 +285,9 @@ async def test_what_cannot_be_read_is_skipped_and_counted_and_hides_no_other_cal
         await producer.send_and_wait("dispatch-queue", encode(final_packet(live_call(good))), key=bad.encode())
         await producer.send_and_wait("dispatch-queue", b"", key=b"\xff\xfe")
         absurd, over = call_id("absurd"), call_id("over")
-        times = {"started_at": -(2**63), "updated_at": 2**63 - 1}
-        await put(producer, [("live-calls", absurd, live_call(absurd, **times))])
-        await put(producer, [("dispatch-queue", over, final_packet(live_call(over, **times)))])
+        of_absurd_times = partial(live_call, started_at=-(2**63), updated_at=2**63 - 1)
+        await put(producer, [("live-calls", absurd, of_absurd_times(absurd))])
+        await put(producer, [("dispatch-queue", over, final_packet(of_absurd_times(over)))])
         await put(producer, [("live-calls", good, live_call(good))])
         await once(feed, lambda: feed.counts.skipped >= skipped + 6)
         await shown(feed, good, absurd, over)

@@ -220,7 +220,7 @@ def good_record_dead_lettered(topics: Topics) -> None:
     topics.values[Topic.DEAD_LETTERS].append(topics.values[Topic.CALL_EVENTS][0])
 
 
-HARMS = {
+HARMS: dict[Callable[[Topics], None], str] = {
     frame_applied_twice: "audio_ms: expected",
     signal_lost: "1 signals are missing",
     signals_swapped: "signals are not written in the order of the frames",

@@ -101,7 +101,7 @@ async def test_a_call_passes_through_nginx(broker: KafkaConnection, topics: Topi
     """The signature is over the raw body and the token is in a header: both arrive as they were sent."""
     async with (
         running_gateway(broker) as gateway,
-        nginx(tmp_path, gateway.http._base_url.port, "dispatchai.conf") as http,
+        nginx(tmp_path, gateway.address[1], "dispatchai.conf") as http,
     ):
         call_id = new_call()
         # Spaces, an escape and a letter beyond ASCII: whoever parses and writes it again changes it.
@@ -123,7 +123,7 @@ async def test_nginx_lets_in_nothing_but_webhooks_and_media(
 ) -> None:
     async with (
         running_gateway(broker) as gateway,
-        nginx(tmp_path, gateway.http._base_url.port, "dispatchai.conf") as http,
+        nginx(tmp_path, gateway.address[1], "dispatchai.conf") as http,
     ):
         hidden = ("/health/ready", "/health/live", "/metrics", "/tables/calls/x")
         for path in ("/", *hidden, "/api/v1/queue", "/ws/", "/wsx"):
@@ -166,7 +166,7 @@ async def test_the_page_is_behind_a_login_and_its_events_come_at_once(tmp_path: 
                 async with http.get(path) as reply:
                     assert reply.status == 401, path
             async with http.get("/", headers=login) as reply:
-                assert (await reply.json())["host"] == http._base_url.authority
+                assert (await reply.json())["host"] == reply.url.authority
             for path in ("/tables/calls/x", "/health/ready", "/metrics"):
                 async with http.get(path, headers=login) as reply:
                     assert reply.status == 404, path

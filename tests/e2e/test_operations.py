@@ -319,6 +319,11 @@ async def until_quiet(http: aiohttp.ClientSession, urls: Sequence[str]) -> None:
 READ_BY_WORKER = ("call-events", "audio-frames", "signals", "transcripts", "assessments", "dispatch-actions")
 
 
+async def terminate(processes: Mapping[str, Running], *names: str) -> list[int]:
+    """Terminate these processes at once. Returns their exit codes."""
+    return list(await asyncio.gather(*(processes[name].terminate() for name in names)))
+
+
 async def test_processes_stopped_in_mid_call_end_with_0_and_owe_nothing(tmp_path: Path) -> None:
     async with (
         EmbeddedBroker() as broker,
@@ -343,7 +348,7 @@ async def test_processes_stopped_in_mid_call_end_with_0_and_owe_nothing(tmp_path
             page = await stack.enter_async_context(http.get(f"{system.console_url}/api/v1/events"))
             await until_shown(http, url_of(system, "speech"), "dispatchai_recognizer_streams", STREAMS)
             await until_shown(http, system.console_url, "dispatchai_snapshots_total", STREAMS, table="signals")
-            assert await asyncio.gather(first["worker"].terminate(), first["speech"].terminate()) == [0, 0]
+            assert await terminate(first, "worker", "speech") == [0, 0]
             with suppress(aiohttp.ClientError):
                 async with asyncio.timeout(PATIENCE_S):
                     await page.read()
@@ -363,7 +368,7 @@ async def test_processes_stopped_in_mid_call_end_with_0_and_owe_nothing(tmp_path
             await until_shown(http, url_of(system, "speech"), "dispatchai_recognizer_streams", STREAMS)
             assert await gateway["gateway"].terminate() == 0
             await until_quiet(http, [url_of(system, name) for name in ("worker", "speech")])
-            assert await asyncio.gather(second["worker"].terminate(), second["speech"].terminate()) == [0, 0]
+            assert await terminate(second, "worker", "speech") == [0, 0]
         assert await owed(broker.connection, WORKER, READ_BY_WORKER) == {}
         assert await owed(broker.connection, SPEECH, ("audio-frames", "call-events")) == {}
 

@@ -393,8 +393,9 @@ async def test_what_an_output_followed_from_is_not_covered_if_kafka_refuses_it(
     async with running(app):
         await produce(broker, names.source, [("call", b"1")])
         await until(lambda: app.failure.has_failed)
-        assert checkpoint_of(app, states)._round is not None
-        await asyncio.wait([checkpoint_of(app, states)._round])
+        last_round = checkpoint_of(app, states)._round
+        assert last_round is not None
+        await asyncio.wait([last_round])
         with pytest.raises(AssignmentOverError):
             await app.emitter.send(names.sink, b"call", b"small", partition=0)
         await app.consumer.commit()
@@ -516,7 +517,11 @@ async def test_a_state_that_owes_something_does_not_rest(broker: KafkaConnection
     app = make_app(broker, names, tmp_path)
     states = make_states(app, evict=True)
     allowed = asyncio.Event()
-    effects: Effects[int] = Effects(states, lambda *_: allowed.wait())
+
+    async def perform(key: str, effect: int) -> None:
+        await allowed.wait()
+
+    effects: Effects[int] = Effects(states, perform)
     app.on_close.append(effects.close)
     agent.run(
         app,
@@ -565,7 +570,8 @@ async def test_a_position_that_was_only_sought_is_not_committed(broker: KafkaCon
     """A commit of the former owner may come later than the question for it, and must not be undone."""
     names = await make_topics(broker)
     await produce(broker, names.source, [("call", b"1"), ("call", b"2")])
-    for number in (3, 4):
+
+    async def append_in_a_new_process(number: int) -> None:
         app = make_app(broker, names, tmp_path / str(number))
         states = make_states(app)
         agent.run(app, states, {names.source: int}, step=append)
@@ -574,5 +580,8 @@ async def test_a_position_that_was_only_sought_is_not_committed(broker: KafkaCon
             if number == 4:
                 assert {app.consumer._new_offset(tp) for tp in app.stalls.partitions()} == {None}
             await produce(broker, names.source, [("call", str(number).encode())])
-            await until(lambda states=states, number=number: states.get("call") == list(range(1, number + 1)))
+            await until(lambda: states.get("call") == list(range(1, number + 1)))
+
+    for number in (3, 4):
+        await append_in_a_new_process(number)
         assert await committed(broker, names) == number

@@ -62,7 +62,8 @@ def test_whatever_is_fetched_is_handed_over_once_and_in_order(start: int, data: 
     """A fetcher whose position is thrown back and forth, as by seeks that race with fetches."""
     positions = Positions()
     positions.sought({TP0: start})
-    end, at, taken = 60, data.draw(st.integers(0, 40)), []
+    end, at = 60, data.draw(st.integers(0, 40))
+    taken: list[int] = []
     for _ in range(300):
         if at >= end:
             at = start if not taken else taken[-1] + 1

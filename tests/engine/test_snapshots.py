@@ -98,7 +98,7 @@ async def test_after_a_recovery_the_changelog_ends_with_what_counts(broker: Kafk
             await producer.send_and_wait(changelog, value, key=key.encode(), partition=0, headers=headers)
     async with running(app):
         found = await read(broker, changelog, lambda found: len(found) == len(written) + 2)
-    for key, counts in ((b"call", b"1,2"), (b"over", None)):
-        *_, last = [record for record in found if record.key == key]
+    for call, counts in ((b"call", b"1,2"), (b"over", None)):
+        *_, last = [record for record in found if record.key == call]
         assert last.value == counts
         assert epoch_of(last.headers) == 6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import orjson
@@ -54,7 +54,8 @@ async def test_a_gateway_made_from_settings_stores_a_whole_call_before_it_stops(
     call_id = new_call()
     listening: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
     gateway = asyncio.create_task(serve(settings, broker, listening=lambda *at: listening.set_result(at)))
-    await asyncio.wait([gateway, listening], return_when=asyncio.FIRST_COMPLETED)
+    either: list[asyncio.Future[Any]] = [gateway, listening]
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     host, port = await listening
     async with aiohttp.ClientSession(f"http://{host}:{port}") as http:
         body = orjson.dumps(event(call_id))
@@ -122,7 +123,7 @@ async def test_the_log_holds_no_number_no_word_and_no_secret(brokers: Brokers) -
             await gateway.webhook(orjson.dumps(event(call_id)), headers | {"telnyx-timestamp": "0"})
             await gateway.webhook(orjson.dumps({"data": {"payload": {"from": "+15551234567"}}}))
             async with gateway.media(call_id, token=token) as ws:
-                await ws.send_str(start(call_id, **{"from": "+15551234567", "media_format": False}))
+                await ws.send_str(start(call_id, media_format=False, **{"from": "+15551234567"}))
                 await ws.send_str(media(1, b"the caller's voice"))
                 await ws.send_str('{"event":"the caller says help"')
                 await ws.send_str('{"event":"error","payload":{"code":"1","detail":"the caller says help"}}')

@@ -41,7 +41,7 @@ async def gateway(embedded: KafkaConnection) -> AsyncIterator[Gateway]:
         yield gateway
 
 
-def count(wanted: int) -> object:
+def count(wanted: int) -> Callable[[Sequence[ConsumerRecord]], bool]:
     def done(records: Sequence[ConsumerRecord]) -> bool:
         return len(records) >= wanted
 

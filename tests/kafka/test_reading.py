@@ -84,7 +84,7 @@ async def test_a_start_at_the_end_reads_nothing(broker: KafkaConnection) -> None
 async def test_what_is_written_while_reading_is_left_to_the_next_reading(broker: KafkaConnection) -> None:
     name = await topic_with(broker, {0: 1})
     partition = TopicPartition(name, 0)
-    found = []
+    found: list[str] = []
     async with open_reader(broker) as consumer:
         async for record in read_to_end(broker, consumer, {partition: 0}):
             if not found:

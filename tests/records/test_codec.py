@@ -63,9 +63,8 @@ def test_any_record_is_read_as_it_was_written(name: str, data: st.DataObject) ->
 @settings(max_examples=30)
 @given(data=st.data())
 def test_any_record_can_be_written_as_json(name: str, data: st.DataObject) -> None:
-    assert orjson.loads(orjson.dumps(to_json(data.draw(any_record(name))))).keys() == set(
-        record_class(name).__dataclass_fields__
-    )
+    written = orjson.loads(orjson.dumps(to_json(data.draw(any_record(name)))))
+    assert written.keys() == {field.name for field in dataclasses.fields(record_class(name))}
 
 
 @pytest.mark.parametrize("name", RECORD_NAMES)
@@ -238,7 +237,7 @@ def test_a_refusal_shows_nothing_of_the_content() -> None:
 def test_a_value_of_a_wrong_type_is_not_written() -> None:
     for wrong in ({"sequence": "3"}, {"payload": 3}, {"sequence": None}, {"kind": "MIDDLE"}, {"sequence": 2**63}):
         with pytest.raises((ValueError, TypeError, OverflowError)):
-            encode(dataclasses.replace(FRAME, **wrong))  # type: ignore[arg-type]
+            encode(dataclasses.replace(FRAME, **wrong))
 
 
 def test_a_value_that_is_no_record_is_not_written() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -48,7 +50,7 @@ states = st.builds(
 
 
 def of(kind: type, but: str) -> list[str]:
-    return [name for name in kind.__dataclass_fields__ if name != but]
+    return [field.name for field in dataclasses.fields(kind) if field.name != but]
 
 
 @given(st.lists(signals, min_size=1, max_size=20))

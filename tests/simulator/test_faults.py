@@ -276,11 +276,14 @@ async def test_failed_streams_come_before_one_that_opens(platform: Platform, acc
         platform.commands_for = lambda commands: tuple(c for c in commands if isinstance(c, Answer))
         placed = carrier.place_call(audio(10), CALLER, CALLED)
         await platform.until(lambda: "call.answered" in platform.types())
-        for attempt in range(3):
-            start = StreamingStart(placed.leg.call_control_id, f"{attempt}", f"ws{platform.url[4:]}/ws")
+
+        async def start_a_stream(command_id: str, failures: int) -> None:
+            start = StreamingStart(placed.leg.call_control_id, command_id, f"ws{platform.url[4:]}/ws")
             assert await client.run(start) == Done(1)
-            failures = min(attempt + 1, 2)
-            await platform.until(lambda wanted=failures: platform.types().count("streaming.failed") == wanted)
+            await platform.until(lambda: platform.types().count("streaming.failed") == failures)
+
+        for attempt, failures in enumerate((1, 2, 2)):
+            await start_a_stream(str(attempt), failures)
         report = await placed.finished()
     assert report.failure is None
     assert len(platform.sockets) == len(report.streams) == 1
@@ -382,11 +385,11 @@ async def test_a_delivery_that_pauses_in_its_body_arrives_completely(
 # Commands
 
 
-@pytest.mark.parametrize("fault", ["command_failures", "command_lost_answers"])
+@pytest.mark.parametrize("faults", [Faults(command_failures=1.0), Faults(command_lost_answers=1.0)])
 async def test_a_command_that_fails_once_takes_effect_once(
-    platform: Platform, account: SimulatedAccount, fault: str
+    platform: Platform, account: SimulatedAccount, faults: Faults
 ) -> None:
-    report = await one_call(platform, account, audio(50), faults=Faults(**{fault: 1.0}))
+    report = await one_call(platform, account, audio(50), faults=faults)
     assert report.failure is None
     assert {command.action for command in report.commands} == {"answer", "streaming_start", "speak"}
     assert [(command.requests, command.effects) for command in report.commands] == [(2, 1)] * 3
@@ -423,8 +426,8 @@ async def test_a_command_that_times_out_has_no_effect(platform: Platform, accoun
                 await http.post(url, json={"command_id": "a"})
         assert "call.answered" not in platform.types()
         assert (await command(carrier, placed.leg.call_control_id, "answer", {"command_id": "a"}))[0] == 200
-        report = await placed.finished() if placed.hang_up() is None else None
-    assert report is not None
+        placed.hang_up()
+        report = await placed.finished()
     assert [(each.requests, each.effects) for each in report.commands] == [(2, 1)]
 
 

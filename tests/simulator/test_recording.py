@@ -29,13 +29,11 @@ def tone(rate: int, seconds: float = 0.5, hz: float = 440.0, level: float = 0.5)
 
 
 def pcm(samples: np.ndarray[Any, Any], bits: int) -> bytes:
-    match bits:
-        case 8:
-            return np.rint(samples * 127 + 128).astype(np.uint8).tobytes()
-        case 24:
-            return b"".join(int(v).to_bytes(3, "little", signed=True) for v in np.rint(samples * (2**23 - 1)))
-        case _:
-            return np.rint(samples * (2 ** (bits - 1) - 1)).astype(f"<i{bits // 8}").tobytes()
+    if bits == 24:
+        return b"".join(int(v).to_bytes(3, "little", signed=True) for v in np.rint(samples * (2**23 - 1)))
+    scaled = samples * 127 + 128 if bits == 8 else samples * (2 ** (bits - 1) - 1)
+    encoded: bytes = np.rint(scaled).astype("u1" if bits == 8 else f"<i{bits // 8}").tobytes()
+    return encoded
 
 
 def saved(path: Path, content: bytes) -> Path:

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ async def record_call(broker: KafkaConnection, folder: Path) -> Recorded:
 
 
 @pytest.fixture(scope="module")
-def recorded(broker: KafkaConnection, brokers: Brokers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
+def recorded(broker: KafkaConnection, brokers: Brokers, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     """One call, recorded once on each broker."""
     brokers.topics(broker)
     return asyncio.run(record_call(broker, tmp_path_factory.mktemp("recorded")))
@@ -116,17 +115,10 @@ def test_the_strangers_consumer_does_not_import_the_project() -> None:
 
 def test_a_consumer_with_the_schemas_alone_reads_all_topics_of_a_call(recorded: Recorded, tmp_path: Path) -> None:
     names = list(Topics.load().topics)
-    done = subprocess.run(
-        # -I: it finds the project's modules neither in the working directory nor by PYTHONPATH.
-        [
-            *(sys.executable, "-I", CONSUMER),
-            *(recorded.broker.bootstrap_servers, data_path("schemas"), recorded.call_id, *names),
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    # -I: it finds the project's modules neither in the working directory nor by PYTHONPATH.
+    program = [sys.executable, "-I", str(CONSUMER)]
+    arguments = [recorded.broker.bootstrap_servers, str(data_path("schemas")), recorded.call_id, *names]
+    done = subprocess.run([*program, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
     printed: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for line in done.stdout.splitlines():
         record = json.loads(line)

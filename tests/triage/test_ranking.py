@@ -38,10 +38,12 @@ risks = st.builds(Risk, st.sampled_from(LEVELS), st.floats(0, 1))
 
 def final(*said: str) -> Assessment:
     """The final assessment of a caller who says this."""
-    state, made = None, []
+    state = None
+    made: list[Assessment] = []
     for topic in whole_call(said or ("Someone's been shot, we need help now.",)).topics:
         stepped = step(state, topic, rules=RULES)
-        state, made = stepped.state, [*made, *stepped.assessments]
+        state = stepped.state
+        made += stepped.assessments
     assert made[-1].kind is AssessmentKind.FINAL
     return made[-1]
 

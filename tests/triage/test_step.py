@@ -54,7 +54,8 @@ few = settings(max_examples=30)
 
 def run(batches: Sequence[Batch], before: TriageState | None = None) -> tuple[TriageState | None, list[Assessment]]:
     """Step through `batches`. Returns the state after them and all assessments on the way."""
-    state, made = before, []
+    state = before
+    made: list[Assessment] = []
     for batch in batches:
         stepped = step(state, batch, rules=RULES)
         state = stepped.state
@@ -322,7 +323,8 @@ def test_a_partial_that_is_left_at_the_end_of_a_streams_speech_does_not_count() 
 @given(st.data())
 def test_the_reading_of_the_step_before_changes_only_the_cost(data: st.DataObject) -> None:
     batches = data.draw(readings(data.draw(odd_calls())))
-    state, reading, made = None, None, []
+    state, reading = None, None
+    made: list[Assessment] = []
     for batch in batches:
         stepped = step(state, batch, rules=RULES, reading=reading)
         state, reading = stepped.state, stepped.reading
@@ -336,9 +338,9 @@ def test_the_reading_of_a_call_is_kept_until_its_packet() -> None:
     for batch in batches[:-1]:
         stepped = step(state, batch, rules=RULES, reading=reading)
         assert stepped.reading is not None
-        kept, state, reading = reading, stepped.state, stepped.reading
-        if kept is not None and isinstance(batch[0], Signal):
-            assert reading is kept, "a signal of the voice changes no word"
+        if reading is not None and isinstance(batch[0], Signal):
+            assert stepped.reading is reading, "a signal of the voice changes no word"
+        state, reading = stepped.state, stepped.reading
     last = step(state, batches[-1], rules=RULES, reading=reading)
     assert kinds(last.assessments) == [AssessmentKind.FINAL]
     assert last.reading is None

@@ -45,7 +45,7 @@ async def test_the_gateway_is_recognised_by_what_it_refuses(
     broker: KafkaConnection, topics: Topics, http: aiohttp.ClientSession
 ) -> None:
     async with running_gateway(broker) as gateway:
-        settings = public(gateway.http._base_url.port)
+        settings = public(gateway.address[1])
         assert (await doctor.check_webhook(http, settings)).verdict is Verdict.OK
         assert (await doctor.check_media(http, settings)).verdict is Verdict.OK
 
@@ -54,7 +54,7 @@ async def test_a_gateway_that_believes_everybody_is_a_fault(
     broker: KafkaConnection, topics: Topics, http: aiohttp.ClientSession
 ) -> None:
     async with running_gateway(broker, verify_webhooks=False, stream_secret=None) as gateway:
-        settings = public(gateway.http._base_url.port)
+        settings = public(gateway.address[1])
         webhook, media = await doctor.check_webhook(http, settings), await doctor.check_media(http, settings)
     assert (webhook.verdict, "without a signature" in webhook.seen) == (Verdict.FAIL, True)
     assert (media.verdict, "without a token" in media.seen) == (Verdict.FAIL, True)
@@ -64,7 +64,7 @@ async def test_a_gateway_without_a_key_is_a_fault(
     broker: KafkaConnection, topics: Topics, http: aiohttp.ClientSession
 ) -> None:
     async with running_gateway(broker, verifier=WebhookVerifier((), b"", 300)) as gateway:
-        result = await doctor.check_webhook(http, public(gateway.http._base_url.port))
+        result = await doctor.check_webhook(http, public(gateway.address[1]))
     assert (result.verdict, "TELNYX_PUBLIC_KEY" in result.todo) == (Verdict.FAIL, True)
 
 
