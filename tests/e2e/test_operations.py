@@ -198,7 +198,7 @@ async def test_labels_hold_neither_calls_nor_callers(observed: Observed) -> None
 
 
 async def test_no_log_line_holds_what_was_said_or_who_called(observed: Observed) -> None:
-    """At DEBUG, with poison in every topic: nothing of it is told, not even where it is complained of."""
+    """At DEBUG, with poison in every topic: no log line holds any of it, not even those that report it."""
     assert observed.packet.from_number == CALLER, "the call was not the marked one"
     sentences = [text.strip() for text in re.split("[.!?]", observed.packet.nlp.transcript) if text.strip()]
     assert len(sentences) > 2
@@ -275,7 +275,7 @@ async def system_on(connection: KafkaConnection, folder: Path, **settings: str) 
     )
 
 
-async def owed(connection: KafkaConnection, group: str, topics: Sequence[str]) -> dict[str, int]:
+async def uncommitted(connection: KafkaConnection, group: str, topics: Sequence[str]) -> dict[str, int]:
     """How many records of each topic `group` would read when it starts again, where there are any."""
     consumer = aiokafka.AIOKafkaConsumer(group_id=group, **connection.client_options(), enable_auto_commit=False)
     await consumer.start()
@@ -369,8 +369,8 @@ async def test_processes_stopped_in_mid_call_end_with_0_and_owe_nothing(tmp_path
             assert await gateway["gateway"].terminate() == 0
             await until_quiet(http, [url_of(system, name) for name in ("worker", "speech")])
             assert await terminate(second, "worker", "speech") == [0, 0]
-        assert await owed(broker.connection, WORKER, READ_BY_WORKER) == {}
-        assert await owed(broker.connection, SPEECH, ("audio-frames", "call-events")) == {}
+        assert await uncommitted(broker.connection, WORKER, READ_BY_WORKER) == {}
+        assert await uncommitted(broker.connection, SPEECH, ("audio-frames", "call-events")) == {}
 
 
 async def test_all_processes_outlive_a_kafka_that_goes_away_and_say_that_they_are_not_ready(tmp_path: Path) -> None:

@@ -288,15 +288,15 @@ async def test_a_poison_record_is_buried_and_stops_nothing(
         return [item for item in records if dict(item.headers).get("origin.topic") == names.source.encode()]
 
     async with running(app):
-        buried = ours(await read(broker, Topic.DEAD_LETTERS, lambda records: len(ours(records)) >= 3))
+        dead = ours(await read(broker, Topic.DEAD_LETTERS, lambda records: len(ours(records)) >= 3))
         assert [item.value for item in await read(broker, names.sink, bool)] == [b"7"]
         await until(lambda: states.get("call") == [7])
-    assert {(item.key, item.value) for item in buried} == {
+    assert {(item.key, item.value) for item in dead} == {
         (b"call", b"not a number"),
         (None, b"5"),
         (b"bad", b"13"),
     }
-    errors = {item.value: dict(item.headers)["error"] for item in buried}
+    errors = {item.value: dict(item.headers)["error"] for item in dead}
     assert errors[b"13"] == b"RuntimeError: thirteen"
     assert states.get("bad") is None
 
@@ -473,7 +473,7 @@ def at_rest(states: KeyedStates[Any], key: str) -> bool:
 
 
 def covered(app: App, names: Names) -> bool:
-    """Whether nothing is owed of the source topic."""
+    """Whether no offset of the source topic is uncommitted."""
     return all(app.coverage.floor(TP(names.source, number)) is None for number in range(PARTITIONS))
 
 

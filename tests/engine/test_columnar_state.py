@@ -164,8 +164,8 @@ async def test_no_offset_is_released_before_a_snapshot_that_covers_it_is_written
                     states.written(taken)
                 del on_the_way[:count]
         for tp in (FRAMES, EVENTS):
-            owed = [at for held in uncovered[tp].values() for at in held]
-            owed += [at for _, covered in on_the_way for at in covered[tp]]
+            held_back = [at for held in uncovered[tp].values() for at in held]
+            held_back += [at for _, covered in on_the_way for at in covered[tp]]
             floor = states.floor(tp)
             if len({taken.covered for taken, _ in on_the_way}) == len(on_the_way):
-                assert floor == min(owed, default=None)
+                assert floor == min(held_back, default=None)

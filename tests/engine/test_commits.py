@@ -1,4 +1,4 @@
-"""Offsets are committed no further than what is owed allows."""
+"""No offset is committed that work in flight still needs."""
 
 from __future__ import annotations
 

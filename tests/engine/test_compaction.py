@@ -186,6 +186,6 @@ async def test_kcat_lists_topics_keys_and_tombstones(broker: KafkaConnection, na
     for name in (names.queue, names.live, names.changelog):
         assert f'topic "{name}" with 2 partitions' in listed
     # %S is the length of the value, -1 for a tombstone.
-    told = await asyncio.to_thread(kcat, "-C", "-t", names.queue, "-o", "beginning", "-e", "-f", "%k %S\\n")
-    lengths = dict(line.split() for line in told.splitlines() if not line.startswith("later"))
+    listing = await asyncio.to_thread(kcat, "-C", "-t", names.queue, "-o", "beginning", "-e", "-f", "%k %S\\n")
+    lengths = dict(line.split() for line in listing.splitlines() if not line.startswith("later"))
     assert lengths == {key.decode(): str(-1 if value is None else len(value)) for key, value in last.items()}

@@ -65,7 +65,7 @@ async def test_neither_a_failing_effect_nor_a_poison_record_harms_its_neighbours
         await until(lambda: [number for key, number in done if key == quick] == [1, 2])
         await until(lambda: states.store.values.get(quick) == b"1,99,2")
         assert states.get(slow) == [1, 2]
-        assert states.store.values.get(slow) is None, "a state was stored while an effect was owed for it"
+        assert states.store.values.get(slow) is None, "a state was stored while its effect was not performed yet"
         allowed.set()
         await until(lambda: states.store.values.get(slow) == b"1,2")
 

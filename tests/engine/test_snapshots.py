@@ -51,7 +51,7 @@ def test_of_one_owner_the_last_snapshot_counts(table: SnapshotStore) -> None:
 def test_each_owner_has_a_higher_epoch_than_all_before_it(table: SnapshotStore) -> None:
     assert table.epoch(0) == 7
     table.load(0, [snapshot(0, "call", b"1", 7), snapshot(1, "other", b"1", 9)])
-    assert table.epoch(0) == 10, "the group's generations began anew"
+    assert table.epoch(0) == 10, "the group's generations started again at 1"
     assert table.epoch(1) == 7
     table.drop(0)
     assert table.epoch(0) == 7

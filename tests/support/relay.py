@@ -13,7 +13,7 @@ CHUNK_BYTES = 65_536
 async def relay(target: Callable[[], int], *, port: int = 0, whole: asyncio.Event | None = None) -> AsyncIterator[int]:
     """Hands each connection to `port` (0: any) on to the port that `target` names for it, and back. Gives its port.
 
-    While `whole` is not set nothing gets through, and nobody is told.
+    While `whole` is not set nothing gets through, and neither side is notified.
     """
     connections: set[asyncio.Task[None]] = set()
     if whole is None:
