@@ -12,10 +12,6 @@ from aiohttp import web
 
 from agents import calls, orphaned_states, ranking, signals, speech, triage
 from dispatchai.calls.config import CallControlConfig
-from dispatchai.console import actions
-from dispatchai.console import metrics as console_metrics
-from dispatchai.console.topic_feed import Feed
-from dispatchai.console.web import mount
 from dispatchai.engine.app import App, create_app
 from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.topics import Topic, Topics
@@ -35,17 +31,17 @@ STREAM_TOKEN_VALID_S: Final = 4 * 3600
 """How long a stream's token is valid: the carrier may reconnect with it for as long as the longest call lasts."""
 
 
-def worker_app(settings: Settings, *, port: int | None = None) -> App:
-    """A worker: the agents calls, signals, triage and ranking, and the views. `port` overrides CONSOLE_PORT."""
-    connection = settings.kafka()
+def worker_app(settings: Settings) -> App:
+    """A worker: the agents calls, signals, triage and ranking."""
     partitions = Topics.load().partitions
     app = create_app(
         WORKER,
-        connection,
+        settings.kafka(),
         dead_letter_topic=Topic.DEAD_LETTERS,
         partitions=partitions,
         web_host=settings.console_host,
-        web_port=settings.console_port if port is None else port,
+        web_names=settings.console_names,
+        web_port=settings.worker_port,
         data_dir=_data_dir(settings, "worker"),
         stall_limit_s=settings.stuck_after_s,
         http_connections_max=settings.http_connections_max,
@@ -72,19 +68,10 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
     ranking.make(app)
     app.on_close.append(client.close)
 
-    feed = Feed(connection, max_finals=settings.console_finished_max)
-    app.background(feed.start)
-    app.on_close.append(feed.stop)
-    mount(app.web.web_app, feed, checks=app.checks)
-    app.metrics.checks({"views": lambda: feed.ready, **app.checks})
-    app.metrics.registry.register(console_metrics.Exposed(feed))
+    app.web.web_app.add_routes(health.routes(app.checks))
+    app.metrics.checks(app.checks)
     app.metrics.registry.register(CommandCollector(client.counts))
     _metrics(app)
-    writer = actions.ActionWriter(connection)
-    app.on_close.append(writer.close)
-    app.web.web_app.add_routes(
-        actions.routes(feed, writer, hosts=settings.console_host_names, can_transfer=bool(settings.human_line))
-    )
     for name, states in tables.items():
         _table_view(app, name, states)
     return app
@@ -99,6 +86,7 @@ def speech_app(settings: Settings) -> App:
         dead_letter_topic=Topic.DEAD_LETTERS,
         partitions=partitions,
         web_host=settings.console_host,
+        web_names=settings.console_names,
         web_port=settings.speech_port,
         data_dir=_data_dir(settings, "speech"),
         stall_limit_s=settings.stuck_after_s,

@@ -148,39 +148,60 @@ def gateway() -> None:
     settings = _settings("gateway")
 
     async def run() -> int:
-        from dispatchai.cli.up import until_signal
         from dispatchai.gateway.app import serve
 
-        serving = asyncio.create_task(serve(settings, settings.kafka()))
-        asked = asyncio.create_task(until_signal())
-        await asyncio.wait([serving, asked], return_when=asyncio.FIRST_COMPLETED)
-        asked.cancel()
-        if not serving.done():
-            serving.cancel()
-        try:
-            await serving
-        except asyncio.CancelledError:
-            return 0
-        except OSError as error:
-            where = f"{settings.gateway_host}:{settings.gateway_port}"
-            why = error.strerror or error
-            raise UnusableError(f"cannot listen on {where}: {why}; set GATEWAY_PORT to a free port") from error
-        except ValueError as error:
-            raise UnusableError(str(error)) from error
-        return 0
+        where = f"{settings.gateway_host}:{settings.gateway_port}"
+        return await _serving(serve(settings, settings.kafka()), where, "GATEWAY_PORT")
 
     _need_kafka(settings)
-    from dispatchai.engine.app import use_uvloop
+    _run_uvloop(run())
 
-    use_uvloop()
-    _run(run())
+
+@main.command()
+def console() -> None:
+    """Run the console, which serves the page and REST.
+
+    Every console shows every call. Run as many as the dispatchers need.
+    """
+    settings = _settings("console")
+
+    async def run() -> int:
+        from dispatchai.console.app import serve
+
+        where = f"{settings.console_host}:{settings.console_port}"
+        return await _serving(serve(settings, settings.kafka()), where, "CONSOLE_PORT")
+
+    _need_kafka(settings)
+    _run_uvloop(run())
+
+
+async def _serving(server: Coroutine[Any, Any, None], where: str, port_setting: str) -> int:
+    """Run `server` until it ends, or until Ctrl-C or SIGTERM. Returns the exit code; raises UnusableError."""
+    from dispatchai.cli.up import until_signal
+
+    serving = asyncio.create_task(server)
+    asked = asyncio.create_task(until_signal())
+    await asyncio.wait([serving, asked], return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if not serving.done():
+        serving.cancel()
+    try:
+        await serving
+    except asyncio.CancelledError:
+        return 0
+    except OSError as error:
+        why = error.strerror or error
+        raise UnusableError(f"cannot listen on {where}: {why}; set {port_setting} to a free port") from error
+    except ValueError as error:
+        raise UnusableError(str(error)) from error
+    return 0
 
 
 @main.command()
 def worker() -> None:
     """Run a worker, which triages and ranks the calls.
 
-    It has the agents calls, signals, triage and ranking, and serves the page.
+    It has the agents calls, signals, triage and ranking.
     """
     settings = _settings("worker")
 
@@ -191,7 +212,7 @@ def worker() -> None:
         return await run_app(worker_app(settings))
 
     _need_kafka(settings)
-    _run_faust(run())
+    _run_uvloop(run())
 
 
 @main.command()
@@ -206,10 +227,10 @@ def speech() -> None:
         return await run_app(speech_app(settings))
 
     _need_kafka(settings)
-    _run_faust(run())
+    _run_uvloop(run())
 
 
-def _run_faust(main: Coroutine[Any, Any, int]) -> NoReturn:
+def _run_uvloop(main: Coroutine[Any, Any, int]) -> NoReturn:
     from dispatchai.engine.app import use_uvloop
 
     use_uvloop()

@@ -7,13 +7,18 @@ and decodes the topics; `json_view` makes JSON of an entry.
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from bisect import bisect_left, insort
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from dispatchai.records import CallPacket, LiveCall, Micros, Ranking
 
 MAX_FINALS = 5_000
 """Finished calls kept in a view, the newest by created_at: a busy centre's day. Older ones are in the topic."""
+
+
+Order = tuple[int, Micros, str]
+"""Sort key of the queue: weight (negative), created_at, call_id."""
 
 
 class EntryStatus(StrEnum):
@@ -30,6 +35,8 @@ class Entry:
     call_id: str
     live: LiveCall | None
     packet: CallPacket | None
+    texts: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+    """JSON made of the entry, by the name of its form: made once, and kept as long as the entry."""
 
     @property
     def status(self) -> EntryStatus:
@@ -50,7 +57,7 @@ class Entry:
         return self.shown.ranking
 
     @property
-    def order(self) -> tuple[int, Micros, str]:
+    def order(self) -> Order:
         """Sort key of the queue: weight descending, then created_at, then call_id. The status does not matter."""
         ranking = self.shown.ranking
         return (-ranking.weight, ranking.created_at, self.call_id)
@@ -80,7 +87,9 @@ class QueueView:
         self._max_finals = max_finals
         self._by_age: list[tuple[Micros, str]] = []
         self._number = 0
-        self._ranked: tuple[Entry, ...] | None = None
+        self._order: list[Order] = []
+        self._live_order: list[Order] = []
+        """Kept sorted: a change costs microseconds, where sorting five thousand calls for each reader costs 5 ms."""
 
     @property
     def number(self) -> int:
@@ -101,15 +110,13 @@ class QueueView:
         """The entry of one call."""
         return self._entries.get(call_id)
 
-    def ranked(self) -> tuple[Entry, ...]:
-        """All entries, live and final; the one that needs a dispatcher most comes first."""
-        if self._ranked is None:
-            self._ranked = tuple(sorted(self._entries.values(), key=lambda entry: entry.order))
-        return self._ranked
+    def ranked(self, limit: int | None = None) -> tuple[Entry, ...]:
+        """The first `limit` entries, live and final; the one that needs a dispatcher most comes first."""
+        return tuple(self._entries[call_id] for _, _, call_id in self._order[:limit])
 
-    def live(self) -> tuple[LiveCall, ...]:
-        """The calls without a packet, ranked."""
-        return tuple(entry.live for entry in self.ranked() if entry.packet is None and entry.live is not None)
+    def live(self, limit: int | None = None) -> tuple[Entry, ...]:
+        """The first `limit` calls without a packet, ranked."""
+        return tuple(self._entries[call_id] for _, _, call_id in self._live_order[:limit])
 
     def continue_after(self, predecessor: QueueView) -> None:
         """Number the next changes above all changes of `predecessor`, which this view replaces."""
@@ -154,10 +161,20 @@ class QueueView:
         old = self._entries.get(call_id)
         self._finals += (packet is not None) - (old is not None and old.packet is not None)
         self._number += 1
-        self._ranked = None
+        if old is not None:
+            self._remove_from_order(old)
         if live is None and packet is None:
             del self._entries[call_id]
             return Change(self._number, call_id, None)
         entry = Entry(call_id, live, packet)
         self._entries[call_id] = entry
+        insort(self._order, entry.order)
+        if packet is None:
+            insort(self._live_order, entry.order)
         return Change(self._number, call_id, entry)
+
+    def _remove_from_order(self, entry: Entry) -> None:
+        order = entry.order
+        del self._order[bisect_left(self._order, order)]
+        if entry.packet is None:
+            del self._live_order[bisect_left(self._live_order, order)]

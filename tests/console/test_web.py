@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,7 +21,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from aiokafka import AIOKafkaProducer
 from structlog.testing import capture_logs
 
-from dispatchai.console import Feed, FeedState, mount
+from dispatchai.console import Entry, Feed, FeedState, json_view, mount
+from dispatchai.console.topic_feed import FeedCounts
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.records import CallStatus, RiskLevel, encode
@@ -121,7 +123,7 @@ async def test_a_ringing_call_is_shown_in_the_names_of_the_guide(
     await put(producer, [("live-calls", ringing, call)])
     await shown(feed, ringing)
 
-    live = (await read(client, "/debug/live_calls/?limit=5000"))[ringing]
+    live = (await read(client, "/debug/live_calls/?limit=500"))[ringing]
     assert (
         live.items()
         >= {
@@ -138,7 +140,7 @@ async def test_a_ringing_call_is_shown_in_the_names_of_the_guide(
             "max_distress": 0.0,
         }.items()
     )
-    (entry,) = [entry for entry in await read(client, "/debug/list_queue?limit=5000") if entry["id"] == ringing]
+    (entry,) = [entry for entry in await read(client, "/debug/list_queue?limit=500") if entry["id"] == ringing]
     assert entry.items() >= {"status": "LIVE", "risk_level": "UNKNOWN", "summary": "Listening…"}.items()
 
 
@@ -150,7 +152,7 @@ async def test_a_final_packet_has_every_field_of_the_guide(
     await put(producer, [("dispatch-queue", done, final_packet(live))])
     await shown(feed, done)
 
-    (packet,) = [entry for entry in await read(client, "/debug/list_queue/?limit=5000") if entry["call_id"] == done]
+    (packet,) = [entry for entry in await read(client, "/debug/list_queue/?limit=500") if entry["call_id"] == done]
     assert packet["duration_seconds"] == 45
     assert packet["audio"].keys() >= {"distress_score", "distress_max", "voiced_seconds"}
     assert packet["nlp"].keys() == {"transcript", "emotion", "category", "tags"}
@@ -172,7 +174,7 @@ async def test_lists_mask_the_number_and_the_single_call_shows_it_for_calling_ba
     await shown(feed, live_id, done_id)
 
     for path in ("/debug/live_calls/", "/debug/list_queue/", "/api/v1/queue", "/api/v1/calls"):
-        async with client.get(path, params={"limit": "5000"}) as response:
+        async with client.get(path, params={"limit": "500"}) as response:
             text = await response.text()
         assert live_id in text
         assert number not in text
@@ -194,7 +196,7 @@ async def test_an_unknown_call_is_a_404_that_says_so_in_json(client: Client) -> 
 
 
 async def test_a_limit_that_is_none_is_refused(client: Client) -> None:
-    for limit in ("0", "-1", "5001", "1e3", "", "٣", "9" * 5000):
+    for limit in ("0", "-1", "501", "1e3", "", "٣", "9" * 5000):
         for path in ("/api/v1/queue", "/api/v1/calls", "/debug/live_calls/", "/debug/list_queue/"):
             async with client.get(path, params={"limit": limit}) as response:
                 assert response.status == 400
@@ -215,9 +217,9 @@ async def test_live_calls_and_packets_stand_in_one_order(
         else:
             await put(producer, [("live-calls", name, live)])
     await shown(feed, *wanted)
-    queue = (await read(client, "/api/v1/queue?limit=5000"))["queue"]
+    queue = (await read(client, "/api/v1/queue?limit=500"))["queue"]
     assert [entry["call_id"] for entry in queue if entry["call_id"] in wanted] == wanted
-    calls = (await read(client, "/api/v1/calls?limit=5000"))["calls"]
+    calls = (await read(client, "/api/v1/calls?limit=500"))["calls"]
     assert [call["call_id"] for call in calls if call["call_id"] in wanted] == wanted[1:3]
     assert len((await read(client, "/api/v1/queue?limit=2"))["queue"]) == 2
 
@@ -293,12 +295,55 @@ async def test_what_cannot_be_read_is_skipped_and_counted_and_hides_no_other_cal
         await shown(feed, good, absurd, over)
 
     assert feed.state is FeedState.LIVE
-    calls = {call["call_id"] for call in (await read(client, "/api/v1/calls?limit=5000"))["calls"]}
+    calls = {call["call_id"] for call in (await read(client, "/api/v1/calls?limit=500"))["calls"]}
     assert {good, bad, absurd} <= calls
-    assert {absurd, over} <= {entry["id"] for entry in (await read(client, "/api/v1/queue?limit=5000"))["queue"]}
+    assert {absurd, over} <= {entry["id"] for entry in (await read(client, "/api/v1/queue?limit=500"))["queue"]}
     assert (await read(client, "/health/ready"))["views"]["skipped"] == skipped + 6
     assert "record_skipped" in {line["event"] for line in logs}
     assert spoken not in repr(logs) + caplog.text
+
+
+async def test_an_entry_that_cannot_be_shown_says_so_and_hides_no_other(
+    feed: Feed, client: Client, producer: AIOKafkaProducer, call_id: CallId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad, over = call_id("good"), call_id("bad"), call_id("over")
+    forms = dict(json_view.FORMS)
+
+    def damaged(form: str, entry: Entry) -> dict[str, Any]:
+        shown = forms[form](entry)
+        return {**shown, "risk": {"level": "LOW", "score": math.nan}} if entry.call_id in (bad, over) else shown
+
+    for form in forms:
+        monkeypatch.setitem(json_view.FORMS, form, partial(damaged, form))
+    before = feed.counts.not_shown
+    await put(producer, [("live-calls", name, live_call(name, from_number="+15550001111")) for name in (bad, good)])
+    await put(producer, [("dispatch-queue", over, final_packet(live_call(over)))])
+    await shown(feed, good, bad, over)
+    async with event_stream(client) as events:
+        slices = await until(events, lambda event: event.name == "snapshot" and event.data["last"])
+    listed = {entry["call_id"]: entry for event in slices for entry in event.data["entries"]}
+    for path, name in (("/api/v1/queue", "queue"), ("/api/v1/calls", "calls")):
+        body = await read(client, f"{path}?limit=500")
+        listed |= {f"{name} {entry['call_id']}": entry for entry in body[name]}
+    wanted = {good, bad, over, *(f"queue {name}" for name in (good, bad, over)), f"calls {bad}", f"calls {good}"}
+    assert wanted <= listed.keys()
+    for name, entry in listed.items():
+        if entry["call_id"] in (good, bad, over):
+            assert entry.get("not_shown", False) is (entry["call_id"] != good), name
+            assert ("cannot be shown" in entry["summary"]) is (entry["call_id"] != good), name
+    assert listed[bad].keys() <= {*listed[good], "not_shown", "version", "complete"}
+    assert feed.counts.not_shown == before + 3, "made once: a live call in two forms, a packet in one"
+    assert (await read(client, f"/api/v1/calls/{bad}"))["live"]["from_number"] == "+15550001111"
+
+
+async def test_a_number_that_json_does_not_have_is_none_of_the_answers(call_id: CallId) -> None:
+    live = live_call(call_id("nan"))
+    for score in (math.nan, math.inf, -math.inf):
+        entry = Entry("nan", replace(live, risk=replace(live.risk, score=score)), None)
+        for form in json_view.FORMS:
+            counts = FeedCounts()
+            shown = json.loads(json_view.text(entry, form, counts))
+            assert (shown["not_shown"], shown["risk"]["score"], counts.not_shown) == (True, 0.0, 1)
 
 
 async def test_two_feeds_show_the_same_calls(

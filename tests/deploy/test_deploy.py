@@ -206,6 +206,7 @@ def environment_file() -> Iterator[str]:
 def test_there_is_a_unit_for_each_process() -> None:
     names = [unit.name for unit in UNITS]
     assert names == [
+        "dispatchai-console.service",
         "dispatchai-gateway.service",
         "dispatchai-speech@.service",
         "dispatchai-topics.service",
@@ -306,7 +307,7 @@ def test_the_rights_in_kafka_cover_every_topic(tmp_path: Path) -> None:
     for user in ("topics", "review"):
         assert names <= set(granted[user])
     assert not any("Write" in operations for operations in granted["review"].values())
-    processes = ("gateway", "worker", "speech")
+    processes = ("gateway", "console", "worker", "speech")
     for name in names:
         assert any("Write" in granted[user].get(name, ()) for user in processes), f"nobody may write {name}"
     assert "Read" not in {right for operations in granted["gateway"].values() for right in operations}

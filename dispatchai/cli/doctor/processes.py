@@ -21,15 +21,17 @@ _ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S1
 
 
 async def check_processes(http: aiohttp.ClientSession, settings: Settings, run: RunInfo | None) -> list[Result]:
-    """Whether gateway, worker and speech process are healthy on this machine, or their ports are free."""
+    """Whether gateway, console, worker and speech process are healthy on this machine, or their ports are free."""
     gateway = _base(settings.gateway_host, settings.gateway_port)
     console = _base(settings.console_host, settings.console_port)
+    worker = _base(settings.console_host, settings.worker_port)
     speech = _base(settings.console_host, settings.speech_port)
     if run is not None:
         gateway, console = URL(run.gateway_url), URL(run.console_url)
     results = await asyncio.gather(
         _process(http, Check.GATEWAY, gateway, "GATEWAY_PORT", expected=run is not None),
-        _process(http, Check.WORKER, console, "CONSOLE_PORT", expected=run is not None),
+        _process(http, Check.CONSOLE, console, "CONSOLE_PORT", expected=run is not None),
+        _process(http, Check.WORKER, worker, "WORKER_PORT", expected=run is not None),
         _process(http, Check.SPEECH, speech, "SPEECH_PORT", expected=run is not None),
     )
     return [*results, check_carrier_port(settings)]
