@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +22,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from aiokafka import AIOKafkaProducer
 from structlog.testing import capture_logs
 
-from dispatchai.console import Entry, Feed, FeedState, json_view, mount
+from dispatchai.console import Entry, Feed, FeedState, json_view, mount, topic_feed
+from dispatchai.console import web as web_module
 from dispatchai.console.topic_feed import FeedCounts
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import free_port
@@ -436,3 +438,109 @@ async def test_on_a_faust_worker_the_page_is_at_the_root(feed: Feed) -> None:
             assert response.content_type == "text/html"
             assert "DispatchAI" in await response.text()
         assert (await read(client, "/health/ready"))["status"] == "ready"
+
+
+async def test_many_readers_share_what_is_made_once_of_each_change(
+    feed: Feed, client: Client, producer: AIOKafkaProducer, call_id: CallId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty pages that open and reload, and twenty lists, cost no more shaping than one."""
+    names = [call_id(f"shared-{number}") for number in range(40)]
+    made: Counter[str] = Counter()
+    queue = json_view.FORMS["queue"]
+
+    def counted(entry: Entry) -> dict[str, Any]:
+        made[entry.call_id] += 1
+        return queue(entry)
+
+    monkeypatch.setitem(json_view.FORMS, "queue", counted)
+    await put(producer, [("live-calls", name, live_call(name)) for name in names])
+    await shown(feed, *names)
+
+    async def load() -> set[str]:
+        async with event_stream(client) as events:
+            slices = await until(events, lambda event: event.name == "snapshot" and event.data["last"])
+        listed = {entry["call_id"] for entry in (await read(client, "/debug/list_queue"))}
+        return {entry["call_id"] for event in slices for entry in event.data["entries"]} & listed
+
+    for _ in range(2):
+        seen = await asyncio.gather(*(load() for _ in range(10)))
+        assert all(set(names) <= one for one in seen)
+    assert {made[name] for name in names} == {1}
+    async with event_stream(client) as events, event_stream(client) as others:
+        for stream in (events, others):
+            await until(stream, lambda event: event.name == "snapshot" and event.data["last"])
+        await put(producer, [("live-calls", names[0], live_call(names[0], summary="It burns."))])
+        for stream in (events, others):
+            await until(stream, lambda event: about(event, names[0]) and event.data["summary"] == "It burns.")
+    assert made[names[0]] == 2
+
+
+async def test_a_page_that_opens_between_two_pushes_misses_no_change(
+    feed: Feed, producer: AIOKafkaProducer, call_id: CallId
+) -> None:
+    """A shared snapshot and the later updates together hold each change, whenever a subscriber came."""
+    changing = call_id("changing")
+    at_most = 40
+    for number in range(at_most):
+        first, _ = await feed.subscribe()
+        await put(producer, [("live-calls", changing, live_call(changing, summary=f"number {number}"))])
+        second, snapshot = await feed.subscribe()
+        shown_at_first = next((one for one in snapshot.entries if one.call_id == changing), None)
+        async with asyncio.timeout(PATIENCE_S):
+            entry = shown_at_first
+            while entry is None or entry.live is None or entry.live.summary != f"number {number}":
+                update = await second.next(PATIENCE_S)
+                assert update is not None
+                entry = next((one.entry for one in update.changes if one.call_id == changing), entry)
+        first.close()
+        second.close()
+
+
+async def test_readers_above_the_bound_are_asked_to_come_again(
+    feed: Feed, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topic_feed, "MAX_SUBSCRIBERS", feed.subscribers + 1)
+    monkeypatch.setattr(web_module, "LISTS_AT_ONCE", 0)
+    refused = feed.counts.refused_readers
+    async with event_stream(client) as events:
+        await until(events, lambda event: event.name == "snapshot" and event.data["last"])
+        wanted = {"/api/v1/events": "too_many_subscribers", "/api/v1/queue": "busy", "/debug/live_calls": "busy"}
+        for path, code in wanted.items():
+            async with client.get(path) as response:
+                assert (response.status, (await response.json())["error"]["code"]) == (503, code)
+                assert int(response.headers["Retry-After"]) > 0
+        assert feed.counts.refused_readers == refused + 3
+        async with client.get("/health/live") as response:
+            assert response.status == 200
+
+
+async def test_a_reader_that_does_not_read_is_disconnected_and_holds_up_nobody(
+    feed: Feed, client: Client, producer: AIOKafkaProducer, call_id: CallId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_module, "LIST_S", 0.5)
+    monkeypatch.setattr(web_module, "WRITE_S", 0.5)
+    names = [call_id(f"long-{number}") for number in range(60)]
+    words = "help " * 20_000
+    await put(producer, [("live-calls", name, live_call(name, transcript=words)) for name in names])
+    await shown(feed, *names)
+    before = feed.subscribers
+    readers = []
+    for path in ("/api/v1/queue?limit=500", "/api/v1/events"):
+        reader, writer = await asyncio.open_connection(client.host, client.port, limit=1024)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        readers.append((reader, writer))
+    for reader, _ in readers:
+        await reader.readuntil(b"\r\n\r\n")
+        async with client.get("/health/live") as response:
+            assert response.status == 200
+    async with asyncio.timeout(PATIENCE_S):
+        while feed.subscribers > before:  # noqa: ASYNC110 - in memory
+            await asyncio.sleep(0.05)
+    for reader, writer in readers:
+        got = 0
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(PATIENCE_S):
+                while chunk := await reader.read(65_536):
+                    got += len(chunk)
+        assert got < len(words) * len(names), "it was cut off"
+        writer.close()

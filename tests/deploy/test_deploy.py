@@ -22,16 +22,21 @@ import orjson
 import pytest
 import yaml
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 from pydantic import SecretStr
 
 from dispatchai.cli.doctor import Check
 from dispatchai.cli.main import main
 from dispatchai.cli.up import EXIT_MISCONFIGURED
+from dispatchai.console.actions import ActionWriter
+from dispatchai.console.app import create_app
+from dispatchai.console.topic_feed import Feed
 from dispatchai.gateway.app import MEDIA_PATH, WEBHOOK_PATH
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.kafka.topics import Policy, Topics
 from dispatchai.process.child import Child
+from dispatchai.process.metrics import ProcessMetrics
 from dispatchai.settings import Settings
 from dispatchai.telnyx import signatures, stream_tokens
 from tests.support.gateway import KEY, event, new_call, running_gateway, start, stream_token
@@ -176,6 +181,28 @@ async def test_the_page_is_behind_a_login_and_its_events_come_at_once(tmp_path: 
                 release.set()
     finally:
         await runner.cleanup()
+
+
+@needs_nginx
+async def test_the_console_takes_what_comes_through_nginx_under_a_name_of_the_setting(tmp_path: Path) -> None:
+    name = "dispatch.example.org"
+    settings = Settings(_env_file=None, console_hosts=name)
+    nowhere = KafkaConnection("127.0.0.1:1")
+    app = create_app(settings, Feed(nowhere), ActionWriter(nowhere), ProcessMetrics())
+    async with TestServer(app) as server:
+        assert server.port is not None
+        async with nginx(tmp_path, server.port, "dispatchai-console.conf") as http:
+            login = {"Authorization": f"Basic {base64.b64encode(':'.join(PAGE_LOGIN).encode()).decode()}", "Host": name}
+            answers: tuple[tuple[dict[str, str], int], ...] = (
+                ({}, 200),
+                ({"Origin": f"https://{name}", "Sec-Fetch-Site": "same-origin"}, 200),
+                ({"Host": "other.example.org"}, 403),
+                ({"Origin": "https://other.example.org"}, 403),
+                ({"Sec-Fetch-Site": "cross-site"}, 403),
+            )
+            for more, status in answers:
+                async with http.get("/api/v1/queue", headers={**login, **more}) as reply:
+                    assert reply.status == status, more
 
 
 def test_nginx_and_gateway_agree_about_sizes_and_ports() -> None:
