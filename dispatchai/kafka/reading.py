@@ -124,6 +124,8 @@ async def read_to_end(
     """
     if not starts:
         return
+    # aiokafka takes no other kind of tuple where it reads some partitions only, and Faust has a kind of its own.
+    starts = {TopicPartition(*partition): offset for partition, offset in starts.items()}
     consumer.assign(list(starts))
     ends = await current_ends(connection, consumer, starts)
     for partition, offset in starts.items():

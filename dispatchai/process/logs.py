@@ -51,7 +51,9 @@ def configure(log_format: LogFormat, level: str, process: str) -> None:
     if log_format is LogFormat.JSON:
         final += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        final += [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # Where rich is installed, structlog's default would print every frame's variables: records, numbers, words.
+        plain = structlog.dev.plain_traceback
+        final += [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
     logging.basicConfig(handlers=[handler], level=level, force=True)

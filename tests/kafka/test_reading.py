@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from faust.types import TP
 
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.reading import SilentKafkaError, current_ends, open_reader, partitions_of, read_to_end, unread
@@ -44,6 +45,12 @@ async def values(
                 connection, consumer, starts, on_progress=lambda read, total: steps.append((read, total))
             )
         ]
+
+
+async def test_partitions_are_read_that_are_named_in_faust_s_own_type(broker: KafkaConnection) -> None:
+    name = await topic_with(broker, {0: 1, 1: 3})
+    read = await values(broker, {TP(name, 0): 1, TP(name, 1): 1})
+    assert read == ["1/1", "1/2"]
 
 
 async def test_the_partitions_of_a_topic_are_listed_and_none_is_created(broker: KafkaConnection) -> None:
