@@ -48,6 +48,7 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
         web_port=settings.console_port if port is None else port,
         data_dir=_data_dir(settings, "worker"),
         stall_limit_s=settings.stuck_after_s,
+        http_connections_max=settings.http_connections_max,
     )
     client = TelnyxClient.from_settings(settings)
     secret = stream_tokens.stream_secret(
@@ -101,6 +102,7 @@ def speech_app(settings: Settings) -> App:
         web_port=settings.speech_port,
         data_dir=_data_dir(settings, "speech"),
         stall_limit_s=settings.stuck_after_s,
+        http_connections_max=settings.http_connections_max,
     )
     made = speech.make(app, partitions, settings)
     checks = {**app.checks, "recognizer": made.is_listening}

@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
 from dispatchai.gateway.config import GatewayConfig
-from dispatchai.gateway.error_responses import UnreadableRequests, errors_as_json
+from dispatchai.gateway.error_responses import errors_as_json
 from dispatchai.gateway.kafka_writer import KafkaWriter
 from dispatchai.gateway.media_sockets import MediaSockets
 from dispatchai.gateway.metrics import GatewayCollector, GatewayMetrics
@@ -25,6 +25,7 @@ from dispatchai.gateway.webhooks import Webhooks
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.readiness import wait_until_reachable
 from dispatchai.process import health, memory
+from dispatchai.process.http_server import HttpCollector, HttpServer
 from dispatchai.process.metrics import PATH as METRICS_PATH
 from dispatchai.process.metrics import ProcessMetrics
 from dispatchai.process.watchdog import Watchdog
@@ -51,9 +52,6 @@ _HANDLER_GRACE_S: Final = 3.0
 
 _PRODUCER_GRACE_S: Final = 2.0
 """How long the producer may take to deliver its records at shutdown, after the media records were drained."""
-
-_BACKLOG: Final = 1024
-"""Connections that may wait to be accepted: all calls of a gateway may reconnect at once."""
 
 
 def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Application:
@@ -122,11 +120,16 @@ def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Applica
     return app
 
 
-def app_runner(app: web.Application) -> web.AppRunner:
-    """The runner of an application made by `create_app`."""
-    return web.AppRunner(
-        app, access_log=None, logger=UnreadableRequests.logger(app[METRICS]), shutdown_timeout=_HANDLER_GRACE_S
-    )
+def http_server(app: web.Application, *, connections_max: int) -> HttpServer:
+    """The server of an application made by `create_app`."""
+    metrics = app[METRICS]
+
+    def unreadable() -> None:
+        metrics.requests_unreadable += 1
+
+    server = HttpServer(app, grace_s=_HANDLER_GRACE_S, connections_max=connections_max, on_unreadable=unreadable)
+    app[_PROCESS].registry.register(HttpCollector(server.counts))
+    return server
 
 
 async def serve(
@@ -142,22 +145,20 @@ async def serve(
     producer = await _start_producer(kafka)
     try:
         app = create_app(config, producer)
-        runner = app_runner(app)
-        await runner.setup()
+        server = http_server(app, connections_max=settings.http_connections_max)
+        await server.start()
         memory.settle()
         watchdog = Watchdog(app[_PROCESS].loop_delay.observe, settings.stuck_after_s)
         watchdog.start()
         try:
-            site = web.TCPSite(runner, settings.gateway_host, settings.gateway_port, backlog=_BACKLOG)
-            await site.start()
-            host, port = runner.addresses[0][:2]
+            host, port = await server.listen(settings.gateway_host, settings.gateway_port)
             log.info("gateway_listening", host=host, port=port)
             if listening is not None:
                 listening(host, port)
             await app[_KAFKA_WRITER].wait_until_broken()
         finally:
             watchdog.stop()
-            await runner.cleanup()
+            await server.stop()
     finally:
         await _stop_producer(producer)
 

@@ -5,7 +5,6 @@ Body: ``{"error": {"code", "message", "hint"}}``. It holds no content of the req
 
 from __future__ import annotations
 
-import logging
 import traceback
 from http import HTTPStatus
 from typing import Final
@@ -15,7 +14,6 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from dispatchai.gateway.metrics import GatewayMetrics
-from dispatchai.process.log_limit import LogLimit
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -30,32 +28,6 @@ _LOGGED_FRAMES: Final = 5
 def error_response(status: int, code: str, message: str, hint: str) -> web.Response:
     """An error in JSON: `code` is for programs, `message` says what is wrong, `hint` what to do about it."""
     return web.json_response({"error": {"code": code, "message": message, "hint": hint}}, status=status)
-
-
-class UnreadableRequests(logging.Handler):
-    """The log handler of aiohttp's server: counts the requests it cannot read, and logs them without their content.
-
-    aiohttp's own lines quote the request, which may hold a token or a caller's number.
-    """
-
-    def __init__(self, metrics: GatewayMetrics) -> None:
-        super().__init__(logging.ERROR)
-        self._metrics = metrics
-        self._limit = LogLimit()
-
-    @classmethod
-    def logger(cls, metrics: GatewayMetrics) -> logging.Logger:
-        """A logger for one server, apart from all others."""
-        logger = logging.Logger(__name__, logging.ERROR)
-        logger.addHandler(cls(metrics))
-        return logger
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Count one request."""
-        self._metrics.requests_unreadable += 1
-        if count := self._limit.add():
-            error = record.exc_info[0] if record.exc_info else None
-            log.warning("requests_unreadable", requests=count, error=error.__name__ if error else "")
 
 
 def errors_as_json(metrics: GatewayMetrics) -> Middleware:

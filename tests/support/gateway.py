@@ -13,11 +13,10 @@ from typing import Any
 
 import aiohttp
 import orjson
-from aiohttp import web
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dispatchai.gateway.app import METRICS, app_runner, create_app
+from dispatchai.gateway.app import METRICS, create_app, http_server
 from dispatchai.gateway.config import GatewayConfig
 from dispatchai.gateway.metrics import GatewayMetrics
 from dispatchai.kafka.connection import KafkaConnection
@@ -53,7 +52,7 @@ class Gateway:
 
 @asynccontextmanager
 async def running_gateway(
-    connection: KafkaConnection, *, until_ready: bool = True, **options: Any
+    connection: KafkaConnection, *, until_ready: bool = True, connections_max: int = 1000, **options: Any
 ) -> AsyncIterator[Gateway]:
     """A gateway that accepts signatures by KEY and SECRET; `options` are fields of its configuration."""
     known: dict[str, Any] = {
@@ -66,10 +65,9 @@ async def running_gateway(
     await producer.start()
     try:
         app = create_app(GatewayConfig(**(known | options)), producer)
-        runner = app_runner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        address = ("127.0.0.1", runner.addresses[0][1])
+        server = http_server(app, connections_max=connections_max)
+        await server.start()
+        address = await server.listen("127.0.0.1", 0)
         async with aiohttp.ClientSession(f"http://{address[0]}:{address[1]}") as http:
             try:
                 # Until the gateway knows the topics it refuses everything; the tests begin after that.
@@ -79,7 +77,7 @@ async def running_gateway(
                 yield Gateway(http, app[METRICS], address)
             finally:
                 # The carrier's connections are still open when the gateway stops.
-                await runner.cleanup()
+                await server.stop()
     finally:
         await producer.stop()
 
