@@ -17,7 +17,7 @@ import resource
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import structlog
 from aiohttp import web
@@ -267,9 +267,7 @@ class _Admission(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
-        if not isinstance(transport, asyncio.Transport):
-            raise TypeError("not a stream")
-        self._connections.admit(transport)
+        self._connections.admit(cast("asyncio.Transport", transport))  # uvloop's is no subclass
 
 
 class _Connection(web.RequestHandler):
@@ -341,8 +339,7 @@ class _Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
-        if isinstance(transport, asyncio.Transport):
-            self._socket = transport
+        self._socket = cast("asyncio.Transport", transport)
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
