@@ -25,7 +25,7 @@ from dispatchai.gateway.kafka_writer import KafkaUnavailableError, KafkaWriter
 from dispatchai.gateway.media_stream import QUIET_S, Emit, Stream, refusal_of
 from dispatchai.gateway.metrics import GatewayMetrics, SocketRefusal
 from dispatchai.gateway.websocket import NO_STATUS, Binary
-from dispatchai.process.log_limit import LogLimit
+from dispatchai.process.log_limit import LogLimit, LogLimits
 from dispatchai.records import Micros
 from dispatchai.telnyx import stream_tokens
 from dispatchai.telnyx.fields import call_id_of
@@ -134,6 +134,7 @@ class MediaSockets:
         self._open: set[_Socket] = set()
         self._of_call: dict[str, _Socket] = {}
         self._stopping = False
+        self._refused_log = LogLimits()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one socket, from handshake to close."""
@@ -146,7 +147,7 @@ class MediaSockets:
             subject = self._subject(request)
             if subject is None:
                 self._metrics.sockets_refused[SocketRefusal.TOKEN] += 1
-                log.warning("media_socket_refused", reason="no valid token")
+                self._report_refusal("no valid token")
                 return error_response(
                     403,
                     "token",
@@ -157,7 +158,7 @@ class MediaSockets:
             await self._writer.require_topics()
         except KafkaUnavailableError as error:
             self._metrics.sockets_refused[SocketRefusal.UNAVAILABLE] += 1
-            log.error("media_socket_refused", reason=str(error))
+            self._report_refusal(str(error))
             return error_response(503, "unavailable", "the stream cannot be stored", "start the stream again")
         socket = _Socket(subject, asyncio.get_running_loop().create_future())
         try:
@@ -179,6 +180,10 @@ class MediaSockets:
         self._stopping = True
         for socket in tuple(self._open):
             self._close(socket, _STOPPING)
+
+    def _report_refusal(self, reason: str) -> None:
+        if count := self._refused_log.add(reason):
+            log.warning("media_socket_refused", reason=reason, sockets=count)
 
     def _subject(self, request: web.Request) -> stream_tokens.Subject | None:
         token = request.headers.get(stream_tokens.HEADER, "")
@@ -223,6 +228,9 @@ class MediaSockets:
 
     def _lost(self, socket: _Socket, code: int) -> None:
         """The carrier closed the socket or broke the protocol, or the connection is lost."""
+        if socket.connection is not None and socket.connection.flooded:
+            self._metrics.sockets_refused[SocketRefusal.FLOOD] += 1
+            self._report_refusal("too many pings, or the answers are not read")
         if code in (WSCloseCode.OK, NO_STATUS):
             self._close(socket, _PEER_GONE)
         else:
@@ -273,7 +281,7 @@ class MediaSockets:
         call_id = _call_of(socket.subject, start)
         if call_id is None:
             self._metrics.sockets_refused[SocketRefusal.OTHER_CALL] += 1
-            log.warning("media_socket_closed", reason="its token is for another call")
+            self._report_refusal("its token is for another call")
             return _OTHER_CALL
         try:
             emit = self._emitter(call_id)

@@ -39,6 +39,8 @@ class SocketRefusal(StrEnum):
     NO_START = "no_start"
     CODEC = "codec"
     BAD_MESSAGES = "bad_messages"
+    FLOOD = "flood"
+    """Too many pings and pongs, or the answers to them were not read."""
 
 
 PREFIX: Final = "dispatchai_gateway_"

@@ -23,6 +23,7 @@ from dispatchai.gateway.kafka_writer import KafkaUnavailableError, KafkaWriter
 from dispatchai.gateway.metrics import GatewayMetrics, WebhookOutcome
 from dispatchai.kafka.dead_letters import body_headers
 from dispatchai.kafka.topics import Topic
+from dispatchai.process.log_limit import LogLimits
 from dispatchai.records import CallEvent, Micros, encode
 from dispatchai.telnyx.signatures import Refusal, SignatureError
 from dispatchai.telnyx.webhooks import EnvelopeError, Webhook, parse_webhook
@@ -54,6 +55,9 @@ class Webhooks:
         self._config = config
         self._writer = writer
         self._metrics = metrics
+        self._refused_log = LogLimits()
+        self._not_stored_log = LogLimits()
+        self._dead_letter_log = LogLimits()
 
     async def handle(self, request: web.Request) -> web.Response:
         """Answer one webhook."""
@@ -80,13 +84,15 @@ class Webhooks:
             return await self._store(body, received_at)
         except KafkaUnavailableError as error:
             self._metrics.webhooks[WebhookOutcome.UNAVAILABLE] += 1
-            log.error("webhook_not_stored", reason=str(error))
+            if count := self._not_stored_log.add(str(error)):
+                log.error("webhook_not_stored", reason=str(error), webhooks=count)
             return _try_again("unavailable", "the event cannot be stored", "send the webhook again")
 
     def _refuse(self, refusal: Refusal) -> web.Response:
         self._metrics.webhooks[WebhookOutcome.REFUSED] += 1
         self._metrics.refusals[refusal] += 1
-        log.warning("webhook_refused", reason=refusal.value)
+        if count := self._refused_log.add(refusal):
+            log.warning("webhook_refused", reason=refusal.value, webhooks=count)
         code, message, hint = f"signature_{refusal.value}", "the webhook's signature is not accepted", _HINTS[refusal]
         if refusal is Refusal.STALE:
             # Its signature is the carrier's, and this machine's clock may be wrong. Telnyx does not retry after 401.
@@ -104,7 +110,8 @@ class Webhooks:
                 body_headers("webhook", reader="gateway", error=error),
             )
             self._metrics.webhooks[WebhookOutcome.DEAD_LETTERED] += 1
-            log.warning("webhook_dead_lettered", reason=str(error))
+            if count := self._dead_letter_log.add(str(error)):
+                log.warning("webhook_dead_lettered", reason=str(error), webhooks=count)
             return error_response(400, "unusable", str(error), "kept in dead-letters; sending it again cannot help")
         event = call_event(webhook, received_at, body)
         await self._writer.publish(Topic.CALL_EVENTS, webhook.call_id.encode(), encode(event))
