@@ -31,9 +31,6 @@ from dispatchai.triage.rules import Rules
 WORKER: Final = "dispatchai-worker"
 SPEECH: Final = "dispatchai-speech"
 
-STREAM_TOKEN_VALID_S: Final = 4 * 3600
-"""How long a stream's token is valid: the carrier may reconnect with it for as long as the longest call lasts."""
-
 
 def worker_app(settings: Settings, *, port: int | None = None) -> App:
     """A worker: the agents calls, signals, triage and ranking, and the views. `port` overrides CONSOLE_PORT."""
@@ -59,7 +56,7 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
         if secret is None:
             return ""
         subject = stream_tokens.Subject(call_control_id, call_id)
-        return stream_tokens.issue(secret, subject, int(time.time()) + STREAM_TOKEN_VALID_S)
+        return stream_tokens.issue(secret, subject, int(time.time()) + stream_tokens.VALID_S)
 
     tables: dict[str, KeyedStates[Any] | signals.SignalStates] = {
         calls.NAME: calls.make(

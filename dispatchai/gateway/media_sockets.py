@@ -19,6 +19,7 @@ from aiohttp import WSCloseCode, web
 
 from dispatchai.gateway.config import GatewayConfig
 from dispatchai.gateway.connection import Connection, HandshakeError, upgrade
+from dispatchai.gateway.ended_legs import EndedLegs
 from dispatchai.gateway.error_responses import error_response
 from dispatchai.gateway.fair_queue import FairQueue
 from dispatchai.gateway.kafka_writer import KafkaUnavailableError, KafkaWriter
@@ -67,6 +68,7 @@ _REPLACED: Final = Closing(WSCloseCode.OK, "replaced by another stream of the ca
 _STOPPING: Final = Closing(WSCloseCode.GOING_AWAY, "the gateway stops", f"{CLOSED}: the gateway stops")
 _NO_START: Final = Closing(WSCloseCode.POLICY_VIOLATION, "no start in time", CLOSED)
 _OTHER_CALL: Final = Closing(WSCloseCode.POLICY_VIOLATION, "the token is for another call", CLOSED)
+_CALL_OVER: Final = Closing(WSCloseCode.POLICY_VIOLATION, "the call is over", CLOSED)
 _BAD_MESSAGES: Final = Closing(
     WSCloseCode.POLICY_VIOLATION, "too many unusable messages", f"{CLOSED}: too many unusable messages"
 )
@@ -126,7 +128,9 @@ class _Socket:
 class MediaSockets:
     """The handler of media sockets, and the streams that are open."""
 
-    def __init__(self, config: GatewayConfig, writer: KafkaWriter, metrics: GatewayMetrics) -> None:
+    def __init__(self, config: GatewayConfig, writer: KafkaWriter, metrics: GatewayMetrics, ended: EndedLegs) -> None:
+        """`ended` has the legs that no stream may be opened for any more."""
+        self._ended = ended
         self._config = config
         self._writer = writer
         self._metrics = metrics
@@ -154,6 +158,10 @@ class MediaSockets:
                     "no valid token for a media stream",
                     f"start the stream with its token: {stream_tokens.HEADER}",
                 )
+            if subject.call_control_id in self._ended:
+                self._metrics.sockets_refused[SocketRefusal.CALL_OVER] += 1
+                self._report_refusal("its call is over")
+                return error_response(403, "call_over", "the call of this token is over", "start no stream for it")
         try:
             await self._writer.require_topics()
         except KafkaUnavailableError as error:
@@ -283,6 +291,10 @@ class MediaSockets:
             self._metrics.sockets_refused[SocketRefusal.OTHER_CALL] += 1
             self._report_refusal("its token is for another call")
             return _OTHER_CALL
+        if start.call_control_id in self._ended:
+            self._metrics.sockets_refused[SocketRefusal.CALL_OVER] += 1
+            self._report_refusal("its call is over")
+            return _CALL_OVER
         try:
             emit = self._emitter(call_id)
         except KafkaUnavailableError:

@@ -36,6 +36,7 @@ class SocketRefusal(StrEnum):
     TOKEN = "token"  # noqa: S105 - a reason, not a token
     UNAVAILABLE = "unavailable"
     OTHER_CALL = "other_call"
+    CALL_OVER = "call_over"
     NO_START = "no_start"
     CODEC = "codec"
     BAD_MESSAGES = "bad_messages"

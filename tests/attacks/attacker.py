@@ -10,7 +10,7 @@ import contextlib
 import struct
 import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -61,14 +61,14 @@ async def exchange(port: int, *pieces: bytes, pause_s: float = 0) -> bytes:
     return answer
 
 
-def post(body: bytes, *, path: str = WEBHOOK, length: int | None = None, **headers: str) -> bytes:
+def post(body: bytes, headers: Mapping[str, str] | None = None, *, path: str = WEBHOOK) -> bytes:
     """An HTTP request, after which the connection is to be closed."""
     lines = [
         f"POST {path} HTTP/1.1",
         "Host: gateway",
-        f"Content-Length: {len(body) if length is None else length}",
+        f"Content-Length: {len(body)}",
         "Connection: close",
-        *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items()),
+        *(f"{name}: {value}" for name, value in (headers or {}).items()),
     ]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
@@ -88,7 +88,7 @@ def frame(first: int, payload: bytes) -> bytes:
 
 @asynccontextmanager
 async def socket(
-    port: int, call_id: str, *, start: bool = True, **headers: str
+    port: int, call_id: str, *, start: bool = True, headers: Mapping[str, str] | None = None
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """An open media socket of a call, after its `start`."""
     reader, writer = await asyncio.open_connection(HOST, port, limit=1024)
@@ -100,7 +100,7 @@ async def socket(
         "Sec-WebSocket-Version: 13",
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
         f"{stream_tokens.HEADER}: {token(call_id)}",
-        *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items()),
+        *(f"{name}: {value}" for name, value in (headers or {}).items()),
     ]
     writer.write("\r\n".join([*lines, "", ""]).encode())
     head = await reader.readuntil(b"\r\n\r\n")

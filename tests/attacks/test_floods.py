@@ -34,7 +34,7 @@ async def test_bodies_are_not_inflated_for_anybody(embedded: KafkaConnection) ->
         for path in (WEBHOOK, "/nothing"):
             for coding in ("gzip", "deflate", "br", "zstd", "GZIP", "identity, gzip", "x"):
                 answers = await asyncio.gather(
-                    *(exchange(running.port, post(packed, path=path, Content_Encoding=coding)) for _ in range(8))
+                    *(exchange(running.port, post(packed, {"Content-Encoding": coding}, path=path)) for _ in range(8))
                 )
                 # The connection is closed on unread bytes: its reset may overtake the answer.
                 assert {status(answer) for answer in answers if answer} <= {415}
@@ -133,7 +133,7 @@ async def test_strangers_write_little_log(embedded: KafkaConnection, tmp_path: P
     log_file = tmp_path / "log"
     requests = (
         post(b"{}"),
-        post(b"{}", telnyx_signature_sha256="x"),
+        post(b"{}", {"telnyx-signature-sha256": "x"}),
         post(b"{}", path="/nothing"),
         b"GET /ws HTTP/1.1\r\nHost: g\r\nConnection: upgrade, close\r\nUpgrade: websocket\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
