@@ -31,9 +31,6 @@ from dispatchai.triage.rules import Rules
 WORKER: Final = "dispatchai-worker"
 SPEECH: Final = "dispatchai-speech"
 
-STREAM_TOKEN_VALID_S: Final = 4 * 3600
-"""How long a stream's token is valid: the carrier may reconnect with it for as long as the longest call lasts."""
-
 
 def worker_app(settings: Settings, *, port: int | None = None) -> App:
     """A worker: the agents calls, signals, triage and ranking, and the views. `port` overrides CONSOLE_PORT."""
@@ -48,6 +45,7 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
         web_port=settings.console_port if port is None else port,
         data_dir=_data_dir(settings, "worker"),
         stall_limit_s=settings.stuck_after_s,
+        http_connections_max=settings.http_connections_max,
     )
     client = TelnyxClient.from_settings(settings)
     secret = stream_tokens.stream_secret(
@@ -58,7 +56,7 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
         if secret is None:
             return ""
         subject = stream_tokens.Subject(call_control_id, call_id)
-        return stream_tokens.issue(secret, subject, int(time.time()) + STREAM_TOKEN_VALID_S)
+        return stream_tokens.issue(secret, subject, int(time.time()) + stream_tokens.VALID_S)
 
     tables: dict[str, KeyedStates[Any] | signals.SignalStates] = {
         calls.NAME: calls.make(
@@ -101,6 +99,7 @@ def speech_app(settings: Settings) -> App:
         web_port=settings.speech_port,
         data_dir=_data_dir(settings, "speech"),
         stall_limit_s=settings.stuck_after_s,
+        http_connections_max=settings.http_connections_max,
     )
     made = speech.make(app, partitions, settings)
     checks = {**app.checks, "recognizer": made.is_listening}

@@ -10,15 +10,21 @@ import re
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.process.logs import LogFormat
+from dispatchai.process.loopback import is_loopback
 
 TELNYX_API_URL = "https://api.telnyx.com/v2"
+
+HMAC_REMEMBERED_S: Final = 1800.0
+"""How long calls must be remembered where HMAC signs webhooks: twice as long as an event may be redelivered, see
+`telnyx.signatures`."""
 
 HUMAN_LINE = re.compile(r"\+[1-9][0-9]{6,14}|sips?:[^\s@<>]+@[^\s@<>]+")
 """E.164 (ITU-T, at most 15 digits) or a SIP URI (RFC 3261)."""
@@ -112,7 +118,10 @@ class Settings(BaseSettings):
     http_public_url: str = Field("", description="https:// URL under which Telnyx reaches the gateway.")
     ws_public_url: str = Field("", description="wss:// URL, ending in /ws, to which Telnyx streams a caller's voice.")
     webhook_tolerance_s: int = Field(
-        300, ge=1, description="How far a webhook's timestamp may differ from this machine's clock, in seconds."
+        300,
+        ge=1,
+        le=900,
+        description="How far a webhook's timestamp may differ from this machine's clock, in seconds; 900 at most.",
     )
     webhook_max_bytes: int = Field(262_144, ge=1024, description="Largest webhook body, in bytes.")
     media_message_max_bytes: int = Field(65_536, ge=1024, description="Largest media message, in bytes.")
@@ -156,6 +165,12 @@ class Settings(BaseSettings):
     # Processes
     gateway_host: str = Field("127.0.0.1", description="Address on which the gateway listens.")
     gateway_port: int = Field(8000, ge=0, le=65_535, description="Port of webhooks and media.")
+    gateway_tunnel_port: int = Field(
+        0,
+        ge=0,
+        le=65_535,
+        description="Loopback port of webhooks and media alone, for a tunnel. 0 for none; `dispatchai dev` sets it.",
+    )
     console_host: str = Field(
         "127.0.0.1",
         description="Address on which the worker's page and REST listen, and the speech process's health page.",
@@ -174,6 +189,9 @@ class Settings(BaseSettings):
         ge=0,
         le=65_535,
         description="Port on which `dispatchai call` serves call control while TELNYX_API_KEY is empty.",
+    )
+    http_connections_max: int = Field(
+        2_000, ge=1, description="Open HTTP connections of a process. A new one then takes the place of one that waits."
     )
     state_dir: Path = Field(
         Path(".dispatchai"), description="Folder of the files by which the commands on this machine find each other."
@@ -237,6 +255,19 @@ class Settings(BaseSettings):
             raise ValueError("STREAM_TOKEN_SECRET is too short: give at least 16 characters")
         if self.ws_public_url and not self.ws_public_url.startswith(("ws://", "wss://")):
             raise ValueError("WS_PUBLIC_URL must begin with wss:// (or ws:// on this machine), not with http")
+        api = urlsplit(self.telnyx_api_url)
+        if api.scheme != "https" and not (api.scheme == "http" and is_loopback(api.hostname or "")):
+            raise ValueError(
+                "TELNYX_API_URL must begin with https:// (or http:// on this machine): the API key is sent to it. "
+                f"Unset it for Telnyx, {TELNYX_API_URL}"
+            )
+        if self.call_expiry_s < 2 * self.webhook_tolerance_s or (
+            self.telnyx_webhook_secret.get_secret_value() and self.call_expiry_s < HMAC_REMEMBERED_S
+        ):
+            raise ValueError(
+                "CALL_EXPIRY_S is too short: a call must be remembered while its webhooks could be sent again. "
+                f"Give at least twice WEBHOOK_TOLERANCE_S, and {HMAC_REMEMBERED_S:g} with TELNYX_WEBHOOK_SECRET"
+            )
         if self.human_line and not HUMAN_LINE.fullmatch(self.human_line):
             raise ValueError("HUMAN_LINE must be a number such as +15551234567 or an address such as sip:desk@host")
         if self.http_public_url and not self.http_public_url.startswith(("http://", "https://")):

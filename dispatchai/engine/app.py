@@ -35,6 +35,7 @@ from dispatchai.engine.write_lease import Lease
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.readiness import wait_until_reachable
 from dispatchai.process import memory
+from dispatchai.process.http_server import CONNECTIONS_MAX
 from dispatchai.process.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
@@ -68,9 +69,16 @@ class App(FaustApp):
     """A Faust application with exact recovery."""
 
     def __init__(
-        self, *args: Any, connection: KafkaConnection, dead_letter_topic: str, stall_limit_s: float, **kwargs: Any
+        self,
+        *args: Any,
+        connection: KafkaConnection,
+        dead_letter_topic: str,
+        stall_limit_s: float,
+        http_connections_max: int,
+        **kwargs: Any,
     ) -> None:
         self.connection = connection
+        self.http_connections_max = http_connections_max
         self.failure = Failure()
         self.lease = Lease(SESSION_TIMEOUT_S)
         self.coverage = Coverage()
@@ -297,6 +305,7 @@ def create_app(
     data_dir: Path,
     stall_limit_s: float = STALL_LIMIT_S,
     web_client_max_bytes: int = 65_536,
+    http_connections_max: int = CONNECTIONS_MAX,
 ) -> App:
     """An application `app_id`, which is also its consumer group, that serves HTTP on `web_host:web_port`.
 
@@ -310,6 +319,7 @@ def create_app(
         connection=connection,
         dead_letter_topic=dead_letter_topic,
         stall_limit_s=stall_limit_s,
+        http_connections_max=http_connections_max,
         **connection.faust_options(),
         Table=ChangelogTable,
         store="memory://",

@@ -19,6 +19,7 @@ import structlog
 from faust.app.base import App as BaseApp
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, EventT
+from faust.web.drivers import aiohttp as web_driver
 
 from dispatchai.engine import aiokafka_internals as internals
 from dispatchai.engine.commits import Commits
@@ -29,6 +30,7 @@ from dispatchai.engine.stall_detection import StallDetector
 from dispatchai.engine.write_lease import Lease
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.reading import true_ends
+from dispatchai.process.http_server import HttpCollector, HttpServer
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +51,9 @@ EMBEDDED_FETCH_MAX_WAIT_MS: Final = 20
 FETCH_MIN_BYTES: Final = 262_144
 """A fetch returns sooner when this much is there: about a thousand frame records."""
 
+WEB_GRACE_S: Final = 3.0
+"""How long requests may take at shutdown."""
+
 METADATA_CHECK_S: Final = 1.0
 """How often topics that Kafka did not list are asked for again."""
 
@@ -64,7 +69,7 @@ _TOUCHED: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
     (driver.AIOKafkaConsumerThread, ("_create_worker_consumer", "_ensure_consumer", "on_thread_stop")),
     (driver.Producer, ("_ensure_producer", "_new_producer", "_producer", "_settings_extra")),
     (faust.Table, ("_serializer_from_type", "apply_changelog_batch")),
-    (BaseApp, ("_assignment", "_on_partitions_assigned", "_producer")),
+    (BaseApp, ("_assignment", "_new_web", "_on_partitions_assigned", "_producer")),
 )
 """Each class with the parts of it that are overridden or touched here."""
 
@@ -283,11 +288,36 @@ class Transport(driver.Transport):
     Producer: ClassVar[type[Producer]] = Producer
 
 
+class Web(web_driver.Web):
+    """Faust's web server on the HTTP server of all processes, which has bounds."""
+
+    logger = SERVICE_LOG
+
+    def __init__(self, app: Any, *, connections_max: int) -> None:
+        super().__init__(app)
+        self.server = HttpServer(self.web_app, grace_s=WEB_GRACE_S, connections_max=connections_max)
+
+    async def start_server(self) -> None:
+        """Called by Faust."""
+        await self.server.start()
+        await self.server.listen(self.app.conf.web_bind, self.app.conf.web_port)
+
+    async def stop_server(self) -> None:
+        """Called by Faust."""
+        await self.server.stop()
+
+
 class FaustApp(faust.App):
     """A Faust application whose consumer and producer find their collaborators, with public names for private parts."""
 
     logger = SERVICE_LOG
     collaborators: Collaborators
+    http_connections_max: int
+
+    def _new_web(self) -> Web:
+        web = Web(self, connections_max=self.http_connections_max)
+        self.collaborators.metrics.registry.register(HttpCollector(web.server.counts))
+        return web
 
     def may_send(self) -> bool:
         """Whether records in the producer's buffer may go to the broker now. Asked before each request."""

@@ -13,11 +13,13 @@ from typing import Any, Final
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
 from dispatchai.gateway.config import GatewayConfig
-from dispatchai.gateway.error_responses import UnreadableRequests, errors_as_json
+from dispatchai.gateway.ended_legs import EndedLegs
+from dispatchai.gateway.error_responses import errors_as_json
 from dispatchai.gateway.kafka_writer import KafkaWriter
 from dispatchai.gateway.media_sockets import MediaSockets
 from dispatchai.gateway.metrics import GatewayCollector, GatewayMetrics
@@ -25,6 +27,7 @@ from dispatchai.gateway.webhooks import Webhooks
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.readiness import wait_until_reachable
 from dispatchai.process import health, memory
+from dispatchai.process.http_server import HttpCollector, HttpServer
 from dispatchai.process.metrics import PATH as METRICS_PATH
 from dispatchai.process.metrics import ProcessMetrics
 from dispatchai.process.watchdog import Watchdog
@@ -34,6 +37,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 WEBHOOK_PATH: Final = "/api/v1/call/incoming"
 MEDIA_PATH: Final = "/ws"
+
+_PUBLIC_PATHS: Final = frozenset({WEBHOOK_PATH, f"{WEBHOOK_PATH}/", MEDIA_PATH})
+"""What the carrier uses. Health and metrics are for this machine and its network."""
 
 METRICS: Final = web.AppKey("metrics", GatewayMetrics)
 """The counts of an application made by `create_app`."""
@@ -46,14 +52,14 @@ _BATCH_BYTES: Final = 900_000
 each partition. Kafka accepts batches of up to 1 MiB."""
 
 
+_LOOPBACK: Final = "127.0.0.1"
+"""Where tunnel programs connect."""
+
 _HANDLER_GRACE_S: Final = 3.0
 """How long requests and closing sockets may take at shutdown: longer than the close timeout of a media socket."""
 
 _PRODUCER_GRACE_S: Final = 2.0
 """How long the producer may take to deliver its records at shutdown, after the media records were drained."""
-
-_BACKLOG: Final = 1024
-"""Connections that may wait to be accepted: all calls of a gateway may reconnect at once."""
 
 
 def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Application:
@@ -63,8 +69,9 @@ def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Applica
     process.registry.register(GatewayCollector(metrics))
     answered = process.stage("webhook_answer")
     writer = KafkaWriter(producer, metrics, max_waiting=config.records_waiting_max, ack_timeout_s=config.ack_timeout_s)
-    webhooks = Webhooks(config, writer, metrics)
-    media = MediaSockets(config, writer, metrics)
+    ended = EndedLegs()
+    webhooks = Webhooks(config, writer, metrics, ended)
+    media = MediaSockets(config, writer, metrics, ended)
 
     async def webhook(request: web.Request) -> web.StreamResponse:
         begun = time.perf_counter()
@@ -100,7 +107,7 @@ def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Applica
     async def close_sockets(_: web.Application) -> None:
         media.close_all()
 
-    app = web.Application(middlewares=[errors_as_json(metrics)])
+    app = web.Application(middlewares=[errors_as_json(metrics), _public_alone_at(config.tunnel_port)])
     app[METRICS] = metrics
     app[_PROCESS] = process
     app[_KAFKA_WRITER] = writer
@@ -122,11 +129,30 @@ def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Applica
     return app
 
 
-def app_runner(app: web.Application) -> web.AppRunner:
-    """The runner of an application made by `create_app`."""
-    return web.AppRunner(
-        app, access_log=None, logger=UnreadableRequests.logger(app[METRICS]), shutdown_timeout=_HANDLER_GRACE_S
-    )
+def _public_alone_at(port: int) -> Middleware:
+    """A middleware that serves nothing but webhooks and media to whoever connects to the local `port`."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if port and request.path not in _PUBLIC_PATHS:
+            local = None if request.transport is None else request.transport.get_extra_info("sockname")
+            if local is None or local[1] == port:
+                raise web.HTTPNotFound
+        return await handler(request)
+
+    return middleware
+
+
+def http_server(app: web.Application, *, connections_max: int) -> HttpServer:
+    """The server of an application made by `create_app`."""
+    metrics = app[METRICS]
+
+    def unreadable() -> None:
+        metrics.requests_unreadable += 1
+
+    server = HttpServer(app, grace_s=_HANDLER_GRACE_S, connections_max=connections_max, on_unreadable=unreadable)
+    app[_PROCESS].registry.register(HttpCollector(server.counts))
+    return server
 
 
 async def serve(
@@ -142,22 +168,22 @@ async def serve(
     producer = await _start_producer(kafka)
     try:
         app = create_app(config, producer)
-        runner = app_runner(app)
-        await runner.setup()
+        server = http_server(app, connections_max=settings.http_connections_max)
+        await server.start()
         memory.settle()
         watchdog = Watchdog(app[_PROCESS].loop_delay.observe, settings.stuck_after_s)
         watchdog.start()
         try:
-            site = web.TCPSite(runner, settings.gateway_host, settings.gateway_port, backlog=_BACKLOG)
-            await site.start()
-            host, port = runner.addresses[0][:2]
+            host, port = await server.listen(settings.gateway_host, settings.gateway_port)
             log.info("gateway_listening", host=host, port=port)
+            if settings.gateway_tunnel_port:
+                await server.listen(_LOOPBACK, settings.gateway_tunnel_port)
             if listening is not None:
                 listening(host, port)
             await app[_KAFKA_WRITER].wait_until_broken()
         finally:
             watchdog.stop()
-            await runner.cleanup()
+            await server.stop()
     finally:
         await _stop_producer(producer)
 

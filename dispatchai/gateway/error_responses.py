@@ -5,7 +5,6 @@ Body: ``{"error": {"code", "message", "hint"}}``. It holds no content of the req
 
 from __future__ import annotations
 
-import logging
 import traceback
 from http import HTTPStatus
 from typing import Final
@@ -15,7 +14,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from dispatchai.gateway.metrics import GatewayMetrics
-from dispatchai.process.log_limit import LogLimit
+from dispatchai.process.log_limit import LogLimits
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -32,41 +31,17 @@ def error_response(status: int, code: str, message: str, hint: str) -> web.Respo
     return web.json_response({"error": {"code": code, "message": message, "hint": hint}}, status=status)
 
 
-class UnreadableRequests(logging.Handler):
-    """The log handler of aiohttp's server: counts the requests it cannot read, and logs them without their content.
-
-    aiohttp's own lines quote the request, which may hold a token or a caller's number.
-    """
-
-    def __init__(self, metrics: GatewayMetrics) -> None:
-        super().__init__(logging.ERROR)
-        self._metrics = metrics
-        self._limit = LogLimit()
-
-    @classmethod
-    def logger(cls, metrics: GatewayMetrics) -> logging.Logger:
-        """A logger for one server, apart from all others."""
-        logger = logging.Logger(__name__, logging.ERROR)
-        logger.addHandler(cls(metrics))
-        return logger
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Count one request."""
-        self._metrics.requests_unreadable += 1
-        if count := self._limit.add():
-            error = record.exc_info[0] if record.exc_info else None
-            log.warning("requests_unreadable", requests=count, error=error.__name__ if error else "")
-
-
 def errors_as_json(metrics: GatewayMetrics) -> Middleware:
     """A middleware that turns aiohttp's own errors, and a handler's unexpected errors, into the one form.
 
     This boundary catches everything: an unexpected error is answered 500, which the carrier retries.
     """
 
+    failed_log = LogLimits()
+
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        response = await _answer(request, handler)
+        response = await _answer(request, handler, failed_log)
         if response.status == HTTPStatus.INTERNAL_SERVER_ERROR:
             metrics.internal_errors += 1
         elif response.status in _NOT_SERVED:
@@ -76,7 +51,7 @@ def errors_as_json(metrics: GatewayMetrics) -> Middleware:
     return middleware
 
 
-async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _answer(request: web.Request, handler: Handler, failed_log: LogLimits) -> web.StreamResponse:
     try:
         return await handler(request)
     except web.HTTPNotFound:
@@ -93,5 +68,6 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     except Exception as error:  # noqa: BLE001 - the boundary
         # Neither its message nor local variables are logged: they may hold what the caller said.
         places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
-        log.error("request_failed", error=type(error).__name__, places=places[-_LOGGED_FRAMES:])
+        if count := failed_log.add(type(error).__name__):
+            log.error("request_failed", error=type(error).__name__, places=places[-_LOGGED_FRAMES:], requests=count)
         return error_response(500, "internal_error", "the request failed", "send it again; the log has the cause")

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import structlog
 
+from dispatchai.process.log_limit import LimitedLines
+
 
 class LogFormat(StrEnum):
     """How log lines are written."""
@@ -30,6 +32,9 @@ QUIET: Final[dict[str, int]] = {
     "asyncio": logging.WARNING,
 }
 """Libraries whose lines below this level are of no use to an operator."""
+
+LIMITED: Final = ("aiohttp", "aiohttp.server", "aiohttp.access", "aiohttp.web", "aiohttp.websocket", "asyncio")
+"""Loggers of the libraries to which a stranger speaks."""
 
 
 def configure(log_format: LogFormat, level: str, process: str) -> None:
@@ -59,4 +64,7 @@ def configure(log_format: LogFormat, level: str, process: str) -> None:
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name, at_least in QUIET.items():
         logging.getLogger(name).setLevel(max(at_least, logging.getLevelName(level)))
+    limited = LimitedLines()
+    for name in LIMITED:
+        logging.getLogger(name).filters[:] = [limited]
     structlog.contextvars.bind_contextvars(process=process)

@@ -16,6 +16,7 @@ from typing import Final, Self
 import aiohttp
 from aiohttp import web
 
+from dispatchai.process.http_server import HttpServer
 from dispatchai.simulator import commands
 from dispatchai.simulator.account import SimulatedAccount
 from dispatchai.simulator.call import CallReport, Progress, SimulatedCall, Timing
@@ -92,7 +93,7 @@ class SimulatedCarrier:
         self._tasks: dict[str, asyncio.Task[CallReport]] = {}
         self._placed = 0
         self._http: aiohttp.ClientSession | None = None
-        self._runner: web.AppRunner | None = None
+        self._server: HttpServer | None = None
 
     @property
     def port(self) -> int:
@@ -108,20 +109,19 @@ class SimulatedCarrier:
         """Start to serve. Raises PortTakenError."""
         application = web.Application(client_max_size=BODY_MAX_BYTES)
         application.router.add_post("/v2/calls/{call_control_id}/actions/{action}", self._command)
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_S)
-        await runner.setup()
+        server = HttpServer(application, grace_s=SHUTDOWN_S)
+        await server.start()
         try:
-            await web.TCPSite(runner, HOST, self._port).start()
+            _, self._port = await server.listen(HOST, self._port)
         except OSError as error:
-            await runner.cleanup()
+            await server.stop()
             if error.errno != errno.EADDRINUSE:
                 raise
             raise PortTakenError(
                 f"port {self._port} is in use: another `dispatchai call` is running. "
                 "Wait for it, or give all files to one command."
             ) from None
-        self._runner = runner
-        self._port = runner.addresses[0][1]
+        self._server = server
         # No limit of connections: one call's events must not wait for another's at a slow gateway.
         self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         return self
@@ -139,8 +139,8 @@ class SimulatedCarrier:
             await asyncio.gather(*late, return_exceptions=True)
         if self._http is not None:
             await self._http.close()
-        if self._runner is not None:
-            await self._runner.cleanup()
+        if self._server is not None:
+            await self._server.stop()
 
     def place_call(
         self,

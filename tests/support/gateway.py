@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
+import hmac
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
 import orjson
-from aiohttp import web
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dispatchai.gateway.app import METRICS, app_runner, create_app
+from dispatchai.gateway.app import METRICS, create_app, http_server
 from dispatchai.gateway.config import GatewayConfig
 from dispatchai.gateway.metrics import GatewayMetrics
 from dispatchai.kafka.connection import KafkaConnection
@@ -53,7 +55,7 @@ class Gateway:
 
 @asynccontextmanager
 async def running_gateway(
-    connection: KafkaConnection, *, until_ready: bool = True, **options: Any
+    connection: KafkaConnection, *, until_ready: bool = True, connections_max: int = 1000, **options: Any
 ) -> AsyncIterator[Gateway]:
     """A gateway that accepts signatures by KEY and SECRET; `options` are fields of its configuration."""
     known: dict[str, Any] = {
@@ -66,10 +68,9 @@ async def running_gateway(
     await producer.start()
     try:
         app = create_app(GatewayConfig(**(known | options)), producer)
-        runner = app_runner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        address = ("127.0.0.1", runner.addresses[0][1])
+        server = http_server(app, connections_max=connections_max)
+        await server.start()
+        address = await server.listen("127.0.0.1", 0)
         async with aiohttp.ClientSession(f"http://{address[0]}:{address[1]}") as http:
             try:
                 # Until the gateway knows the topics it refuses everything; the tests begin after that.
@@ -79,7 +80,7 @@ async def running_gateway(
                 yield Gateway(http, app[METRICS], address)
             finally:
                 # The carrier's connections are still open when the gateway stops.
-                await runner.cleanup()
+                await server.stop()
     finally:
         await producer.stop()
 
@@ -112,6 +113,16 @@ def event(call_id: str | None, **changes: Any) -> dict[str, Any]:
         "payload": payload,
     }
     return {"data": data | changes, "meta": {"attempt": 1}}
+
+
+def hmac_headers(body: bytes, secret: str = SECRET) -> dict[str, str]:
+    """The header by which a proxy signs `body`."""
+    return {signatures.HMAC_HEADER: hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()}
+
+
+def occurred(ago_s: float = 0.0) -> str:
+    """The carrier's text for the time `ago_s` seconds ago."""
+    return datetime.fromtimestamp(time.time() - ago_s, UTC).isoformat().replace("+00:00", "Z")
 
 
 def start(call_id: str, *, stream_id: str = "stream-1", media_format: Any = None, **changes: Any) -> str:
