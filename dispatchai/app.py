@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import faust.web
 import orjson
-from aiohttp import web
+from aiohttp import ClientError, web
+from faust.web.exceptions import ServiceUnavailable
 
 from agents import calls, orphaned_states, ranking, signals, speech, triage
 from dispatchai.calls.config import CallControlConfig
+from dispatchai.calls.events import EventType, derived_id, own_event
 from dispatchai.console import actions
 from dispatchai.console import metrics as console_metrics
 from dispatchai.console.topic_feed import Feed
@@ -20,7 +23,8 @@ from dispatchai.engine.app import App, create_app
 from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.process import health
-from dispatchai.records import to_json
+from dispatchai.process.clock import now_micros
+from dispatchai.records import DecodeError, encode, to_json
 from dispatchai.settings import Settings
 from dispatchai.speech import metrics as speech_metrics
 from dispatchai.telnyx import stream_tokens
@@ -65,6 +69,7 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
         signals.NAME: signals.make(app, partitions),
         triage.NAME: (triaged := triage.make(app, partitions, Rules.load())),
     }
+    app.emitter.on_set_aside = partial(_report_too_large, app)
     orphaned_states.make(app, triaged, is_orphaned=lambda state: state.call is None, after_s=settings.call_expiry_s)
     ranking.make(app)
     app.on_close.append(client.close)
@@ -85,6 +90,22 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
     for name, states in tables.items():
         _table_view(app, name, states)
     return app
+
+
+async def _report_too_large(app: App, topic: str, call_id: str, partition: int | None) -> None:
+    """Record for the call that a record of it was too large, so that it is shown as degraded."""
+    if partition is None:
+        return
+    now = now_micros()
+    event = own_event(
+        EventType.RECORD_REFUSED,
+        derived_id(f"{EventType.RECORD_REFUSED}/{call_id}/{topic}"),
+        occurred_at=now,
+        received_at=now,
+        call_control_id="",
+        payload=None,
+    )
+    await app.emitter.send(Topic.CALL_EVENTS, call_id.encode(), encode(event), partition=partition)
 
 
 def speech_app(settings: Settings) -> App:
@@ -125,11 +146,25 @@ def _metrics(app: App) -> None:
 def _table_view(app: App, name: str, states: KeyedStates[Any] | signals.SignalStates) -> None:
     """`/tables/<agent>/{call_id}`: the live state of an agent for one call, from whichever worker holds it."""
 
-    @app.page(f"/tables/{name}/{{call_id}}", name=f"table-{name}")
+    def error(view: faust.web.View, status: int, code: str, message: str) -> faust.web.Response:
+        body = {"error": {"code": code, "message": message}}
+        return view.bytes(orjson.dumps(body), content_type="application/json", status=status)
+
     @app.table_route(app.tables[name], match_info="call_id")
-    async def view(self: faust.web.View, request: faust.web.Request, call_id: str) -> faust.web.Response:
-        state = states.get(call_id)
+    async def held_here(self: faust.web.View, request: faust.web.Request, call_id: str) -> faust.web.Response:
+        try:
+            state = states.get(call_id)
+        except DecodeError as unreadable:
+            return error(self, 500, "unreadable_state", str(unreadable))
         if state is None:
-            body = {"error": {"code": "unknown_call", "message": f"the {name} agent holds no state of this call"}}
-            return self.bytes(orjson.dumps(body), content_type="application/json", status=404)
+            return error(self, 404, "unknown_call", f"the {name} agent holds no state of this call")
         return self.bytes(orjson.dumps(to_json(state)), content_type="application/json")
+
+    @app.page(f"/tables/{name}/{{call_id}}", name=f"table-{name}")
+    async def view(self: faust.web.View, request: faust.web.Request, call_id: str) -> faust.web.Response:
+        try:
+            found: faust.web.Response = await held_here(self, request, call_id)
+        except (ServiceUnavailable, ClientError, TimeoutError):
+            # Partitions are being assigned, or the worker that has this one does not answer.
+            return error(self, 503, "no_owner", f"no worker that holds the {name} agent's states of this call answers")
+        return found

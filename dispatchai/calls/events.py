@@ -24,6 +24,11 @@ MICROS_PER_S: Final = 1_000_000
 ROUND_MAX: Final = 2**31 - 1
 """The largest number of a round that a record can hold."""
 
+NAME_MAX_CHARS: Final = 512
+REQUEST_MAX_CHARS: Final = 8_192
+"""Longest id, action or code, and longest request, of a command that ended: a state holds up to 64 of them. This
+program writes none as long."""
+
 _LONG_MAX: Final = 2**63 - 1
 """The largest time that a record can hold."""
 
@@ -43,6 +48,7 @@ class EventType(StrEnum):
     RETRY = "dispatchai.retry"
     DEADLINE = "dispatchai.deadline"
     EXPIRED = "dispatchai.expired"
+    RECORD_REFUSED = "dispatchai.record_refused"
 
 
 OWN_EVENTS: Final = OWN_TYPES
@@ -159,7 +165,13 @@ def _command_ended(body: dict[str, Any]) -> CommandEnded | None:
             "outcome": str() as outcome,
             "code": str() as code,
             "request": (str() | None) as request,
-        } if type(number) is int and 1 <= number <= ROUND_MAX and outcome in _OUTCOMES:
+        } if (
+            type(number) is int
+            and 1 <= number <= ROUND_MAX
+            and outcome in _OUTCOMES
+            and max(len(command_id), len(action), len(code)) <= NAME_MAX_CHARS
+            and len(request or "") <= REQUEST_MAX_CHARS
+        ):
             retry_at = _time_in(body, "retry_at")
             return CommandEnded(command_id, action, number, CommandOutcome(outcome), code, retry_at, request)
         case _:

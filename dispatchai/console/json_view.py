@@ -76,7 +76,7 @@ def _live_entry(record: LiveCall) -> Json:
         "from_masked": masked(record.from_number),
         "to": record.to_number,
         "audio": live["audio"],
-        "nlp": {name: live[name] for name in ("transcript", "emotion", "category", "tags")},
+        "nlp": {name: live[name] for name in ("transcript", "emotion", "category", "tags", "transcript_omitted")},
         "partial": live["partial"],
         **{
             name: live[name]

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final
 import aiokafka
 import faust
 import structlog
+from aiokafka.partitioner import DefaultPartitioner
 from faust.app.base import App as BaseApp
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, EventT
@@ -270,6 +271,14 @@ class Producer(driver.Producer):
         producer = super()._new_producer(transactional_id)
         internals.send_only_while(producer, self.app.may_send)
         return producer
+
+    def key_partition(self, topic: str, key: bytes) -> TP:
+        """The partition of `key`, by which a request for its state finds the worker that holds it. Called by Faust.
+
+        Without it: Faust asks the producer, which knows the partitions of a topic only once it has written to it.
+        """
+        partitions = list(range(self.app.conf.topic_partitions))
+        return TP(topic, DefaultPartitioner()(key, partitions, partitions))
 
     @property
     def client(self) -> aiokafka.AIOKafkaProducer:

@@ -27,7 +27,7 @@ from dispatchai.engine.checkpoint import Checkpoint
 from dispatchai.engine.emitter import Emitter
 from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.engine.metrics import EngineMetrics
-from dispatchai.engine.snapshots import EPOCH, epoch_of
+from dispatchai.engine.snapshots import EPOCH, EPOCH_MAX, epoch_of, key_of
 from dispatchai.engine.write_lease import Lease
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.reading import SilentKafkaError, open_reader, read_to_end
@@ -67,12 +67,19 @@ class Standing:
         return self.last_epoch < self.epoch
 
 
-def standings(records: Sequence[Any], keys: Collection[bytes], known: dict[bytes, Standing]) -> None:
-    """Fold `records` of one partition, in the order of their offsets, into the `known` standings of `keys`."""
+def standings(
+    records: Sequence[Any], keys: Collection[bytes], known: dict[bytes, Standing], own: int = EPOCH_MAX
+) -> None:
+    """Fold `records` of one partition, in the order of their offsets, into the `known` standings of `keys`.
+
+    `own` is the epoch of the partition's owner, the highest there is: a record that claims a higher one is nobody's.
+    """
     for record in records:
         if record.key not in keys:
             continue
         epoch = epoch_of(record.headers)
+        if epoch > own:
+            epoch = 0
         standing = known.setdefault(record.key, Standing(epoch, record.value, epoch))
         standing.last_epoch = epoch
         if epoch >= standing.epoch:
@@ -81,7 +88,7 @@ def standings(records: Sequence[Any], keys: Collection[bytes], known: dict[bytes
 
 @dataclass(slots=True)
 class _Suspects:
-    """Keys of one partition with records of an earlier epoch, and the time of the oldest such record."""
+    """Keys of one partition with records of another epoch than the owner's, and the time of the oldest such record."""
 
     keys: set[bytes] = field(default_factory=set)
     since_ms: int = 2**63 - 1
@@ -212,7 +219,7 @@ class FencedTopics:
         return starts
 
     def _suspects(self, fetched: Mapping[Any, Sequence[Any]]) -> Iterator[tuple[TP, _Suspects]]:
-        """The output keys with records of an earlier epoch; changelog records go to their checkpoints."""
+        """The output keys with records of another epoch; changelog records go to their checkpoints."""
         checkpoints = self._checkpoints()
         for partition, records in fetched.items():
             tp = TP(*partition)
@@ -221,7 +228,7 @@ class FencedTopics:
                 continue
             found, own = _Suspects(), self.epoch(tp.partition)
             for record in records:
-                if epoch_of(record.headers) < own:
+                if epoch_of(record.headers) != own and key_of(record) is not None:
                     found.keys.add(record.key)
                     found.since_ms = min(found.since_ms, record.timestamp)
             if found.keys:
@@ -246,7 +253,7 @@ class FencedTopics:
             starts = await self._before(reader, {tp: found.since_ms for tp, found in suspects.items()})
             async for record in read_to_end(self._connection, reader, starts):
                 tp = TP(record.topic, record.partition)
-                standings([record], suspects[tp].keys, known[tp])
+                standings([record], suspects[tp].keys, known[tp], self.epoch(tp.partition))
         return [
             (tp, key, standing) for tp, keys in known.items() for key, standing in keys.items() if standing.overwritten
         ]
