@@ -124,6 +124,9 @@ async def read_to_end(
     """
     if not starts:
         return
+    starts = {
+        TopicPartition(*partition): offset for partition, offset in starts.items()
+    }  # aiokafka takes no other type
     consumer.assign(list(starts))
     ends = await current_ends(connection, consumer, starts)
     for partition, offset in starts.items():
