@@ -10,7 +10,7 @@ import faust.web
 import orjson
 from aiohttp import web
 
-from agents import calls, orphaned_states, ranking, signals, speech, triage
+from agents import calls, orphaned_states, queue_purge, ranking, signals, speech, triage
 from dispatchai.calls.config import CallControlConfig
 from dispatchai.console import actions
 from dispatchai.console import metrics as console_metrics
@@ -26,6 +26,7 @@ from dispatchai.speech import metrics as speech_metrics
 from dispatchai.telnyx import stream_tokens
 from dispatchai.telnyx.client import TelnyxClient
 from dispatchai.telnyx.metrics import CommandCollector
+from dispatchai.triage.purging import KeepFor
 from dispatchai.triage.rules import Rules
 
 WORKER: Final = "dispatchai-worker"
@@ -69,6 +70,8 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
     }
     orphaned_states.make(app, triaged, is_orphaned=lambda state: state.call is None, after_s=settings.call_expiry_s)
     ranking.make(app)
+    keep = KeepFor(closed_s=3600 * settings.queue_keep_h, open_s=3600 * settings.queue_keep_open_h)
+    queue_purge.make(app, keep)
     app.on_close.append(client.close)
 
     feed = Feed(connection, max_finals=settings.console_finished_max)
