@@ -12,7 +12,7 @@ import orjson
 from aiohttp import ClientError, web
 from faust.web.exceptions import ServiceUnavailable
 
-from agents import calls, orphaned_states, ranking, signals, speech, triage
+from agents import calls, orphaned_states, queue_purge, ranking, signals, speech, triage
 from dispatchai.calls.config import CallControlConfig
 from dispatchai.calls.events import EventType, derived_id, own_event
 from dispatchai.console import actions
@@ -30,6 +30,7 @@ from dispatchai.speech import metrics as speech_metrics
 from dispatchai.telnyx import stream_tokens
 from dispatchai.telnyx.client import TelnyxClient
 from dispatchai.telnyx.metrics import CommandCollector
+from dispatchai.triage.purging import KeepFor
 from dispatchai.triage.rules import Rules
 
 WORKER: Final = "dispatchai-worker"
@@ -72,6 +73,8 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
     app.emitter.on_set_aside = partial(_report_too_large, app)
     orphaned_states.make(app, triaged, is_orphaned=lambda state: state.call is None, after_s=settings.call_expiry_s)
     ranking.make(app)
+    keep = KeepFor(closed_s=3600 * settings.queue_keep_h, open_s=3600 * settings.queue_keep_open_h)
+    queue_purge.make(app, keep)
     app.on_close.append(client.close)
 
     feed = Feed(connection, max_finals=settings.console_finished_max)

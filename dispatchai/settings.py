@@ -162,6 +162,13 @@ class Settings(BaseSettings):
         14_400.0, gt=0, description="Seconds after which a call without a hangup is given up."
     )
 
+    queue_keep_h: float = Field(
+        24.0, gt=0, description="Hours after a call's end at which its packet leaves the queue once somebody closed it."
+    )
+    queue_keep_open_h: float = Field(
+        72.0, gt=0, description="The same while nobody has closed it. Every packet stays in the topic packets."
+    )
+
     # Processes
     gateway_host: str = Field("127.0.0.1", description="Address on which the gateway listens.")
     gateway_port: int = Field(8000, ge=0, le=65_535, description="Port of webhooks and media.")

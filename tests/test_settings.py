@@ -56,7 +56,7 @@ def test_names_of_tunables_have_their_unit() -> None:
     numbers = [name for name, field in Settings.model_fields.items() if field.annotation in (int, float)]
     counts = ("_port", "_processes", "_factor", "_max")
     for name in numbers:
-        assert name.endswith(("_s", "_ms", "_bytes", *counts)), name
+        assert name.endswith(("_h", "_s", "_ms", "_bytes", *counts)), name
 
 
 def test_no_secret_is_in_a_repr() -> None:

@@ -4,7 +4,7 @@
 #   KAFKA_ACLS="/opt/kafka/bin/kafka-acls.sh --bootstrap-server kafka-1:9093 --command-config admin.properties" \
 #     deploy/kafka/acls.sh
 #
-# Users: dispatchai-gateway, -worker, -speech, -topics (`dispatchai topics apply`, once at each upgrade), -review (reads
+# Users: dispatchai-gateway, -worker, -speech, -topics (`dispatchai topics apply` or `upgrade`, once at each upgrade), -review (reads
 # everything, writes nothing) and -retry (`dispatchai dead-letters`). Existing rights are not changed.
 set -euo pipefail
 
@@ -19,14 +19,14 @@ allow() { # allow USER OPERATION[,OPERATION] RESOURCE-OPTION NAME [MORE OPTIONS]
 reads() { for topic in "${@:2}"; do allow "$1" Read,Describe --topic "$topic"; done; }
 writes() { for topic in "${@:2}"; do allow "$1" Write,Describe --topic "$topic"; done; }
 
-recorded=(call-events audio-frames signals transcripts assessments dispatch-actions)
+recorded=(call-events audio-frames signals transcripts assessments packets dispatch-actions)
 topics=("${recorded[@]}" live-calls dispatch-queue dead-letters)
 
 writes gateway call-events audio-frames dead-letters
 
 reads worker call-events audio-frames signals transcripts assessments live-calls dispatch-queue dispatch-actions
 # call-events: for the timers of calls.
-writes worker call-events signals assessments live-calls dispatch-queue dispatch-actions dead-letters
+writes worker call-events signals assessments packets live-calls dispatch-queue dispatch-actions dead-letters
 
 reads speech audio-frames call-events
 writes speech transcripts dead-letters
@@ -39,6 +39,12 @@ for app in worker speech; do
   allow "$app" Read,Write,Describe --topic "dispatchai-$app-" --resource-pattern-type prefixed  # changelogs
   allow "$app" Read --group "dispatchai-$app"
 done
+
+# The offsets up to which `dispatchai topics upgrade` copied packets.
+allow worker Describe --group dispatchai-packets
+allow topics Read --group dispatchai-packets
+allow topics Read --topic dispatch-queue
+allow topics Read,Write --topic packets
 
 for topic in "${topics[@]}"; do
   allow topics Create,Describe,DescribeConfigs --topic "$topic"

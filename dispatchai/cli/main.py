@@ -347,6 +347,28 @@ def topics_apply() -> None:
     _run(_on_kafka(run()))
 
 
+@topics.command("upgrade")
+def topics_upgrade() -> None:
+    """Create the missing topics, and copy the packets of an older version's queue to the topic packets.
+
+    The workers then purge the queue. Running it again copies nothing twice. Exit code as that of `topics apply`.
+    """
+    settings = _settings("topics")
+
+    async def run() -> int:
+        from dispatchai.cli.topics import render_copied, render_report
+        from dispatchai.kafka.admin import apply
+        from dispatchai.kafka.packet_history import copy_packets
+        from dispatchai.kafka.topics import Topics
+
+        report = await apply(_kafka(settings), Topics.load(), settings.kafka_replication_factor)
+        click.echo(render_report(report))
+        click.echo(render_copied(await copy_packets(_kafka(settings))))
+        return report.exit_code
+
+    _run(_on_kafka(run()))
+
+
 @topics.command("show")
 def topics_show() -> None:
     """List the topics as the cluster has them.

@@ -24,7 +24,7 @@ from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from dispatchai.engine.checkpoint import Checkpoint
-from dispatchai.engine.emitter import Emitter
+from dispatchai.engine.emitter import Emitter, Headers
 from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.engine.metrics import EngineMetrics
 from dispatchai.engine.snapshots import EPOCH, EPOCH_MAX, epoch_of, key_of
@@ -60,6 +60,8 @@ class Standing:
     value: bytes | None
     """Of the record that counts: of the highest epoch, and among those of one epoch the last. None is a tombstone."""
     last_epoch: int
+    headers: tuple[tuple[str, bytes], ...] = ()
+    """Of the record that counts, without its epoch."""
 
     @property
     def overwritten(self) -> bool:
@@ -84,6 +86,7 @@ def standings(
         standing.last_epoch = epoch
         if epoch >= standing.epoch:
             standing.epoch, standing.value = epoch, record.value
+            standing.headers = tuple(header for header in record.headers if header[0] != EPOCH)
 
 
 @dataclass(slots=True)
@@ -131,20 +134,22 @@ class FencedTopics:
         stores = (checkpoint.source.store for checkpoint in self._checkpoints().values())
         return max((store.epoch(partition) for store in stores), default=self._lease.generation)
 
-    async def send(self, topic: str, records: Mapping[int, Sequence[tuple[bytes, bytes | None]]]) -> None:
+    async def send(
+        self, topic: str, records: Mapping[int, Sequence[tuple[bytes, bytes | None]]], headers: Headers = ()
+    ) -> None:
         """Put `records`, (key, value) by partition, into the producer's buffer, for a topic that was added.
 
-        Records of one call arrive before those of a later call. `records` must not be empty. Raises
-        AssignmentOverError.
+        All get `headers` beside their epoch. Records of one call arrive before those of a later call. `records` must
+        not be empty. Raises AssignmentOverError.
         """
         generation = self._lease.generation
         async with self._locks[topic]:
-            buffered = await self._send(topic, records)
+            buffered = await self._send(topic, records, headers)
         await asyncio.wait(buffered)
         self._check(generation)
 
     async def _send(
-        self, topic: str, records: Mapping[int, Sequence[tuple[bytes, bytes | None]]]
+        self, topic: str, records: Mapping[int, Sequence[tuple[bytes, bytes | None]]], headers: Headers
     ) -> list[asyncio.Future[None]]:
         await self._emitter.ready()
         now_ms = time.time_ns() // 1_000_000
@@ -154,7 +159,7 @@ class FencedTopics:
                 partition,
                 of_partition,
                 timestamp_ms=now_ms,
-                headers=[(EPOCH, str(self.epoch(partition)).encode())],
+                headers=[(EPOCH, str(self.epoch(partition)).encode()), *headers],
             )
             for partition, of_partition in records.items()
         ]
@@ -244,7 +249,7 @@ class FencedTopics:
             for tp, key, standing in await self._overwritten(suspects):
                 log.warning("record_overwritten", topic=topic, partition=tp.partition, key=key.decode())
                 self._metrics.written_again.inc()
-                await self._send(topic, {tp.partition: [(key, standing.value)]})
+                await self._send(topic, {tp.partition: [(key, standing.value)]}, standing.headers)
 
     async def _overwritten(self, suspects: Mapping[TP, _Suspects]) -> list[tuple[TP, bytes, Standing]]:
         """The keys of `suspects` whose last record is not the one that counts. Raises KafkaError."""

@@ -53,6 +53,7 @@ class Topic(StrEnum):
     SIGNALS = "signals"
     TRANSCRIPTS = "transcripts"
     ASSESSMENTS = "assessments"
+    PACKETS = "packets"
     LIVE_CALLS = "live-calls"
     DISPATCH_QUEUE = "dispatch-queue"
     DISPATCH_ACTIONS = "dispatch-actions"

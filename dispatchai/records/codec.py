@@ -176,23 +176,51 @@ def encode_fields(name: str, fields: Mapping[str, Any]) -> bytes:
 
 def decode_fields(data: bytes) -> tuple[str, dict[str, Any]]:
     """Name and fields of the record in `data`, enums as text: for thousands of records. Raises DecodeError."""
+    writer = _writer_of(data)
+    reader = _current(writer.name)
+    fields = _read(data, writer, None if writer.header == reader.header else reader.parsed)
+    if (finite := _finite(type_of_record[writer.name])) is not None and not finite(fields):
+        raise DecodeError(f"broken {writer.name}: a number is not finite")
+    return writer.name, fields
+
+
+def decode_only(name: str, data: bytes, fields: tuple[str, ...]) -> dict[str, Any]:
+    """These `fields` of the record `name` in `data`, enums as text; the others are skipped. Raises DecodeError.
+
+    A type with a name must be defined within `fields` if one of them uses it.
+    """
+    writer = _writer_of(data)
+    if writer.name != name:
+        raise DecodeError(f"expected {name}, found {writer.name}")
+    return _read(data, writer, _reduced(name, fields))
+
+
+@cache
+def _reduced(name: str, fields: tuple[str, ...]) -> Any:
+    schema = json.loads((data_path("schemas") / f"{name}.avsc").read_text(encoding="utf-8"))
+    schema["fields"] = [field for field in schema["fields"] if field["name"] in fields]
+    return parse_schema(_without_logical_types(schema))
+
+
+def _writer_of(data: bytes) -> _Schema:
     if data[:2] != MARKER or len(data) < HEADER_LENGTH:
         raise DecodeError(f"not single-object Avro: {len(data)} bytes that do not begin with C3 01")
     writer = _by_header().get(data[:HEADER_LENGTH])
     if writer is None:
         raise DecodeError(f"unknown schema fingerprint {data[2:HEADER_LENGTH].hex()}: written by another version?")
-    reader = _current(writer.name)
+    return writer
+
+
+def _read(data: bytes, writer: _Schema, reader: Any) -> dict[str, Any]:
     body = io.BytesIO(data)
     body.seek(HEADER_LENGTH)
     try:
-        fields = schemaless_reader(body, writer.parsed, None if writer.header == reader.header else reader.parsed)
+        fields: dict[str, Any] = schemaless_reader(body, writer.parsed, reader)
     except Exception as error:  # fastavro raises whatever error the broken bytes lead to
         raise DecodeError(f"broken {writer.name}: {type(error).__name__}") from error
     if body.tell() != len(data):
         raise DecodeError(f"broken {writer.name}: bytes after its end")
-    if (finite := _finite(type_of_record[writer.name])) is not None and not finite(fields):
-        raise DecodeError(f"broken {writer.name}: a number is not finite")
-    return writer.name, fields
+    return fields
 
 
 NAME_MAX_CHARS: Final = 512

@@ -130,6 +130,8 @@ def fold_event(state: TriageState, event: CallEvent) -> TriageState:
     A signal or text that is read after its call has expired makes an orphaned state: nothing else is known of the call.
     It is deleted when a second `dispatchai.expired` is read, which follows after a while (`agents.orphaned_states`).
     """
+    if event.type == EventType.PURGED:
+        return state  # about the packet, which outlives the call's state
     before = state.call
     if before is None and event.type.startswith(OWN_EVENTS):
         # The program's own events do not make a call of one whose state was deleted.
