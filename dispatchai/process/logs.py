@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from enum import StrEnum
 from typing import Any, Final
 
 import structlog
+
+from dispatchai.process.log_limit import LogLimit
 
 
 class LogFormat(StrEnum):
@@ -30,6 +33,31 @@ QUIET: Final[dict[str, int]] = {
     "asyncio": logging.WARNING,
 }
 """Libraries whose lines below this level are of no use to an operator."""
+
+
+REPEATS_EVERY_S: Final = 60.0
+"""The least time between two lines of a Kafka client with one wording. While Kafka is away each client has some tens of
+them a second, and the program itself reports the change in one line, `kafka_unreachable`."""
+
+
+class _Repeats(logging.Filter):
+    """Lets one line of each wording of aiokafka through in REPEATS_EVERY_S, with the number of those held back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._limits: dict[tuple[str, str], LogLimit] = {}
+        self._lock = threading.Lock()  # Faust's consumer has a thread of its own
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written. Called by logging."""
+        if not record.name.startswith("aiokafka") or record.levelno >= logging.CRITICAL:
+            return True
+        with self._lock:
+            limit = self._limits.setdefault((record.name, str(record.msg)), LogLimit(REPEATS_EVERY_S))
+            lines = limit.add()
+        if lines > 1:
+            record.msg = f"{record.msg} ({lines - 1} more lines like this)"
+        return bool(lines)
 
 
 def configure(log_format: LogFormat, level: str, process: str) -> None:
@@ -54,6 +82,7 @@ def configure(log_format: LogFormat, level: str, process: str) -> None:
         final += [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
+    handler.addFilter(_Repeats())
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name, at_least in QUIET.items():
         logging.getLogger(name).setLevel(max(at_least, logging.getLevelName(level)))

@@ -1,0 +1,47 @@
+"""Lines of the Kafka client that repeat while Kafka is away are held back and counted."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from dispatchai.process.logs import REPEATS_EVERY_S, LogFormat, configure
+
+
+@pytest.fixture(autouse=True)
+def restored() -> object:
+    """The logging of the tests, put back afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers, root.level = handlers, level
+
+
+def test_a_repeated_line_of_the_client_is_written_once_a_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("dispatchai.process.log_limit.time.monotonic", lambda: now)
+    configure(LogFormat.JSON, "INFO", "test")
+    client = logging.getLogger("aiokafka.client")
+    for node in range(500):
+        client.error("Unable connect to node with id %s: %s", node, "refused")
+        client.error("Unable to update metadata from %s", [node])
+    now += REPEATS_EVERY_S
+    client.error("Unable connect to node with id %s: %s", 7, "refused")
+    lines = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "Unable connect to node with id 0: refused",
+        "Unable to update metadata from [0]",
+        "Unable connect to node with id 7: refused (499 more lines like this)",
+    ]
+
+
+def test_lines_of_the_program_and_of_other_libraries_are_not_held_back(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(LogFormat.JSON, "INFO", "test")
+    for name in ("dispatchai.gateway", "somebody.else"):
+        for _ in range(3):
+            logging.getLogger(name).error("again")
+    assert len(capsys.readouterr().err.splitlines()) == 6
