@@ -24,6 +24,7 @@ from dispatchai.kafka import metadata_updates
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.reading import partitions_of, unread
 from dispatchai.kafka.topics import Topic
+from dispatchai.process.clock import now_micros
 from dispatchai.process.log_limit import LogLimit
 from dispatchai.records import CallPacket, DecodeError, LiveCall
 from dispatchai.records.codec import decode_as
@@ -291,6 +292,11 @@ class Feed:
     def live_calls(self) -> int:
         """The number of calls in progress in the whole system."""
         return self._builder.live_count
+
+    @property
+    def unheard_calls(self) -> int:
+        """The number of answered calls in the whole system whose callers are not heard now."""
+        return self._builder.view.unheard(now_micros())
 
     @property
     def final_calls(self) -> int:
