@@ -11,6 +11,7 @@ import faust.web
 import orjson
 from aiohttp import ClientError, web
 from faust.web.exceptions import ServiceUnavailable
+from prometheus_client import Info
 
 from agents import calls, orphaned_states, queue_purge, ranking, signals, speech, triage
 from dispatchai.calls.config import CallControlConfig
@@ -38,9 +39,13 @@ SPEECH: Final = "dispatchai-speech"
 
 
 def worker_app(settings: Settings, *, port: int | None = None) -> App:
-    """A worker: the agents calls, signals, triage and ranking, and the views. `port` overrides CONSOLE_PORT."""
+    """A worker: the agents calls, signals, triage and ranking, and the views. `port` overrides CONSOLE_PORT.
+
+    Raises RulesError and TopicsFileError, with the file and the line.
+    """
     connection = settings.kafka()
-    partitions = Topics.load().partitions
+    rules = Rules.load(settings.rules_file)
+    partitions = Topics.load(settings.topics_file).partitions
     app = create_app(
         WORKER,
         connection,
@@ -68,7 +73,7 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
             app, partitions, config=CallControlConfig.from_settings(settings), client=client, token_for=token_for
         ),
         signals.NAME: signals.make(app, partitions),
-        triage.NAME: (triaged := triage.make(app, partitions, Rules.load())),
+        triage.NAME: (triaged := triage.make(app, partitions, rules)),
     }
     app.emitter.on_set_aside = partial(_report_too_large, app)
     orphaned_states.make(app, triaged, is_orphaned=lambda state: state.call is None, after_s=settings.call_expiry_s)
@@ -84,6 +89,9 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
     app.metrics.checks({"views": lambda: feed.ready, **app.checks})
     app.metrics.registry.register(console_metrics.Exposed(feed))
     app.metrics.registry.register(CommandCollector(client.counts))
+    Info("dispatchai_rules", "The rules by which this worker triages.", registry=app.metrics.registry).info(
+        {"version": rules.version}
+    )
     _metrics(app)
     writer = actions.ActionWriter(connection)
     app.on_close.append(writer.close)
@@ -113,7 +121,7 @@ async def _report_too_large(app: App, topic: str, call_id: str, partition: int |
 
 def speech_app(settings: Settings) -> App:
     """A speech process: the speech agent and its recogniser."""
-    partitions = Topics.load().partitions
+    partitions = Topics.load(settings.topics_file).partitions
     app = create_app(
         SPEECH,
         settings.kafka(),

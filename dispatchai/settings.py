@@ -30,6 +30,9 @@ HUMAN_LINE = re.compile(r"\+[1-9][0-9]{6,14}|sips?:[^\s@<>]+@[^\s@<>]+")
 """E.164 (ITU-T, at most 15 digits) or a SIP URI (RFC 3261)."""
 
 
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
 class SecurityProtocol(StrEnum):
     """How clients connect to Kafka."""
 
@@ -203,6 +206,17 @@ class Settings(BaseSettings):
     state_dir: Path = Field(
         Path(".dispatchai"), description="Folder of the files by which the commands on this machine find each other."
     )
+    rules_file: Path | None = Field(
+        None,
+        description="The rules of triage. Empty: those that ship with the program. `dispatchai rules check` reads it.",
+    )
+    topics_file: Path | None = Field(
+        None, description="The list of topics. Empty: the topics.yaml that ships with the program."
+    )
+    doctor_workers: str = Field(
+        "",
+        description="Pages of all workers for `dispatchai doctor`: host:port, comma separated. Empty: this machine's.",
+    )
     stuck_after_s: float = Field(
         30.0,
         gt=0,
@@ -226,6 +240,11 @@ class Settings(BaseSettings):
         """The names of CONSOLE_HOSTS, in lower case."""
         return frozenset(name for item in self.console_hosts.split(",") if (name := item.strip().lower()))
 
+    @property
+    def doctor_worker_addresses(self) -> tuple[str, ...]:
+        """The addresses of DOCTOR_WORKERS, each ``host:port``."""
+        return tuple(address for item in self.doctor_workers.split(",") if (address := item.strip()))
+
     def kafka(self, bootstrap_servers: str | None = None) -> KafkaConnection:
         """How to connect to the configured Kafka or, with `bootstrap_servers`, to the embedded broker at that address.
 
@@ -246,11 +265,29 @@ class Settings(BaseSettings):
             ssl_key_file=self.kafka_ssl_key_file,
         )
 
-    @field_validator("kafka_ssl_ca_file", "kafka_ssl_cert_file", "kafka_ssl_key_file", mode="before")
+    @field_validator(
+        *("kafka_ssl_ca_file", "kafka_ssl_cert_file", "kafka_ssl_key_file", "rules_file", "topics_file"), mode="before"
+    )
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         """An empty variable means no file. Without this it would mean the working directory."""
         return None if value == "" else value
+
+    @field_validator("log_level")
+    @classmethod
+    def _is_level(cls, value: str) -> str:
+        if value not in _LEVELS:
+            raise ValueError(f"must be one of {', '.join(_LEVELS)}")
+        return value
+
+    @field_validator("doctor_workers")
+    @classmethod
+    def _are_addresses(cls, value: str) -> str:
+        for item in value.split(","):
+            host, _, port = item.strip().rpartition(":")
+            if item.strip() and not (host and port.isdigit() and 0 < int(port) <= 65_535):
+                raise ValueError("must be host:port[,host:port]")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:

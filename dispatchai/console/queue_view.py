@@ -11,10 +11,24 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
-from dispatchai.records import CallPacket, DecodeError, LiveCall, Micros, Ranking, decode_as, decode_fields
+from dispatchai.records import (
+    CallPacket,
+    CallStatus,
+    DecodeError,
+    LiveCall,
+    Micros,
+    Ranking,
+    decode_as,
+    decode_fields,
+)
 
 MAX_FINALS = 5_000
 """Finished calls kept in a view, the newest by created_at: a busy centre's day. Older ones are in the topic."""
+
+
+UNHEARD_AFTER_S = 5.0
+"""A caller who was answered, or last heard, this long ago is not heard. A stream opens within a second or two of the
+answer, and starts again within as much; signals come every second."""
 
 
 class EntryStatus(StrEnum):
@@ -143,6 +157,20 @@ class QueueView:
     def live(self) -> tuple[LiveCall, ...]:
         """The calls without a packet, ranked."""
         return tuple(entry.live for entry in self.ranked() if entry.stored is None and entry.live is not None)
+
+    def unheard(self, now: Micros) -> int:
+        """The number of calls that were answered and of whose caller nothing was heard for UNHEARD_AFTER_S.
+
+        A live entry changes with each signal, which is once a second while a caller is heard.
+        """
+        since = now - round(UNHEARD_AFTER_S * 1_000_000)
+        return sum(
+            live.status is CallStatus.ACTIVE
+            and live.answered_at is not None
+            and (live.answered_at if live.audio.audio_seconds == 0 else live.updated_at) < since
+            for entry in self._entries.values()
+            if entry.stored is None and (live := entry.live) is not None
+        )
 
     def continue_after(self, predecessor: QueueView) -> None:
         """Number the next changes above all changes of `predecessor`, which this view replaces."""

@@ -20,9 +20,12 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from dispatchai.console.errors import ConsoleError
 from dispatchai.console.queue_view import MAX_FINALS, Change, Entry, QueueView, StoredPacket
+from dispatchai.kafka import metadata_updates
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.reading import partitions_of, unread
 from dispatchai.kafka.topics import Topic
+from dispatchai.process.clock import now_micros
+from dispatchai.process.log_limit import LogLimit
 from dispatchai.records import DecodeError, LiveCall
 from dispatchai.records.codec import decode_as
 
@@ -44,6 +47,8 @@ STALLED_PROBES: Final = 3
 """Probes without progress while records are waiting after which the session starts again."""
 BACKOFF_MIN_S: Final = 0.25
 BACKOFF_MAX_S: Final = 5.0
+FAILURES_LOGGED_EVERY_S: Final = 60.0
+"""The least time between two lines about failed attempts."""
 
 PUSH_INTERVAL_S: Final = 0.2
 """Five pushes a second to a subscriber: nobody reads faster."""
@@ -226,6 +231,7 @@ class Feed:
         self._queue_topic = queue_topic
         self._max_finals = max_finals
         self._state = FeedState.STARTING
+        self._failure_log = LogLimit(FAILURES_LOGGED_EVERY_S)
         self._ready = asyncio.Event()
         self._push_needed = asyncio.Event()
         self._unsent: dict[str, Change] = {}
@@ -284,6 +290,11 @@ class Feed:
     def live_calls(self) -> int:
         """The number of calls in progress in the whole system."""
         return self._builder.live_count
+
+    @property
+    def unheard_calls(self) -> int:
+        """The number of answered calls in the whole system whose callers are not heard now."""
+        return self._builder.view.unheard(now_micros())
 
     @property
     def final_calls(self) -> int:
@@ -383,7 +394,9 @@ class Feed:
             except Exception as error:  # noqa: BLE001
                 failure = error
             pause_s = BACKOFF_MIN_S if self._state is FeedState.LIVE else min(2 * pause_s, BACKOFF_MAX_S)
-            log.warning("topics_reading_failed", error=f"{type(failure).__name__}: {failure}", retry_s=pause_s)
+            if failures := self._failure_log.add():
+                why = f"{type(failure).__name__}: {failure}"
+                log.warning("topics_reading_failed", error=why, retry_s=pause_s, failures=failures)
             if self._ready.is_set():
                 self._enter(FeedState.RECONNECTING)
             await asyncio.sleep(pause_s)
@@ -401,6 +414,7 @@ class Feed:
             max_poll_records=POLL_RECORDS,
             request_timeout_ms=int(REQUEST_S * 1_000),
         )
+        metadata_updates.limit(consumer)
         try:
             async with asyncio.timeout(REQUEST_S):
                 partitions = await _partitions(self._connection, (self._live_topic, self._queue_topic))

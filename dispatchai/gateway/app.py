@@ -24,6 +24,7 @@ from dispatchai.gateway.kafka_writer import KafkaWriter
 from dispatchai.gateway.media_sockets import MediaSockets
 from dispatchai.gateway.metrics import GatewayCollector, GatewayMetrics
 from dispatchai.gateway.webhooks import Webhooks
+from dispatchai.kafka import metadata_updates
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.readiness import wait_until_reachable
 from dispatchai.process import health, memory
@@ -97,12 +98,14 @@ def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Applica
         await writer.readiness()  # so that the first webhook need not wait for it
         sender = asyncio.create_task(writer.run(), name="kafka-writer")
         sender.add_done_callback(writer.run_ended)
+        watcher = asyncio.create_task(writer.watch(), name="kafka-watch")
         try:
             yield
             await writer.drain(config.drain_timeout_s)
         finally:
+            watcher.cancel()
             sender.cancel()
-            await asyncio.wait([sender])
+            await asyncio.wait([sender, watcher])
 
     async def close_sockets(_: web.Application) -> None:
         media.close_all()
@@ -200,6 +203,7 @@ async def _start_producer(kafka: KafkaConnection) -> AIOKafkaProducer:
             linger_ms=5,
             max_batch_size=_BATCH_BYTES,
         )
+        metadata_updates.limit(producer)
         try:
             await producer.start()
         except KafkaConnectionError:  # it was reachable a moment ago

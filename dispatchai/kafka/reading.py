@@ -16,6 +16,7 @@ import aiokafka
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 
+from dispatchai.kafka import metadata_updates
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.errors import KafkaOperationError
 
@@ -46,7 +47,9 @@ async def open_reader(connection: KafkaConnection, **options: Any) -> AsyncItera
     A position that the log no longer has moves to the beginning of the log.
     """
     settings = {"enable_auto_commit": False, "auto_offset_reset": "earliest", **options}
-    async with AIOKafkaConsumer(**connection.client_options(), **settings) as consumer:
+    reader = AIOKafkaConsumer(**connection.client_options(), **settings)
+    metadata_updates.limit(reader)
+    async with reader as consumer:
         await asyncio.sleep(0)  # a consumer whose tasks have not run yet raises CancelledError when it is stopped
         yield consumer
 

@@ -7,9 +7,10 @@ events that it stands for; the metrics count them all.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -57,19 +58,26 @@ KIND_CHARS: Final = 40
 class LimitedLines(logging.Filter):
     """A filter for the lines of libraries: lets one of each kind through in each interval.
 
-    The line after a pause has the number of lines that it stands for as `lines`.
+    The line after a pause has the number of lines that it stands for as `lines`. Lines at CRITICAL always pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, intervals_s: Mapping[str, float]) -> None:
+        """`intervals_s`: the interval of each limited library, by the name at the head of its loggers' names."""
         super().__init__()
+        self._intervals_s = dict(intervals_s)
         self._limits: dict[tuple[str, int, str], LogLimit] = {}
+        self._lock = threading.Lock()  # Faust's consumer has a thread of its own
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to write the line. Called by the logger."""
-        if len(self._limits) >= KINDS_MAX:
-            self._limits.clear()
+        """Whether to write the line. Called by logging."""
+        interval_s = self._intervals_s.get(record.name.partition(".")[0])
+        if interval_s is None or record.levelno >= logging.CRITICAL:
+            return True
         kind = (record.name, record.levelno, str(record.msg)[:KIND_CHARS])
-        count = self._limits.setdefault(kind, LogLimit()).add()
+        with self._lock:
+            if len(self._limits) >= KINDS_MAX:
+                self._limits.clear()
+            count = self._limits.setdefault(kind, LogLimit(interval_s)).add()
         if count > 1:
             record.lines = count
         return count > 0

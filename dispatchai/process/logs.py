@@ -33,8 +33,15 @@ QUIET: Final[dict[str, int]] = {
 }
 """Libraries whose lines below this level are of no use to an operator."""
 
-LIMITED: Final = ("aiohttp", "aiohttp.server", "aiohttp.access", "aiohttp.web", "aiohttp.websocket", "asyncio")
-"""Loggers of the libraries to which a stranger speaks."""
+LIMITED_S: Final[dict[str, float]] = {
+    # A stranger makes them write lines, as many as they like.
+    "aiohttp": 1.0,
+    "asyncio": 1.0,
+    # While Kafka is away each client writes some tens of lines a second. The program itself reports the change in one
+    # line, `kafka_unreachable`.
+    "aiokafka": 60.0,
+}
+"""The least time between two lines of one kind, by library, in seconds."""
 
 
 def configure(log_format: LogFormat, level: str, process: str) -> None:
@@ -61,10 +68,8 @@ def configure(log_format: LogFormat, level: str, process: str) -> None:
         final += [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
+    handler.addFilter(LimitedLines(LIMITED_S))
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name, at_least in QUIET.items():
         logging.getLogger(name).setLevel(max(at_least, logging.getLevelName(level)))
-    limited = LimitedLines()
-    for name in LIMITED:
-        logging.getLogger(name).filters[:] = [limited]
     structlog.contextvars.bind_contextvars(process=process)

@@ -474,11 +474,13 @@ class SpeechState:
 
 @dataclass(frozen=True, slots=True)
 class StreamFold:
-    """The last signal of one stream."""
+    """The last signal of one stream, and the time in which it was heard."""
 
     stream_id: str
     sequence: int
     ended: bool
+    began_at: Micros | None
+    heard_until: Micros | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,15 +23,16 @@ from dispatchai.records import (
     Micros,
     Signal,
     SignalKind,
-    StreamFold,
     TriageState,
     Utterance,
     UtteranceKind,
     encode,
 )
 from dispatchai.triage.finality import is_complete, version_of
+from dispatchai.triage.lost_audio import degraded_by, heard_span, lost_audio
 from dispatchai.triage.rules import Rules
 from dispatchai.triage.scoring import Reading, read, weigh
+from dispatchai.triage.summary import summary_without_words
 from dispatchai.triage.words import STREAMS_MAX, UTTERANCE_CHARS, Analyses, is_folded, settle, trimmed, whole
 
 SNAPSHOT_EVERY: Final[Micros] = 5_000_000
@@ -175,7 +176,7 @@ def fold_signal(state: TriageState, signal: Signal) -> TriageState:
         return replace(state, streams_cut=True)
     if fold is not None and (fold.ended or (signal.sequence <= fold.sequence and not ended)):
         return state
-    known[signal.stream_id] = StreamFold(signal.stream_id, signal.sequence, ended)
+    known[signal.stream_id] = heard_span(fold, signal, state.last_signal)
     return replace(
         state,
         signals=tuple(known.values()),
@@ -307,7 +308,9 @@ def assess(state: TriageState, rules: Rules, reading: Reading, kind: AssessmentK
     """The assessment of the call, by its state and the reading of its words. `state.call` must not be None."""
     call = state.call
     assert call is not None  # noqa: S101 - required above
+    lost = lost_audio(state)
     audio = summarize_audio(state.last_signal)
+    audio = replace(audio, missing_frames=audio.missing_frames + lost.frames)
     conclusion = weigh(reading, audio, rules)
     live = kind is AssessmentKind.LIVE
     # A packet gets no more text: a partial is all that is known of its words.
@@ -325,7 +328,7 @@ def assess(state: TriageState, rules: Rules, reading: Reading, kind: AssessmentK
         answered_at=call.answered_at,
         ended_at=call.ended_at,
         hangup_cause=call.hangup_cause,
-        degraded=call.degraded or _left_out(state),
+        degraded=degraded_by(state, lost) or _left_out(state),
         transcript=transcript,
         transcript_omitted=omitted,
         partial=reading.partial_end if live else "",
@@ -337,7 +340,7 @@ def assess(state: TriageState, rules: Rules, reading: Reading, kind: AssessmentK
         risk=conclusion.risk,
         parts=conclusion.parts,
         unknowns=conclusion.unknowns,
-        summary=conclusion.summary,
+        summary=conclusion.summary if reading.understood else summary_without_words(call, audio),
         rules_version=rules.version,
     )
 

@@ -9,12 +9,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
-from dispatchai.records.values import AudioSummary, Emotion, StatedPlace
+from dispatchai.records.values import AudioSummary, CallState, CallStatus, Emotion, StatedPlace
 from dispatchai.triage.rules import Rules
 from dispatchai.triage.rules_file import Mood
 
 LISTENING = "Listening…"
-"""The summary of a call in which no word has been understood yet."""
+"""The summary of a call in progress in which no word has been understood yet."""
+
+NOT_ANSWERED = "The caller hung up before the call was answered."
+NEVER_HEARD = "The caller was never heard: no audio came in."
+NOTHING_UNDERSTOOD = "No words were understood."
+"""The summaries of a call that is over and in which no word was understood."""
 
 _MAX_DETAILS = 3
 _MAX_QUOTE = 80
@@ -105,6 +110,15 @@ def summary(text: str, found: Sequence[int], place: StatedPlace | None, rules: R
         quote = words if len(words) <= _MAX_QUOTE and is_whole else f"…{words[1 - _MAX_QUOTE :]}"
         line = f"{_capitalised(rules.unrecognised.says)}: “{quote}”."
     return line if place is None else f"{line} {_capitalised(' '.join(place.text.split()))}."
+
+
+def summary_without_words(call: CallState, audio: AudioSummary) -> str:
+    """The line for the queue of a call in which no word was understood."""
+    if call.status is not CallStatus.ENDED:
+        return LISTENING
+    if audio.audio_seconds:
+        return NOTHING_UNDERSTOOD
+    return NOT_ANSWERED if call.answered_at is None else NEVER_HEARD
 
 
 def _capitalised(text: str) -> str:

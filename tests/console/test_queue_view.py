@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatchai.console.queue_view import Change, Entry, EntryStatus, QueueView, StoredPacket
-from dispatchai.records import CallPacket, LiveCall, RiskLevel, encode
+from dispatchai.records import CallPacket, CallStatus, LiveCall, RiskLevel, encode
 from tests.console.samples import BASE, SECOND, final_packet, live_call, ranking
 
 CALL_IDS = ("a", "b", "c", "d")
@@ -157,3 +157,33 @@ def test_a_view_that_replaces_another_numbers_its_changes_above_it() -> None:
     new.continue_after(old)
     (change,) = new.put_live("b", live("b"))
     assert change.number > old.number
+
+
+def test_callers_who_were_answered_and_are_not_heard_are_counted() -> None:
+    """Also one who is not heard any more. Not those who ring, hung up, or have just been answered."""
+    now = BASE + 100 * SECOND
+
+    def call(status: CallStatus, answered_s: int | None, heard_s: int | None) -> LiveCall:
+        one = live("any")
+        return replace(
+            one,
+            status=status,
+            answered_at=None if answered_s is None else BASE + answered_s * SECOND,
+            updated_at=BASE + (answered_s or 0 if heard_s is None else heard_s) * SECOND,
+            audio=replace(one.audio, audio_seconds=0.0 if heard_s is None else 3.0),
+        )
+
+    calls = {
+        "never heard": call(CallStatus.ACTIVE, 94, None),
+        "not heard any more": call(CallStatus.ACTIVE, 10, 94),
+        "heard": call(CallStatus.ACTIVE, 10, 99),
+        "just answered": call(CallStatus.ACTIVE, 96, None),
+        "rings": call(CallStatus.RINGING, None, None),
+        "over": call(CallStatus.ENDED, 10, 20),
+        "in the queue": call(CallStatus.ACTIVE, 10, 20),
+    }
+    view = QueueView()
+    for name, one in calls.items():
+        view.put_live(name, one)
+    view.put_packet("in the queue", stored(packet("in the queue")))
+    assert view.unheard(now) == 2
