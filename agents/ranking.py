@@ -1,13 +1,16 @@
-"""The ranking agent: puts calls into the queue. Reads `assessments`, writes `live-calls` and `dispatch-queue`.
+"""The ranking agent: puts calls into the queue. Reads `assessments`, writes `packets`, `dispatch-queue`, `live-calls`.
 
-A live entry is written at most four times a second for each call, a packet at once. `dispatchai.triage.ranking` decides
-where a call stands and what is shown of it. The agent keeps no state: an assessment contains everything.
+A live entry is written at most four times a second for each call, a packet at once. Every version of a packet is stored
+in `packets` before it is put into the queue, from which it is purged later (`agents.queue_purge`).
+`dispatchai.triage.ranking` decides where a call stands and what is shown of it. The agent keeps no state: an assessment
+contains everything.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final, Protocol
@@ -17,11 +20,14 @@ from faust.types import TP
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.commits import Coverage
+from dispatchai.engine.emitter import Headers
+from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.engine.fetch import Fetch, Record, consumer_record
 from dispatchai.engine.throttle import Throttle
+from dispatchai.kafka.packet_history import ASSESSED_AT
 from dispatchai.kafka.topics import Topic
 from dispatchai.records import AssessmentKind
-from dispatchai.triage.queue_writes import QueueWrites, StoredAssessment
+from dispatchai.triage.queue_writes import PacketWrite, QueueWrites, StoredAssessment
 from dispatchai.triage.ranking import Assessed, decode_assessed, without_overtaken
 
 NAME: Final = "ranking"
@@ -33,12 +39,17 @@ LIVE_APART_S: Final = 0.25
 class CompactedTopics(Protocol):
     """Writes records of compacted topics; see `dispatchai.engine.late_writes.FencedTopics`."""
 
-    async def send(self, topic: str, records: Mapping[int, Sequence[tuple[bytes, bytes | None]]]) -> None:
+    async def send(
+        self, topic: str, records: Mapping[int, Sequence[tuple[bytes, bytes | None]]], headers: Headers = ()
+    ) -> None:
         """Write `records`, (key, value) by partition, in the order of the calls."""
 
 
 Decode = Callable[[TP, Iterable[Record]], Awaitable[list[tuple[Record, Assessed]]]]
 """The records of the partition that hold assessments; the others are dead-lettered."""
+
+Store = Callable[[Sequence[PacketWrite]], Awaitable[None]]
+"""Writes packets to `packets`, and returns when Kafka has stored them. Raises AssignmentOverError."""
 
 DeadLetter = Callable[[TP, Record, Exception], Awaitable[None]]
 """Sends a record of the partition to the dead-letter topic, with the error that it caused."""
@@ -52,6 +63,7 @@ class RankingAgent:
         *,
         decode: Decode,
         topics: CompactedTopics,
+        store: Store,
         dead_letter: DeadLetter,
         coverage: Coverage,
         on_live: Callable[[str], None] = lambda _: None,
@@ -61,6 +73,7 @@ class RankingAgent:
         """`on_live` and `on_packet` are called with the call of each entry written. `clock`: seconds, steady."""
         self._decode = decode
         self._topics = topics
+        self._store = store
         self._dead_letter = dead_letter
         self._coverage = coverage
         self._on_live = on_live
@@ -111,9 +124,11 @@ class RankingAgent:
 
     async def _write(self, writes: QueueWrites[Record]) -> None:
         # The packet of a call before the tombstone of its live entry: it must not be missing from the queue meanwhile.
-        for topic, entries in ((Topic.DISPATCH_QUEUE, writes.packets), (Topic.LIVE_CALLS, writes.live)):
-            if entries:
-                await self._topics.send(topic, entries)
+        if writes.packets:
+            await self._store(writes.packets)
+            await asyncio.gather(*(self._put_into_queue(packet) for packet in writes.packets))
+        if writes.live:
+            await self._topics.send(Topic.LIVE_CALLS, writes.live)
         for call_id in writes.live_of:
             self._on_live(call_id)
         for call_id in writes.packets_of:
@@ -125,6 +140,11 @@ class RankingAgent:
                 self._coverage.release(_source(partition), (NAME, call_id))
             else:
                 self._coverage.advance(_source(partition), (NAME, call_id), held.record.offset)
+
+    async def _put_into_queue(self, packet: PacketWrite) -> None:
+        entries = {packet.partition: [(packet.key, packet.value)]}
+        headers = [(ASSESSED_AT, str(packet.assessed_at_ms).encode())]
+        await self._topics.send(Topic.DISPATCH_QUEUE, entries, headers)
 
     def reset(self) -> None:
         """Partitions were reassigned: their owner reads again what was held back."""
@@ -141,11 +161,25 @@ def make(app: App) -> None:
     async def dead_letter(tp: TP, record: Record, error: Exception) -> None:
         await app.emitter.dead_letter(consumer_record(tp, record), reader=NAME, error=error)
 
+    async def store(packets: Sequence[PacketWrite]) -> None:
+        by_partition: defaultdict[int, list[tuple[bytes, bytes | None]]] = defaultdict(list)
+        for one in packets:
+            by_partition[one.partition].append((one.key, one.value))
+        generation = app.lease.generation
+        await app.emitter.ready()
+        now_ms = time.time_ns() // 1_000_000
+        for partition, records in by_partition.items():
+            app.emitter.send_soon(Topic.PACKETS, partition, records, timestamp_ms=now_ms)
+        await app.emitter.delivered()
+        if generation != app.lease.generation:
+            raise AssignmentOverError
+
     for topic in (Topic.LIVE_CALLS, Topic.DISPATCH_QUEUE):
         app.fenced.add(topic)
     made = RankingAgent(
         decode=partial(agent.decoded, app, NAME, decode_assessed),
         topics=app.fenced,
+        store=store,
         dead_letter=dead_letter,
         coverage=app.coverage,
         on_live=app.metrics.journey("webhook_to_live").end,

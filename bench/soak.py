@@ -144,6 +144,7 @@ async def measure(arguments: argparse.Namespace) -> tuple[list[Period], list[str
             **processes.kafka_variables(kafka.connection),
             "SPEECH_ENGINE": "scripted",
             "CALL_EXPIRY_S": str(EXPIRY_S),
+            "WEBHOOK_TOLERANCE_S": str(int(EXPIRY_S // 2)),
             "CONSOLE_FINISHED_MAX": str(FINISHED_MAX),
         }
         run = await running.enter_async_context(processes.run(folder, variables))

@@ -3,37 +3,44 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import faust.web
 import orjson
-from aiohttp import web
+from aiohttp import ClientError, web
+from faust.web.exceptions import ServiceUnavailable
+from prometheus_client import Info
 
-from agents import calls, orphaned_states, ranking, signals, speech, triage
+from agents import calls, orphaned_states, queue_purge, ranking, signals, speech, triage
 from dispatchai.calls.config import CallControlConfig
+from dispatchai.calls.events import EventType, derived_id, own_event
 from dispatchai.engine.app import App, create_app
 from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.process import health
-from dispatchai.records import to_json
+from dispatchai.process.clock import now_micros
+from dispatchai.records import DecodeError, encode, to_json
 from dispatchai.settings import Settings
 from dispatchai.speech import metrics as speech_metrics
 from dispatchai.telnyx import stream_tokens
 from dispatchai.telnyx.client import TelnyxClient
 from dispatchai.telnyx.metrics import CommandCollector
+from dispatchai.triage.purging import KeepFor
 from dispatchai.triage.rules import Rules
 
 WORKER: Final = "dispatchai-worker"
 SPEECH: Final = "dispatchai-speech"
 
-STREAM_TOKEN_VALID_S: Final = 4 * 3600
-"""How long a stream's token is valid: the carrier may reconnect with it for as long as the longest call lasts."""
-
 
 def worker_app(settings: Settings) -> App:
-    """A worker: the agents calls, signals, triage and ranking."""
-    partitions = Topics.load().partitions
+    """A worker: the agents calls, signals, triage, ranking and queue_purge.
+
+    Raises RulesError and TopicsFileError, with the file and the line.
+    """
+    rules = Rules.load(settings.rules_file)
+    partitions = Topics.load(settings.topics_file).partitions
     app = create_app(
         WORKER,
         settings.kafka(),
@@ -55,31 +62,53 @@ def worker_app(settings: Settings) -> App:
         if secret is None:
             return ""
         subject = stream_tokens.Subject(call_control_id, call_id)
-        return stream_tokens.issue(secret, subject, int(time.time()) + STREAM_TOKEN_VALID_S)
+        return stream_tokens.issue(secret, subject, int(time.time()) + stream_tokens.VALID_S)
 
     tables: dict[str, KeyedStates[Any] | signals.SignalStates] = {
         calls.NAME: calls.make(
             app, partitions, config=CallControlConfig.from_settings(settings), client=client, token_for=token_for
         ),
         signals.NAME: signals.make(app, partitions),
-        triage.NAME: (triaged := triage.make(app, partitions, Rules.load())),
+        triage.NAME: (triaged := triage.make(app, partitions, rules)),
     }
+    app.emitter.on_set_aside = partial(_report_too_large, app)
     orphaned_states.make(app, triaged, is_orphaned=lambda state: state.call is None, after_s=settings.call_expiry_s)
     ranking.make(app)
+    keep = KeepFor(closed_s=3600 * settings.queue_keep_h, open_s=3600 * settings.queue_keep_open_h)
+    queue_purge.make(app, keep)
     app.on_close.append(client.close)
 
     app.web.web_app.add_routes(health.routes(app.checks))
     app.metrics.checks(app.checks)
     app.metrics.registry.register(CommandCollector(client.counts))
+    Info("dispatchai_rules", "The rules by which this worker triages.", registry=app.metrics.registry).info(
+        {"version": rules.version}
+    )
     _metrics(app)
     for name, states in tables.items():
         _table_view(app, name, states)
     return app
 
 
+async def _report_too_large(app: App, topic: str, call_id: str, partition: int | None) -> None:
+    """Record for the call that a record of it was too large, so that it is shown as degraded."""
+    if partition is None:
+        return
+    now = now_micros()
+    event = own_event(
+        EventType.RECORD_REFUSED,
+        derived_id(f"{EventType.RECORD_REFUSED}/{call_id}/{topic}"),
+        occurred_at=now,
+        received_at=now,
+        call_control_id="",
+        payload=None,
+    )
+    await app.emitter.send(Topic.CALL_EVENTS, call_id.encode(), encode(event), partition=partition)
+
+
 def speech_app(settings: Settings) -> App:
     """A speech process: the speech agent and its recogniser."""
-    partitions = Topics.load().partitions
+    partitions = Topics.load(settings.topics_file).partitions
     app = create_app(
         SPEECH,
         settings.kafka(),
@@ -116,11 +145,25 @@ def _metrics(app: App) -> None:
 def _table_view(app: App, name: str, states: KeyedStates[Any] | signals.SignalStates) -> None:
     """`/tables/<agent>/{call_id}`: the live state of an agent for one call, from whichever worker holds it."""
 
-    @app.page(f"/tables/{name}/{{call_id}}", name=f"table-{name}")
+    def error(view: faust.web.View, status: int, code: str, message: str) -> faust.web.Response:
+        body = {"error": {"code": code, "message": message}}
+        return view.bytes(orjson.dumps(body), content_type="application/json", status=status)
+
     @app.table_route(app.tables[name], match_info="call_id")
-    async def view(self: faust.web.View, request: faust.web.Request, call_id: str) -> faust.web.Response:
-        state = states.get(call_id)
+    async def held_here(self: faust.web.View, request: faust.web.Request, call_id: str) -> faust.web.Response:
+        try:
+            state = states.get(call_id)
+        except DecodeError as unreadable:
+            return error(self, 500, "unreadable_state", str(unreadable))
         if state is None:
-            body = {"error": {"code": "unknown_call", "message": f"the {name} agent holds no state of this call"}}
-            return self.bytes(orjson.dumps(body), content_type="application/json", status=404)
+            return error(self, 404, "unknown_call", f"the {name} agent holds no state of this call")
         return self.bytes(orjson.dumps(to_json(state)), content_type="application/json")
+
+    @app.page(f"/tables/{name}/{{call_id}}", name=f"table-{name}")
+    async def view(self: faust.web.View, request: faust.web.Request, call_id: str) -> faust.web.Response:
+        try:
+            found: faust.web.Response = await held_here(self, request, call_id)
+        except (ServiceUnavailable, ClientError, TimeoutError):
+            # Partitions are being assigned, or the worker that has this one does not answer.
+            return error(self, 503, "no_owner", f"no worker that holds the {name} agent's states of this call answers")
+        return found

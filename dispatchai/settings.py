@@ -10,18 +10,27 @@ import re
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.process.logs import LogFormat
+from dispatchai.process.loopback import is_loopback
 
 TELNYX_API_URL = "https://api.telnyx.com/v2"
 
+HMAC_REMEMBERED_S: Final = 1800.0
+"""How long calls must be remembered where HMAC signs webhooks: twice as long as an event may be redelivered, see
+`telnyx.signatures`."""
+
 HUMAN_LINE = re.compile(r"\+[1-9][0-9]{6,14}|sips?:[^\s@<>]+@[^\s@<>]+")
 """E.164 (ITU-T, at most 15 digits) or a SIP URI (RFC 3261)."""
+
+
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 class SecurityProtocol(StrEnum):
@@ -112,7 +121,10 @@ class Settings(BaseSettings):
     http_public_url: str = Field("", description="https:// URL under which Telnyx reaches the gateway.")
     ws_public_url: str = Field("", description="wss:// URL, ending in /ws, to which Telnyx streams a caller's voice.")
     webhook_tolerance_s: int = Field(
-        300, ge=1, description="How far a webhook's timestamp may differ from this machine's clock, in seconds."
+        300,
+        ge=1,
+        le=900,
+        description="How far a webhook's timestamp may differ from this machine's clock, in seconds; 900 at most.",
     )
     webhook_max_bytes: int = Field(262_144, ge=1024, description="Largest webhook body, in bytes.")
     media_message_max_bytes: int = Field(65_536, ge=1024, description="Largest media message, in bytes.")
@@ -153,9 +165,22 @@ class Settings(BaseSettings):
         14_400.0, gt=0, description="Seconds after which a call without a hangup is given up."
     )
 
+    queue_keep_h: float = Field(
+        24.0, gt=0, description="Hours after a call's end at which its packet leaves the queue once somebody closed it."
+    )
+    queue_keep_open_h: float = Field(
+        72.0, gt=0, description="The same while nobody has closed it. Every packet stays in the topic packets."
+    )
+
     # Processes
     gateway_host: str = Field("127.0.0.1", description="Address on which the gateway listens.")
     gateway_port: int = Field(8000, ge=0, le=65_535, description="Port of webhooks and media.")
+    gateway_tunnel_port: int = Field(
+        0,
+        ge=0,
+        le=65_535,
+        description="Loopback port of webhooks and media alone, for a tunnel. 0 for none; `dispatchai dev` sets it.",
+    )
     console_host: str = Field(
         "127.0.0.1",
         description="Address on which the page and REST listen, and the health pages of workers and speech processes.",
@@ -183,6 +208,17 @@ class Settings(BaseSettings):
     state_dir: Path = Field(
         Path(".dispatchai"), description="Folder of the files by which the commands on this machine find each other."
     )
+    rules_file: Path | None = Field(
+        None,
+        description="The rules of triage. Empty: those that ship with the program. `dispatchai rules check` reads it.",
+    )
+    topics_file: Path | None = Field(
+        None, description="The list of topics. Empty: the topics.yaml that ships with the program."
+    )
+    doctor_workers: str = Field(
+        "",
+        description="Pages of all workers for `dispatchai doctor`: host:port, comma separated. Empty: this machine's.",
+    )
     stuck_after_s: float = Field(
         30.0,
         gt=0,
@@ -207,6 +243,11 @@ class Settings(BaseSettings):
         items = (self.console_host, *self.console_hosts.split(","))
         return frozenset(name for item in items if (name := item.strip().lower()))
 
+    @property
+    def doctor_worker_addresses(self) -> tuple[str, ...]:
+        """The addresses of DOCTOR_WORKERS, each ``host:port``."""
+        return tuple(address for item in self.doctor_workers.split(",") if (address := item.strip()))
+
     def kafka(self, bootstrap_servers: str | None = None) -> KafkaConnection:
         """How to connect to the configured Kafka or, with `bootstrap_servers`, to the embedded broker at that address.
 
@@ -227,11 +268,29 @@ class Settings(BaseSettings):
             ssl_key_file=self.kafka_ssl_key_file,
         )
 
-    @field_validator("kafka_ssl_ca_file", "kafka_ssl_cert_file", "kafka_ssl_key_file", mode="before")
+    @field_validator(
+        *("kafka_ssl_ca_file", "kafka_ssl_cert_file", "kafka_ssl_key_file", "rules_file", "topics_file"), mode="before"
+    )
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         """An empty variable means no file. Without this it would mean the working directory."""
         return None if value == "" else value
+
+    @field_validator("log_level")
+    @classmethod
+    def _is_level(cls, value: str) -> str:
+        if value not in _LEVELS:
+            raise ValueError(f"must be one of {', '.join(_LEVELS)}")
+        return value
+
+    @field_validator("doctor_workers")
+    @classmethod
+    def _are_addresses(cls, value: str) -> str:
+        for item in value.split(","):
+            host, _, port = item.strip().rpartition(":")
+            if item.strip() and not (host and port.isdigit() and 0 < int(port) <= 65_535):
+                raise ValueError("must be host:port[,host:port]")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -243,6 +302,19 @@ class Settings(BaseSettings):
             raise ValueError("STREAM_TOKEN_SECRET is too short: give at least 16 characters")
         if self.ws_public_url and not self.ws_public_url.startswith(("ws://", "wss://")):
             raise ValueError("WS_PUBLIC_URL must begin with wss:// (or ws:// on this machine), not with http")
+        api = urlsplit(self.telnyx_api_url)
+        if api.scheme != "https" and not (api.scheme == "http" and is_loopback(api.hostname or "")):
+            raise ValueError(
+                "TELNYX_API_URL must begin with https:// (or http:// on this machine): the API key is sent to it. "
+                f"Unset it for Telnyx, {TELNYX_API_URL}"
+            )
+        if self.call_expiry_s < 2 * self.webhook_tolerance_s or (
+            self.telnyx_webhook_secret.get_secret_value() and self.call_expiry_s < HMAC_REMEMBERED_S
+        ):
+            raise ValueError(
+                "CALL_EXPIRY_S is too short: a call must be remembered while its webhooks could be sent again. "
+                f"Give at least twice WEBHOOK_TOLERANCE_S, and {HMAC_REMEMBERED_S:g} with TELNYX_WEBHOOK_SECRET"
+            )
         if self.human_line and not HUMAN_LINE.fullmatch(self.human_line):
             raise ValueError("HUMAN_LINE must be a number such as +15551234567 or an address such as sip:desk@host")
         if self.http_public_url and not self.http_public_url.startswith(("http://", "https://")):

@@ -56,7 +56,7 @@ def test_names_of_tunables_have_their_unit() -> None:
     numbers = [name for name, field in Settings.model_fields.items() if field.annotation in (int, float)]
     counts = ("_port", "_processes", "_factor", "_max")
     for name in numbers:
-        assert name.endswith(("_s", "_ms", "_bytes", *counts)), name
+        assert name.endswith(("_h", "_s", "_ms", "_bytes", *counts)), name
 
 
 def test_no_secret_is_in_a_repr() -> None:
@@ -137,3 +137,38 @@ def test_the_clusters_password_is_not_sent_to_another_broker(monkeypatch: pytest
 def test_without_an_address_there_is_no_connection() -> None:
     with pytest.raises(ValueError, match="no Kafka address"):
         Settings().kafka()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://api.telnyx.com/v2",
+        "http://10.0.0.7:6068/v2",
+        "http://127.0.0.1@telnyx.example.org/v2",
+        "http://localhost.example.org/v2",
+        "ftp://127.0.0.1/v2",
+        "api.telnyx.com/v2",
+        "",
+    ],
+)
+def test_the_api_key_is_sent_without_tls_to_this_machine_only(url: str) -> None:
+    with pytest.raises(ValidationError, match="TELNYX_API_URL must begin with https://"):
+        Settings(telnyx_api_url=url)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:6068/v2", "http://[::1]:6068/v2", "http://localhost:1/v2"])
+def test_the_simulated_carrier_needs_no_tls(url: str) -> None:
+    assert Settings(telnyx_api_url=url).telnyx_api_url == url
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"call_expiry_s": 599},
+        {"call_expiry_s": 1700, "webhook_tolerance_s": 900},
+        {"call_expiry_s": 1700, "telnyx_webhook_secret": SecretStr("a secret")},
+    ],
+)
+def test_a_call_is_remembered_for_as_long_as_its_webhooks_are_accepted(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="CALL_EXPIRY_S is too short"):
+        Settings(**values)

@@ -4,8 +4,9 @@
 #   KAFKA_ACLS="/opt/kafka/bin/kafka-acls.sh --bootstrap-server kafka-1:9093 --command-config admin.properties" \
 #     deploy/kafka/acls.sh
 #
-# Users: dispatchai-gateway, -console, -worker, -speech, -topics (`dispatchai topics apply`, once at each upgrade), -review (reads
-# everything, writes nothing) and -retry (`dispatchai dead-letters`). Existing rights are not changed.
+# Users: dispatchai-gateway, -console, -worker, -speech, -topics (`dispatchai topics apply` or `upgrade`, once at each
+# upgrade), -review (reads everything, writes nothing) and -retry (`dispatchai dead-letters`). Existing rights are not
+# changed.
 set -euo pipefail
 
 : "${KAFKA_ACLS:?the kafka-acls.sh command with its connection options}"
@@ -19,7 +20,7 @@ allow() { # allow USER OPERATION[,OPERATION] RESOURCE-OPTION NAME [MORE OPTIONS]
 reads() { for topic in "${@:2}"; do allow "$1" Read,Describe --topic "$topic"; done; }
 writes() { for topic in "${@:2}"; do allow "$1" Write,Describe --topic "$topic"; done; }
 
-recorded=(call-events audio-frames signals transcripts assessments dispatch-actions)
+recorded=(call-events audio-frames signals transcripts assessments packets dispatch-actions)
 topics=("${recorded[@]}" live-calls dispatch-queue dead-letters)
 
 writes gateway call-events audio-frames dead-letters
@@ -29,7 +30,7 @@ writes console dispatch-actions
 
 reads worker call-events audio-frames signals transcripts assessments live-calls dispatch-queue dispatch-actions
 # call-events: for the timers of calls.
-writes worker call-events signals assessments live-calls dispatch-queue dead-letters
+writes worker call-events signals assessments packets live-calls dispatch-queue dead-letters
 
 reads speech audio-frames call-events
 writes speech transcripts dead-letters
@@ -42,6 +43,12 @@ for app in worker speech; do
   allow "$app" Read,Write,Describe --topic "dispatchai-$app-" --resource-pattern-type prefixed  # changelogs
   allow "$app" Read --group "dispatchai-$app"
 done
+
+# The offsets up to which `dispatchai topics upgrade` copied packets.
+allow worker Describe --group dispatchai-packets
+allow topics Read --group dispatchai-packets
+allow topics Read --topic dispatch-queue
+allow topics Read,Write --topic packets
 
 for topic in "${topics[@]}"; do
   allow topics Create,Describe,DescribeConfigs --topic "$topic"

@@ -47,6 +47,8 @@ def follow(
         match record:
             case CallEvent(type=EventType.EXPIRED):
                 state = None
+            case CallEvent(type=EventType.PURGED):
+                continue  # about the packet, which outlives the call's state
             case CallEvent() if state is None and record.type.startswith(OWN_EVENTS):
                 continue  # of a call whose state was deleted meanwhile
             case CallEvent():

@@ -24,6 +24,11 @@ MICROS_PER_S: Final = 1_000_000
 ROUND_MAX: Final = 2**31 - 1
 """The largest number of a round that a record can hold."""
 
+NAME_MAX_CHARS: Final = 512
+REQUEST_MAX_CHARS: Final = 8_192
+"""Longest id, action or code, and longest request, of a command that ended: a state holds up to 64 of them. This
+program writes none as long."""
+
 _LONG_MAX: Final = 2**63 - 1
 """The largest time that a record can hold."""
 
@@ -43,6 +48,8 @@ class EventType(StrEnum):
     RETRY = "dispatchai.retry"
     DEADLINE = "dispatchai.deadline"
     EXPIRED = "dispatchai.expired"
+    RECORD_REFUSED = "dispatchai.record_refused"
+    PURGED = "dispatchai.purged"
 
 
 OWN_EVENTS: Final = OWN_TYPES
@@ -87,7 +94,14 @@ class StreamDue:
     failed_at: Micros | None
 
 
-OwnPayload = CommandEnded | RetryDue | StreamLost | StreamDue
+@dataclass(frozen=True, slots=True)
+class PacketPurged:
+    """dispatchai.purged: the packet of an ended call, in `version`, leaves the queue. Says nothing about the call."""
+
+    version: int | None
+
+
+OwnPayload = CommandEnded | RetryDue | StreamLost | StreamDue | PacketPurged
 """The payload of an own event, in JSON an object of these fields. A deadline and an expiry have none. None stands for
 a field that cannot be read; a CommandEnded with such a field is no payload at all."""
 
@@ -143,9 +157,11 @@ def payload_of(event: CallEvent) -> EventPayload:
                 command_id if isinstance(command_id, str) else None, number if type(number) is int else None
             )
         case EventType.STREAM_LOST:
-            return StreamLost(_time_in(body, "stopped_at"))
+            return StreamLost(_long_in(body, "stopped_at"))
         case EventType.STREAM_DUE:
-            return StreamDue(_time_in(body, "failed_at"))
+            return StreamDue(_long_in(body, "failed_at"))
+        case EventType.PURGED:
+            return PacketPurged(_long_in(body, "version"))
         case _:
             return None
 
@@ -159,8 +175,14 @@ def _command_ended(body: dict[str, Any]) -> CommandEnded | None:
             "outcome": str() as outcome,
             "code": str() as code,
             "request": (str() | None) as request,
-        } if type(number) is int and 1 <= number <= ROUND_MAX and outcome in _OUTCOMES:
-            retry_at = _time_in(body, "retry_at")
+        } if (
+            type(number) is int
+            and 1 <= number <= ROUND_MAX
+            and outcome in _OUTCOMES
+            and max(len(command_id), len(action), len(code)) <= NAME_MAX_CHARS
+            and len(request or "") <= REQUEST_MAX_CHARS
+        ):
+            retry_at = _long_in(body, "retry_at")
             return CommandEnded(command_id, action, number, CommandOutcome(outcome), code, retry_at, request)
         case _:
             return None
@@ -169,8 +191,8 @@ def _command_ended(body: dict[str, Any]) -> CommandEnded | None:
 _OUTCOMES: Final = frozenset(outcome.value for outcome in CommandOutcome)
 
 
-def _time_in(body: dict[str, Any], name: str) -> Micros | None:
-    """The time `name`; None where it is missing or is no time that a record can hold."""
+def _long_in(body: dict[str, Any], name: str) -> Micros | None:
+    """The time or version `name`; None where it is missing or is none that a record can hold."""
     value = body.get(name)
     return value if type(value) is int and 0 <= value <= _LONG_MAX else None
 

@@ -51,6 +51,12 @@ STOP_GRACE_S: Final = 1.0
 NO_AUDIO: Final = "the caller's audio does not come in: its stream failed"
 """Why a call is degraded: the caller is not heard until a stream starts again."""
 
+RECORD_REFUSED: Final = "not all that is known of the call could be stored: a record was too large"
+"""Why a call is degraded of which Kafka refused a record (`dispatchai.engine.emitter`)."""
+
+VALUE_MAX_CHARS: Final = 512
+"""Longest number, id or cause that a state holds. The rest of a longer one is left out."""
+
 _FAILURES_OF_ACTIONS: Final = {
     Answer.action: "the call could not be answered",
     StreamingStart.action: "the caller's audio could not be asked for",
@@ -104,6 +110,8 @@ def apply(state: CallState | None, event: CallEvent, payload: EventPayload) -> C
     if event.type == EventType.DEADLINE:
         seen_at = _earliest(state.deadline_seen_at, event.received_at)
         state = replace(state, deadline_passed=True, deadline_seen_at=seen_at)
+    if event.type == EventType.RECORD_REFUSED:
+        state = replace(state, record_refused=True)
     state = _applied(state, event, payload)
     return replace(state, stray=_is_stray(state))
 
@@ -137,8 +145,8 @@ def _with_payload(state: CallState, event: CallEvent, payload: EventPayload) -> 
     state = replace(
         state,
         call_control_id=_settled(state.call_control_id, event.call_control_id) or "",
-        from_number=_settled(state.from_number, event.from_number),
-        to_number=_settled(state.to_number, event.to_number),
+        from_number=_settled(state.from_number, _cut(event.from_number)),
+        to_number=_settled(state.to_number, _cut(event.to_number)),
     )
     match payload:
         case CallInitiated():
@@ -154,7 +162,7 @@ def _with_payload(state: CallState, event: CallEvent, payload: EventPayload) -> 
         case CommandEnded():
             return _with_command(state, _command_state(event, payload))
         case CallHangup(hangup_cause=hangup_cause):
-            ended_at, cause = _first_hangup(state, event, hangup_cause)
+            ended_at, cause = _first_hangup(state, event, _cut(hangup_cause))
             return replace(state, status=CallStatus.ENDED, ended_at=ended_at, hangup_cause=cause)
         case _:
             return state
@@ -328,7 +336,7 @@ def _degraded(state: CallState) -> str | None:
                 return f"{failure}: the carrier refused ({latest.code})"
             case _:
                 continue
-    return None
+    return RECORD_REFUSED if state.record_refused else None
 
 
 # ---- values ------------------------------------------------------------------------------------------------------
@@ -336,6 +344,10 @@ def _degraded(state: CallState) -> str | None:
 
 def _earliest(known: Micros | None, new: Micros) -> Micros:
     return new if known is None else min(known, new)
+
+
+def _cut(text: str | None) -> str | None:
+    return text if text is None else text[:VALUE_MAX_CHARS]
 
 
 def _settled(known: str | None, new: str | None) -> str | None:

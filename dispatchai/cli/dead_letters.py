@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final, TextIO
 
 from dispatchai.kafka.connection import KafkaConnection
@@ -130,7 +131,7 @@ async def retry_dead_letters(
         print("nothing was sent", file=out)
         return 1
     refused = 0
-    reasons = Refusals.load()
+    reasons = Refusals.load(settings.topics_file)
     progress, sent = Progress(err, "sent"), 0
     async for result in store.retry(records, reasons):
         match result:
@@ -175,9 +176,9 @@ class Refusals:
     compacted: frozenset[str]
 
     @classmethod
-    def load(cls) -> Refusals:
-        """As `topics.yaml` declares the topics."""
-        specs = Topics.load().every_topic()
+    def load(cls, topics_file: Path | None = None) -> Refusals:
+        """As `topics_file`, by default the shipped `topics.yaml`, declares the topics."""
+        specs = Topics.load(topics_file).every_topic()
         return cls(frozenset(spec.name for spec in specs if spec.policy is Policy.COMPACT))
 
     def __call__(self, dead_letter: DeadLetter) -> str | None:

@@ -1,7 +1,8 @@
 """`dispatchai dev`: runs the system on this machine, behind a tunnel through which Telnyx reaches the gateway.
 
 Decides which tunnel program runs and how its public URL is found; the tunnel ends with the run. `up` runs the
-processes and `doctor` checks the URLs. Only the gateway's port is behind the tunnel; the page is not.
+processes and `doctor` checks the URLs. Behind the tunnel is a port of the gateway that serves webhooks and media alone:
+neither its health page and metrics nor the dispatchers' page can be reached from outside.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dispatchai.cli.doctor import Result, Verdict, check_media, check_webhook
 from dispatchai.cli.errors import CliError
 from dispatchai.cli.up import Say, UpError, up
 from dispatchai.gateway.app import MEDIA_PATH, WEBHOOK_PATH
+from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.process.child import Child, ChildError
 from dispatchai.settings import Settings, Verification
 
@@ -204,8 +206,9 @@ async def dev(settings: Settings, say: Say, wanted: Provider | None = None) -> N
     """Run the system behind a tunnel until cancelled. Raises CliError when it may not or cannot run."""
     if settings.webhook_verification is Verification.OFF:
         raise CliError("WEBHOOK_VERIFICATION=off is not allowed behind a tunnel: the gateway is public")
-    async with tunnel(settings.gateway_port, wanted) as (url, child):
-        public = _public(url)
+    port = settings.gateway_tunnel_port or free_port()
+    async with tunnel(port, wanted) as (url, child):
+        public = _public(url, port)
         async with up(public, say) as running:
             watched = {
                 asyncio.create_task(child.wait()): "the tunnel ended and its URL is gone: start again",
@@ -222,8 +225,9 @@ async def dev(settings: Settings, say: Say, wanted: Provider | None = None) -> N
                 await asyncio.gather(introducing, *watched, return_exceptions=True)
 
 
-def _public(url: str) -> Settings:
-    """The settings with the tunnel's URL, which the processes read from the environment."""
+def _public(url: str, port: int) -> Settings:
+    """The settings with the tunnel's URL and local port, which the processes read from the environment."""
+    os.environ["GATEWAY_TUNNEL_PORT"] = str(port)
     os.environ["HTTP_PUBLIC_URL"] = url
     os.environ["WS_PUBLIC_URL"] = f"wss://{url.removeprefix('https://')}{MEDIA_PATH}"
     return Settings()

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import click
 from pydantic import ValidationError
@@ -21,9 +21,13 @@ from pydantic import ValidationError
 from dispatchai import __version__
 from dispatchai.cli.errors import CliError, UnusableError
 from dispatchai.kafka.errors import KafkaOperationError
+from dispatchai.kafka.topics import TopicsFileError
 from dispatchai.process.errors import ProcessError
 from dispatchai.settings import Settings
 from dispatchai.settings import settings as read_settings
+from dispatchai.triage.errors import RulesError
+
+T = TypeVar("T")
 
 EXIT_INTERRUPTED: Final = 130
 """Exit code after Ctrl-C, as in shells: 128 + SIGINT."""
@@ -38,6 +42,8 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except CliError as error:
             message, code = str(error), error.exit_code
+        except (TopicsFileError, RulesError) as error:
+            message, code = str(error), UnusableError.exit_code
         except (KafkaOperationError, ProcessError) as error:
             message, code = str(error), CliError.exit_code
         except KeyboardInterrupt:
@@ -209,7 +215,7 @@ def worker() -> None:
         from dispatchai.app import worker_app
         from dispatchai.engine.app import run_app
 
-        return await run_app(worker_app(settings))
+        return await run_app(_made(worker_app, settings))
 
     _need_kafka(settings)
     _run_uvloop(run())
@@ -224,7 +230,7 @@ def speech() -> None:
         from dispatchai.app import speech_app
         from dispatchai.engine.app import run_app
 
-        return await run_app(speech_app(settings))
+        return await run_app(_made(speech_app, settings))
 
     _need_kafka(settings)
     _run_uvloop(run())
@@ -237,9 +243,29 @@ def _run_uvloop(main: Coroutine[Any, Any, int]) -> NoReturn:
     _run(main)
 
 
+def _made(make: Callable[[Settings], T], settings: Settings) -> T:
+    """The application of a process. What keeps it from being made is in the configuration, so a restart would not help.
+
+    Raises UnusableError, RulesError and TopicsFileError, all of which end the program with code 2.
+    """
+    from dispatchai.engine.errors import UnsupportedVersionError
+
+    try:
+        return make(settings)
+    except RulesError:
+        raise
+    except (OSError, ValueError, UnsupportedVersionError) as error:
+        raise UnusableError(str(error)) from error
+
+
 def _need_kafka(settings: Settings) -> None:
+    """Raise UnusableError unless the settings name a Kafka that a client can be made for."""
     if not settings.kafka_bootstrap_servers:
         raise UnusableError("KAFKA_BOOTSTRAP_SERVERS is not set: name the brokers, or run `dispatchai up` instead")
+    try:
+        settings.kafka().ssl_context()
+    except (ValueError, OSError) as error:
+        raise UnusableError(f"the Kafka settings cannot be used: {error}; see KAFKA_* in .env.example") from error
 
 
 class _CallCommand(click.Command):
@@ -316,7 +342,8 @@ def call(
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Read settings from this file instead of .env. Of several files the later one wins.",
 )
-def doctor(as_json: bool, env_files: tuple[Path, ...]) -> None:
+@click.option("--workers", help="host:port,... of all workers, instead of DOCTOR_WORKERS.")
+def doctor(as_json: bool, env_files: tuple[Path, ...], workers: str | None) -> None:
     """Check the deployment and say what to do.
 
     Checks keys, URLs, Kafka, topics, clock, the public webhook and the media socket, and changes nothing. Exit code 1
@@ -331,6 +358,8 @@ def doctor(as_json: bool, env_files: tuple[Path, ...]) -> None:
     async def run() -> int:
         files = env_files or (Path(".env"),)
         try:
+            if workers is not None:
+                os.environ["DOCTOR_WORKERS"] = workers
             settings = Settings(_env_file=files)
         except ValidationError as error:
             results = checks.settings_failed(error)
@@ -341,6 +370,26 @@ def doctor(as_json: bool, env_files: tuple[Path, ...]) -> None:
         return checks.exit_code(results)
 
     _run(run())
+
+
+@main.group()
+def rules() -> None:
+    """Check the rules of triage."""
+
+
+@rules.command("check")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+def rules_check(file: Path | None) -> None:
+    """Read the rules in FILE as a worker does.
+
+    Without FILE those of RULES_FILE or, without that, those that ship with the program. Each fault is named with its
+    file and line (exit code 2).
+    """
+    from dispatchai.triage.rules import DEFAULT_PATH, Rules
+
+    path = file or _settings("rules").rules_file or DEFAULT_PATH
+    loaded = Rules.load(path)
+    click.echo(f"{path}: version {loaded.version}, {len(loaded.rules)} rules, {len(loaded.questions)} questions")
 
 
 @main.group()
@@ -361,8 +410,30 @@ def topics_apply() -> None:
         from dispatchai.kafka.admin import apply
         from dispatchai.kafka.topics import Topics
 
+        report = await apply(_kafka(settings), Topics.load(settings.topics_file), settings.kafka_replication_factor)
+        click.echo(render_report(report))
+        return report.exit_code
+
+    _run(_on_kafka(run()))
+
+
+@topics.command("upgrade")
+def topics_upgrade() -> None:
+    """Create the missing topics, and copy the packets of an older version's queue to the topic packets.
+
+    The workers then purge the queue. Running it again copies nothing twice. Exit code as that of `topics apply`.
+    """
+    settings = _settings("topics")
+
+    async def run() -> int:
+        from dispatchai.cli.topics import render_copied, render_report
+        from dispatchai.kafka.admin import apply
+        from dispatchai.kafka.packet_history import copy_packets
+        from dispatchai.kafka.topics import Topics
+
         report = await apply(_kafka(settings), Topics.load(), settings.kafka_replication_factor)
         click.echo(render_report(report))
+        click.echo(render_copied(await copy_packets(_kafka(settings))))
         return report.exit_code
 
     _run(_on_kafka(run()))
@@ -381,7 +452,7 @@ def topics_show() -> None:
         from dispatchai.kafka.admin import show
         from dispatchai.kafka.topics import Topics
 
-        click.echo(render_show(await show(_kafka(settings), Topics.load())))
+        click.echo(render_show(await show(_kafka(settings), Topics.load(settings.topics_file))))
         return 0
 
     _run(_on_kafka(run()))

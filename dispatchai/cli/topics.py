@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from dispatchai.kafka.admin import Report, TopicState
-from dispatchai.kafka.topics import UNIT_MS
+from dispatchai.kafka.packet_history import Copied
+from dispatchai.kafka.topics import UNIT_MS, Topic
 
 NOT_REPORTED: Final = "not reported by this broker"
 
@@ -43,6 +44,11 @@ def render_report(report: Report) -> str:
     as_declared = len(report.present) - drifted
     lines.append(f"{len(report.created)} created, {as_declared} present as declared, {drifted} differ (not changed)")
     return "\n".join(lines)
+
+
+def render_copied(copied: Copied) -> str:
+    """The result of a copy to the topic `packets` as a line for a terminal."""
+    return f"{copied.copied} packets copied from {Topic.DISPATCH_QUEUE} to {Topic.PACKETS}, {copied.present} were there"
 
 
 def render_show(states: Iterable[TopicState]) -> str:

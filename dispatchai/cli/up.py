@@ -99,7 +99,7 @@ async def _broker(settings: Settings, say: Say, stack: AsyncExitStack) -> KafkaC
 
 
 async def _topics(connection: KafkaConnection, settings: Settings, say: Say) -> None:
-    topics = Topics.load()
+    topics = Topics.load(settings.topics_file)
     try:
         report = await apply(connection, topics, settings.kafka_replication_factor)
     except (KafkaOperationError, KafkaError, OSError) as error:

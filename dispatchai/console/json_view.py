@@ -94,7 +94,7 @@ def _live_entry(record: LiveCall) -> Json:
         "from_masked": masked(record.from_number),
         "to": record.to_number,
         "audio": live["audio"],
-        "nlp": {name: live[name] for name in ("transcript", "emotion", "category", "tags")},
+        "nlp": {name: live[name] for name in ("transcript", "emotion", "category", "tags", "transcript_omitted")},
         "partial": live["partial"],
         **{
             name: live[name]
@@ -127,7 +127,7 @@ def call(entry: Entry) -> Json:
         "call_id": entry.call_id,
         "status": entry.status,
         "live": None if entry.live is None else live_call(entry.live, full_number=True),
-        "packet": None if entry.packet is None else packet(entry.packet, full_number=True),
+        "packet": None if entry.stored is None else packet(entry.stored.packet, full_number=True),
     }
 
 
@@ -177,7 +177,7 @@ def _check(value: Any) -> None:
 
 def _placeholder(entry: Entry, form: str) -> Json:
     """An entry of the form that says that the call cannot be shown. It has every field that the page needs."""
-    is_final = entry.packet is not None
+    is_final = entry.stored is not None
     ranking = entry.ranking
     shown: Json = {
         "call_id": entry.call_id,
@@ -203,6 +203,7 @@ def _placeholder(entry: Entry, form: str) -> Json:
         "audio": {**dict.fromkeys(audio, 0.0), "voiced": False, "missing_frames": 0},
         "nlp": {
             "transcript": "",
+            "transcript_omitted": 0,
             "emotion": {"label": UNKNOWN, "intensity": 0.0, "sentiment": "neutral"},
             "category": UNKNOWN,
             "tags": [],

@@ -24,6 +24,11 @@ class Exposed:
             feed.live_calls,
         )
         yield GaugeMetricFamily(
+            "dispatchai_calls_unheard",
+            "Answered calls in the whole system whose callers are not heard: no frame yet, or none for some seconds.",
+            feed.unheard_calls,
+        )
+        yield GaugeMetricFamily(
             "dispatchai_calls_final", "Finished calls in the queue of the whole system.", feed.final_calls
         )
         prefix = "dispatchai_view_"

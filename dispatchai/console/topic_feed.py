@@ -19,11 +19,14 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from dispatchai.console.errors import ConsoleError
-from dispatchai.console.queue_view import MAX_FINALS, Change, Entry, QueueView
+from dispatchai.console.queue_view import MAX_FINALS, Change, Entry, QueueView, StoredPacket
+from dispatchai.kafka import metadata_updates
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.reading import partitions_of, unread
 from dispatchai.kafka.topics import Topic
-from dispatchai.records import CallPacket, DecodeError, LiveCall
+from dispatchai.process.clock import now_micros
+from dispatchai.process.log_limit import LogLimit
+from dispatchai.records import DecodeError, LiveCall
 from dispatchai.records.codec import decode_as
 
 CLIENT_ID: Final = "dispatchai-console"
@@ -44,6 +47,8 @@ STALLED_PROBES: Final = 3
 """Probes without progress while records are waiting after which the session starts again."""
 BACKOFF_MIN_S: Final = 0.25
 BACKOFF_MAX_S: Final = 5.0
+FAILURES_LOGGED_EVERY_S: Final = 60.0
+"""The least time between two lines about failed attempts."""
 
 PUSH_INTERVAL_S: Final = 0.2
 """Five pushes a second to a subscriber: nobody reads faster."""
@@ -112,8 +117,8 @@ class Snapshot:
         finals = 0
         chosen: list[Entry] = []
         for entry in view.ranked():
-            finals += entry.packet is not None
-            if entry.packet is None or finals <= SNAPSHOT_FINALS:
+            finals += entry.stored is not None
+            if entry.stored is None or finals <= SNAPSHOT_FINALS:
                 chosen.append(entry)
         return cls(view.number, view.live_count, view.final_count, tuple(chosen))
 
@@ -166,7 +171,7 @@ class _ViewBuilder:
 
     Values of live calls are kept as bytes, the latest of each call, until somebody needs the view: a thousand live
     calls write four thousand values a second, and a worker without an open page must not pay for decoding them.
-    Packets are decoded as they come, because their version decides which one counts.
+    Of packets the version decides which one counts, so they are read as they come; they too are kept as bytes.
     """
 
     def __init__(
@@ -192,9 +197,7 @@ class _ViewBuilder:
                 self._pending.pop(call_id, None)
                 self._notify(self.view.put_live(call_id, None))
             elif value is not None:
-                packet = decode_as(CallPacket, value)
-                _same_key(call_id, packet.call_id)
-                self._notify(self.view.put_packet(call_id, packet))
+                self._notify(self.view.put_packet(call_id, StoredPacket.read(call_id, value)))
             else:
                 self._notify(self.view.put_packet(call_id, None))
         except (DecodeError, UnicodeDecodeError) as error:
@@ -260,6 +263,7 @@ class Feed:
         self._queue_topic = queue_topic
         self._max_finals = max_finals
         self._state = FeedState.STARTING
+        self._failure_log = LogLimit(FAILURES_LOGGED_EVERY_S)
         self._ready = asyncio.Event()
         self._push_needed = asyncio.Event()
         self._unsent: dict[str, Change] = {}
@@ -320,6 +324,11 @@ class Feed:
     def live_calls(self) -> int:
         """The number of calls in progress in the whole system."""
         return self._builder.live_count
+
+    @property
+    def unheard_calls(self) -> int:
+        """The number of answered calls in the whole system whose callers are not heard now."""
+        return self._builder.view.unheard(now_micros())
 
     @property
     def final_calls(self) -> int:
@@ -440,7 +449,9 @@ class Feed:
             except Exception as error:  # noqa: BLE001
                 failure = error
             pause_s = BACKOFF_MIN_S if self._state is FeedState.LIVE else min(2 * pause_s, BACKOFF_MAX_S)
-            log.warning("topics_reading_failed", error=f"{type(failure).__name__}: {failure}", retry_s=pause_s)
+            if failures := self._failure_log.add():
+                why = f"{type(failure).__name__}: {failure}"
+                log.warning("topics_reading_failed", error=why, retry_s=pause_s, failures=failures)
             if self._ready.is_set():
                 self._enter(FeedState.RECONNECTING)
             await asyncio.sleep(pause_s)
@@ -458,6 +469,7 @@ class Feed:
             max_poll_records=POLL_RECORDS,
             request_timeout_ms=int(REQUEST_S * 1_000),
         )
+        metadata_updates.limit(consumer)
         try:
             async with asyncio.timeout(REQUEST_S):
                 partitions = await _partitions(self._connection, (self._live_topic, self._queue_topic))

@@ -291,7 +291,7 @@ class _Views:
                 body = orjson.dumps({"call_id": change.call_id})
                 events.append(_event("remove", body, change.number))
             else:
-                name = "call" if change.entry.packet is None else "packet"
+                name = "call" if change.entry.stored is None else "packet"
                 events.append(_event(name, self._text(change.entry, "queue"), change.number))
         return b"".join([*events, _state_event(update.state)])
 

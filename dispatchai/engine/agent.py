@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import faust
 from faust.types import TP
@@ -25,6 +25,9 @@ from dispatchai.kafka.dead_letters import UnreadableError
 
 S = TypeVar("S")
 R = TypeVar("R")
+
+KEY_MAX_BYTES: Final = 1_024
+"""Longest key of a record. A carrier's id of a call has at most 256 characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +72,19 @@ async def decoded(
 ) -> list[tuple[Record, R]]:
     """The `records` of `tp` with their decoded values.
 
-    A record without a key, or whose key or value cannot be decoded, is sent to the dead-letter topic in the name of
-    `reader`. A tombstone is skipped.
+    A record without a key or a value, or whose key or value cannot be decoded, is sent to the dead-letter topic in the
+    name of `reader`: agents read topics that are not compacted, where a tombstone means nothing.
     """
     good: list[tuple[Record, R]] = []
     for record in records:
         try:
             if not record.key:
                 raise UnreadableError("a record without a key")
+            if len(record.key) > KEY_MAX_BYTES:
+                raise UnreadableError(f"a key of {len(record.key):,} bytes")
             record.key.decode()
             if record.value is None:
-                continue  # a tombstone means nothing in a topic that is not compacted
+                raise UnreadableError("a tombstone in a topic that is not compacted")
             good.append((record, decode(record.value)))
         except ValueError as error:
             await app.emitter.dead_letter(consumer_record(tp, record), reader=reader, error=error)

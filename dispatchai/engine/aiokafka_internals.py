@@ -15,6 +15,7 @@ from weakref import ref
 
 import aiokafka
 import structlog
+from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.errors import CorruptRecordException, KafkaError, RebalanceInProgressError
@@ -37,6 +38,7 @@ WRITE_CHECK_S: Final = 0.05
 _TOUCHED: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
     (aiokafka.AIOKafkaConsumer, ("_client", "_coordinator", "_fetcher", "_fetch_max_wait_ms", "_fetch_min_bytes")),
     (aiokafka.AIOKafkaProducer, ("_message_accumulator",)),
+    (AIOKafkaClient, ("_metadata_update",)),
     (Fetcher, ("_records",)),
     (FetchResult, ("_partition_records", "_topic_partition", "_update_position", "check_assignment", "getall")),
     (PartitionRecords, ("_records", "_records_iterator", "next_fetch_offset")),

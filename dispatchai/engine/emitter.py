@@ -4,29 +4,56 @@ They go through the producer that Faust owns, so Faust's flush before each commi
 writes wait, because another process may own the partitions. A write that belongs to an assignment that is over is
 refused: the new owner makes it again. After Kafka has refused a record for good nothing more is written: a snapshot
 would say that the record is stored, and a commit that it need not be made again.
+
+The exception is a record that is too large. It would be as large after every restart, wherever its partition goes. So
+it is set aside: the beginning of it goes to the dead-letter topic, `on_set_aside` is told, and the rest goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
 import aiokafka
 import structlog
+from aiokafka.errors import MessageSizeTooLargeError
 
 from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.engine.failure import Failure
 from dispatchai.engine.metrics import EngineMetrics
 from dispatchai.engine.write_lease import Lease
-from dispatchai.kafka.dead_letters import dead_letter_of
+from dispatchai.kafka.dead_letters import dead_letter_of, dead_letter_of_output
 
 log = structlog.get_logger(__name__)
 
 IN_FLIGHT_MAX: Final = 20_000
 """Unacknowledged records beyond which an agent waits: backpressure from a slow Kafka bounds memory to some 20 MB."""
 
+RECORD_MAX_BYTES: Final = 950_000
+"""Largest record, as for dead letters: Kafka takes a batch of 1,048,588 bytes unless a topic says otherwise."""
+
+SET_ASIDE_MAX: Final = 1_000
+"""Keys whose records were set aside that are remembered, so that each is reported once: a state that has become too
+large is too large at each of its snapshots."""
+
 Headers = Sequence[tuple[str, bytes]]
+KeyValue = tuple[bytes | None, bytes | None]
+
+SetAside = Callable[[str, str, int | None], Awaitable[None]]
+"""(topic, key, partition): a record was too large for Kafka."""
+
+
+_HARMLESS: Final = (AssignmentOverError, MessageSizeTooLargeError)
+"""Errors of a delivery after which the process goes on."""
+
+
+def _size(key: bytes | None, value: bytes | None, headers: Headers = ()) -> int:
+    return len(key or b"") + len(value or b"") + sum(len(name) + len(content) for name, content in headers)
+
+
+def _is_too_large(key: bytes | None, value: bytes | None, headers: Headers) -> bool:
+    return _size(key, value, headers) > RECORD_MAX_BYTES
 
 
 class Emitter:
@@ -52,6 +79,10 @@ class Emitter:
         self._records_in_flight = 0
         self._ahead: dict[tuple[str, int | None], asyncio.Future[None]] = {}
         """The last `send_soon` of each partition, until its records are in the producer's buffer."""
+        self._set_aside: dict[tuple[str, bytes | None], None] = {}
+        """Topics and keys of the last records that were set aside."""
+        self.on_set_aside: SetAside | None = None
+        """Called for the first record of a key that is set aside."""
 
     async def send(
         self,
@@ -64,10 +95,10 @@ class Emitter:
     ) -> None:
         """Put a record into the producer's buffer. Waits while the buffer is full or this process may not write.
 
-        `value` None is a tombstone. If the broker refuses the record after all retries the application fails: an
-        output must not be skipped, and its input is read again after the restart. If `partition` is given, the record
-        follows everything that `send_soon` was given for it before. Raises AssignmentOverError if partitions were
-        reassigned meanwhile: the caller's work belongs to another process now.
+        `value` None is a tombstone. If the broker refuses the record after all retries the application fails, unless
+        it is too large: an output must not be skipped, and its input is read again after the restart. If `partition`
+        is given, the record follows everything that `send_soon` was given for it before. Raises AssignmentOverError if
+        partitions were reassigned meanwhile: the caller's work belongs to another process now.
         """
         generation = self._lease.generation
         await self._wait_writable()
@@ -75,8 +106,14 @@ class Emitter:
         if (ahead := self._ahead.get((topic, partition))) is not None:
             await asyncio.wait([ahead])
             self._check(generation)
-        self._sent(await producer.send(topic, value, key=key, partition=partition, headers=list(headers)), 1)
-        self._metrics.sent(topic)
+        if _is_too_large(key, value, headers):
+            await self._put_aside(topic, partition, [(key, value)])
+        else:
+            delivery = await producer.send(topic, value, key=key, partition=partition, headers=list(headers))
+            delivery.add_done_callback(self._fail_if_refused)
+            settled = self._settled(delivery, topic, partition, [(key, value)], headers, None)
+            self._sent(asyncio.ensure_future(settled), 1)
+            self._metrics.sent(topic)
         self._check(generation)
 
     async def send_batch(
@@ -154,7 +191,7 @@ class Emitter:
         producer = self._producer()
         sent: list[tuple[asyncio.Future[object], int]] = []
         own = list(headers)
-        batch = producer.create_batch()
+        batch, built = producer.create_batch(), list[KeyValue]()
 
         async def send_built() -> None:
             self._check(generation)
@@ -162,18 +199,68 @@ class Emitter:
             delivery, count = await producer.send_batch(batch, topic, partition=partition), batch.record_count()
             # Now, and not after the last batch: a commit that waits for this batch must see a refusal.
             delivery.add_done_callback(self._fail_if_refused)
-            sent.append((delivery, count))
+            settled = self._settled(delivery, topic, partition, built, own, timestamp_ms)
+            sent.append((asyncio.ensure_future(settled), count))
             self._metrics.sent(topic, count)
 
         for key, value in records:
+            if _is_too_large(key, value, own):
+                await self._put_aside(topic, partition, [(key, value)])
+                continue
             if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=own) is None:
                 # The batch is full: the record goes into a new one.
                 await send_built()
-                batch = producer.create_batch()
+                batch, built = producer.create_batch(), []
                 batch.append(timestamp=timestamp_ms, key=key, value=value, headers=own)
-        if batch.record_count():
+            built.append((key, value))
+        if built:
             await send_built()
         return sent
+
+    async def _settled(
+        self,
+        delivery: asyncio.Future[Any],
+        topic: str,
+        partition: int | None,
+        records: Sequence[KeyValue],
+        headers: Headers,
+        timestamp_ms: int | None,
+    ) -> None:
+        """Wait for the delivery of `records`. If they are too large for the broker, send each by itself, and set aside
+        what is too large alone: where a topic takes less than a batch of this producer has."""
+        await asyncio.wait([delivery])
+        error = None if delivery.cancelled() else delivery.exception()
+        if not isinstance(error, MessageSizeTooLargeError):
+            return  # it was delivered, or `_fail_if_refused` knows
+        if len(records) == 1:
+            await self._put_aside(topic, partition, records, error)
+            return
+        for key, value in records:
+            one = await self._producer().send(
+                topic, value, key=key, partition=partition, headers=list(headers), timestamp_ms=timestamp_ms
+            )
+            one.add_done_callback(self._fail_if_refused)
+            await self._settled(one, topic, partition, [(key, value)], headers, timestamp_ms)
+
+    async def _put_aside(
+        self, topic: str, partition: int | None, records: Sequence[KeyValue], refusal: Exception | None = None
+    ) -> None:
+        """Send the beginning of each of `records` to the dead-letter topic instead, and report it."""
+        for key, value in records:
+            size = _size(key, value)
+            error = refusal or MessageSizeTooLargeError(f"a record of {size:,} bytes is more than {RECORD_MAX_BYTES:,}")
+            known = (topic, key) in self._set_aside
+            log.error("record_too_large", topic=topic, partition=partition, bytes=size, reported=known)
+            self._metrics.set_aside(topic)
+            if known or topic == self._dead_letter_topic:
+                continue
+            self._set_aside[topic, key] = None
+            if len(self._set_aside) > SET_ASIDE_MAX:
+                del self._set_aside[next(iter(self._set_aside))]
+            letter_key, letter, headers = dead_letter_of_output(topic, partition, key, value, error=error)
+            await self.send(self._dead_letter_topic, letter_key, letter, headers=headers)
+            if self.on_set_aside is not None and key:
+                await self.on_set_aside(topic, key.decode(errors="replace"), partition)
 
     async def _wait_writable(self) -> None:
         """Wait until writing is allowed. Raises AssignmentOverError if the assignment is over by then."""
@@ -201,7 +288,7 @@ class Emitter:
         if sent.cancelled():
             return
         error = sent.exception()
-        if error is not None and not isinstance(error, AssignmentOverError) and not self._failure.has_failed:
+        if error is not None and not isinstance(error, _HARMLESS) and not self._failure.has_failed:
             log.error("record_refused", error=type(error).__name__)
             self._metrics.send_failures.inc()
             self._failure.report(error)

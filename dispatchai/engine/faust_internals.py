@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final
 import aiokafka
 import faust
 import structlog
+from aiokafka.partitioner import DefaultPartitioner
 from faust.app.base import App as BaseApp
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, EventT
@@ -28,6 +29,7 @@ from dispatchai.engine.metrics import EngineMetrics
 from dispatchai.engine.source import Source
 from dispatchai.engine.stall_detection import StallDetector
 from dispatchai.engine.write_lease import Lease
+from dispatchai.kafka import metadata_updates
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.reading import true_ends
 from dispatchai.process.http_server import HttpCollector, HttpServer
@@ -123,6 +125,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer = super()._create_worker_consumer(transport)
         wait_ms = EMBEDDED_FETCH_MAX_WAIT_MS if self._shared.connection.embedded else FETCH_MAX_WAIT_MS
         internals.set_fetch_limits(consumer, max_wait_ms=wait_ms, min_bytes=FETCH_MIN_BYTES)
+        metadata_updates.limit(consumer)
         return consumer
 
     async def on_start(self) -> None:
@@ -269,7 +272,16 @@ class Producer(driver.Producer):
     def _new_producer(self, transactional_id: str | None = None) -> aiokafka.AIOKafkaProducer:
         producer = super()._new_producer(transactional_id)
         internals.send_only_while(producer, self.app.may_send)
+        metadata_updates.limit(producer)
         return producer
+
+    def key_partition(self, topic: str, key: bytes) -> TP:
+        """The partition of `key`, by which a request for its state finds the worker that holds it. Called by Faust.
+
+        Without it: Faust asks the producer, which knows the partitions of a topic only once it has written to it.
+        """
+        partitions = list(range(self.app.conf.topic_partitions))
+        return TP(topic, DefaultPartitioner()(key, partitions, partitions))
 
     @property
     def client(self) -> aiokafka.AIOKafkaProducer:

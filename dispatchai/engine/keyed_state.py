@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
+import structlog
 from faust.types import TP
 
 from dispatchai.engine.checkpoint import Snapshot, SnapshotSource
 from dispatchai.engine.commits import Coverage
 from dispatchai.engine.snapshots import SnapshotStore
+
+log = structlog.get_logger(__name__)
 
 S = TypeVar("S")
 
@@ -71,6 +74,8 @@ class KeyedStates(SnapshotSource, Generic[S]):
         """The offsets that the states held at the last sweep."""
         self._matches: dict[str, bool] = {}
         """The result of `match` for states that only the store holds, until they are touched."""
+        self._unreadable: set[str] = set()
+        """Keys whose snapshots could not be decoded, each logged once."""
         self._alarm: asyncio.TimerHandle | None = None
         """Wakes the checkpoint when a postponed snapshot is due."""
 
@@ -88,8 +93,21 @@ class KeyedStates(SnapshotSource, Generic[S]):
             if entry.state is not None:
                 yield key, entry.state
         for key, stored in list(self.store.values.items()):
-            if key not in self._entries:
-                yield key, self._decode(stored)
+            if key not in self._entries and (state := self._readable(key, stored)) is not None:
+                yield key, state
+
+    def _readable(self, key: str, stored: bytes) -> S | None:
+        """The state in a snapshot, or None if it cannot be decoded: who goes through all states must see the others.
+
+        Records of that key are dead-lettered, as `get` raises.
+        """
+        try:
+            return self._decode(stored)
+        except ValueError as error:
+            if key not in self._unreadable:
+                self._unreadable.add(key)
+                log.error("snapshot_unreadable", table=self.name, key=key, error=type(error).__name__)
+            return None
 
     def match(self, predicate: Callable[[S], bool]) -> Iterator[tuple[str, bool]]:
         """All keys, each with whether `predicate` holds for its state.
@@ -103,7 +121,8 @@ class KeyedStates(SnapshotSource, Generic[S]):
         for key, stored in list(self.store.values.items()):
             if key not in self._entries:
                 if (matches := self._matches.get(key)) is None:
-                    matches = self._matches[key] = predicate(self._decode(stored))
+                    state = self._readable(key, stored)
+                    matches = self._matches[key] = state is not None and predicate(state)
                 yield key, matches
 
     def partition_of(self, key: str) -> int | None:
@@ -167,6 +186,7 @@ class KeyedStates(SnapshotSource, Generic[S]):
         """Drop the states in memory: partitions were reassigned, and the store holds what counts."""
         self._entries.clear()
         self._matches.clear()
+        self._unreadable.clear()
         self._wanted.clear()
         self._wake_at(None)
 

@@ -24,10 +24,10 @@ from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from dispatchai.engine.checkpoint import Checkpoint
-from dispatchai.engine.emitter import Emitter
+from dispatchai.engine.emitter import Emitter, Headers
 from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.engine.metrics import EngineMetrics
-from dispatchai.engine.snapshots import EPOCH, epoch_of
+from dispatchai.engine.snapshots import EPOCH, EPOCH_MAX, epoch_of, key_of
 from dispatchai.engine.write_lease import Lease
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.reading import SilentKafkaError, open_reader, read_to_end
@@ -60,6 +60,8 @@ class Standing:
     value: bytes | None
     """Of the record that counts: of the highest epoch, and among those of one epoch the last. None is a tombstone."""
     last_epoch: int
+    headers: tuple[tuple[str, bytes], ...] = ()
+    """Of the record that counts, without its epoch."""
 
     @property
     def overwritten(self) -> bool:
@@ -67,21 +69,29 @@ class Standing:
         return self.last_epoch < self.epoch
 
 
-def standings(records: Sequence[Any], keys: Collection[bytes], known: dict[bytes, Standing]) -> None:
-    """Fold `records` of one partition, in the order of their offsets, into the `known` standings of `keys`."""
+def standings(
+    records: Sequence[Any], keys: Collection[bytes], known: dict[bytes, Standing], own: int = EPOCH_MAX
+) -> None:
+    """Fold `records` of one partition, in the order of their offsets, into the `known` standings of `keys`.
+
+    `own` is the epoch of the partition's owner, the highest there is: a record that claims a higher one is nobody's.
+    """
     for record in records:
         if record.key not in keys:
             continue
         epoch = epoch_of(record.headers)
+        if epoch > own:
+            epoch = 0
         standing = known.setdefault(record.key, Standing(epoch, record.value, epoch))
         standing.last_epoch = epoch
         if epoch >= standing.epoch:
             standing.epoch, standing.value = epoch, record.value
+            standing.headers = tuple(header for header in record.headers if header[0] != EPOCH)
 
 
 @dataclass(slots=True)
 class _Suspects:
-    """Keys of one partition with records of an earlier epoch, and the time of the oldest such record."""
+    """Keys of one partition with records of another epoch than the owner's, and the time of the oldest such record."""
 
     keys: set[bytes] = field(default_factory=set)
     since_ms: int = 2**63 - 1
@@ -124,20 +134,22 @@ class FencedTopics:
         stores = (checkpoint.source.store for checkpoint in self._checkpoints().values())
         return max((store.epoch(partition) for store in stores), default=self._lease.generation)
 
-    async def send(self, topic: str, records: Mapping[int, Sequence[tuple[bytes, bytes | None]]]) -> None:
+    async def send(
+        self, topic: str, records: Mapping[int, Sequence[tuple[bytes, bytes | None]]], headers: Headers = ()
+    ) -> None:
         """Put `records`, (key, value) by partition, into the producer's buffer, for a topic that was added.
 
-        Records of one call arrive before those of a later call. `records` must not be empty. Raises
-        AssignmentOverError.
+        All get `headers` beside their epoch. Records of one call arrive before those of a later call. `records` must
+        not be empty. Raises AssignmentOverError.
         """
         generation = self._lease.generation
         async with self._locks[topic]:
-            buffered = await self._send(topic, records)
+            buffered = await self._send(topic, records, headers)
         await asyncio.wait(buffered)
         self._check(generation)
 
     async def _send(
-        self, topic: str, records: Mapping[int, Sequence[tuple[bytes, bytes | None]]]
+        self, topic: str, records: Mapping[int, Sequence[tuple[bytes, bytes | None]]], headers: Headers
     ) -> list[asyncio.Future[None]]:
         await self._emitter.ready()
         now_ms = time.time_ns() // 1_000_000
@@ -147,7 +159,7 @@ class FencedTopics:
                 partition,
                 of_partition,
                 timestamp_ms=now_ms,
-                headers=[(EPOCH, str(self.epoch(partition)).encode())],
+                headers=[(EPOCH, str(self.epoch(partition)).encode()), *headers],
             )
             for partition, of_partition in records.items()
         ]
@@ -212,7 +224,7 @@ class FencedTopics:
         return starts
 
     def _suspects(self, fetched: Mapping[Any, Sequence[Any]]) -> Iterator[tuple[TP, _Suspects]]:
-        """The output keys with records of an earlier epoch; changelog records go to their checkpoints."""
+        """The output keys with records of another epoch; changelog records go to their checkpoints."""
         checkpoints = self._checkpoints()
         for partition, records in fetched.items():
             tp = TP(*partition)
@@ -221,7 +233,7 @@ class FencedTopics:
                 continue
             found, own = _Suspects(), self.epoch(tp.partition)
             for record in records:
-                if epoch_of(record.headers) < own:
+                if epoch_of(record.headers) != own and key_of(record) is not None:
                     found.keys.add(record.key)
                     found.since_ms = min(found.since_ms, record.timestamp)
             if found.keys:
@@ -237,7 +249,7 @@ class FencedTopics:
             for tp, key, standing in await self._overwritten(suspects):
                 log.warning("record_overwritten", topic=topic, partition=tp.partition, key=key.decode())
                 self._metrics.written_again.inc()
-                await self._send(topic, {tp.partition: [(key, standing.value)]})
+                await self._send(topic, {tp.partition: [(key, standing.value)]}, standing.headers)
 
     async def _overwritten(self, suspects: Mapping[TP, _Suspects]) -> list[tuple[TP, bytes, Standing]]:
         """The keys of `suspects` whose last record is not the one that counts. Raises KafkaError."""
@@ -246,7 +258,7 @@ class FencedTopics:
             starts = await self._before(reader, {tp: found.since_ms for tp, found in suspects.items()})
             async for record in read_to_end(self._connection, reader, starts):
                 tp = TP(record.topic, record.partition)
-                standings([record], suspects[tp].keys, known[tp])
+                standings([record], suspects[tp].keys, known[tp], self.epoch(tp.partition))
         return [
             (tp, key, standing) for tp, keys in known.items() for key, standing in keys.items() if standing.overwritten
         ]

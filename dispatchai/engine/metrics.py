@@ -87,6 +87,12 @@ class EngineMetrics(ProcessMetrics):
             "Records that Kafka refused for good; each ends the process.",
             registry=registry,
         )
+        self._set_aside = Counter(
+            "dispatchai_records_too_large",
+            "Records that are too large for Kafka. The beginning of the first of each key is in dead-letters.",
+            ["topic"],
+            registry=registry,
+        )
         self._snapshots = Counter(
             "dispatchai_snapshots",
             "Snapshots of states that were written, including tombstones.",
@@ -133,6 +139,10 @@ class EngineMetrics(ProcessMetrics):
         else:
             self._errors.add(name)
         self._dead_letters.labels(reader, name).inc()
+
+    def set_aside(self, topic: str) -> None:
+        """A record of `topic` was too large for Kafka."""
+        self._set_aside.labels(topic).inc()
 
     def sent(self, topic: str, records: int = 1) -> None:
         """`records` were handed to the producer."""

@@ -20,13 +20,29 @@ log = structlog.get_logger(__name__)
 EPOCH: Final = "epoch"
 """Header of a snapshot and of every other record of a compacted topic: its writer's epoch, as decimal digits."""
 
+EPOCH_MAX: Final = 2**31 - 1
+"""The highest epoch. Generations, which epochs follow, are numbers of 32 bits. A record that claims a higher one is
+none of this program's. A record that claims this one ends the fencing of its partition and nothing else: every owner
+has this epoch then, and among records of one epoch the last counts."""
 
-def epoch_of(headers: Iterable[tuple[str, bytes]]) -> int:
-    """The epoch of a record's writer; 0 if the header is missing or is no number."""
+_EPOCH_DIGITS: Final = len(str(EPOCH_MAX))
+
+
+def epoch_of(headers: Iterable[tuple[str, bytes | None]]) -> int:
+    """The epoch of a record's writer; 0 if the header is missing or is no epoch."""
     for name, value in headers:
-        if name == EPOCH and value.isdigit():
-            return int(value)
+        if name == EPOCH and value is not None and len(value) <= _EPOCH_DIGITS and value.isdigit():
+            epoch = int(value)
+            return epoch if epoch <= EPOCH_MAX else 0
     return 0
+
+
+def key_of(record: Any) -> str | None:
+    """The key of a record; None if it has none, or one that this program does not write."""
+    try:
+        return record.key.decode() if record.key else None
+    except UnicodeDecodeError:
+        return None
 
 
 class SnapshotStore:
@@ -73,7 +89,9 @@ class SnapshotStore:
         stale: set[str] = set()
         for record in records:
             self._loaded[partition] = record.offset + 1
-            key = record.key.decode()
+            if (key := key_of(record)) is None:
+                log.warning("snapshot_without_key", table=self.name, partition=partition, offset=record.offset)
+                continue
             epoch = epoch_of(record.headers)
             if self.is_fenced(epoch, epochs.get(key, 0)):
                 stale.add(key)
@@ -91,12 +109,21 @@ class SnapshotStore:
         return epoch < known
 
     def follow(self, partition: int, records: Iterable[Any]) -> bool:
-        """Check `records` written after recovery. Returns whether one of them is an earlier owner's.
+        """Check `records` written after recovery. Returns whether one of them is not this process's.
 
-        This process wrote all records of its own epoch, and holds the snapshots that count.
+        This process wrote all records of its own epoch, and holds the snapshots that count. A later owner begins when
+        this process may not write any more; so a record of a higher epoch is nobody's. It would count at the next
+        recovery: this process goes on above it.
         """
-        epoch = self.epoch(partition)
-        stale = {record.key.decode() for record in records if epoch_of(record.headers) < epoch}
+        epoch, highest, stale = self.epoch(partition), 0, set[str]()
+        for record in records:
+            of_record = epoch_of(record.headers)
+            if of_record != epoch and (key := key_of(record)) is not None:
+                stale.add(key)
+                highest = max(highest, of_record)
+        if highest > epoch:
+            log.warning("epoch_ahead", table=self.name, partition=partition, epoch=highest, own=epoch)
+            self._highest[partition] = max(self._highest.get(partition, 0), highest)
         if stale:
             self._mark_overwritten(partition, stale)
         return bool(stale)
@@ -124,7 +151,7 @@ class SnapshotStore:
         The group's generation grows with every owner and would do, but Kafka forgets it when a group was away for a
         week. The highest epoch in the log grows too, but an owner that wrote nothing left none. So the higher counts.
         """
-        return max(self._generation(), self._highest.get(partition, 0) + 1)
+        return min(max(self._generation(), self._highest.get(partition, 0) + 1), EPOCH_MAX)
 
     @property
     def overwritten(self) -> dict[int, list[str]]:

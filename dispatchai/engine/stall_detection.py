@@ -16,12 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
+import structlog
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from dispatchai.engine.errors import StalledError
+from dispatchai.kafka import metadata_updates
 from dispatchai.kafka.connection import KafkaConnection
+
+log = structlog.get_logger(__name__)
 
 CHECK_S: Final = 5.0
 """How often the brokers are asked for the end offsets: one small request to each. A stall is found so much later."""
@@ -128,6 +132,10 @@ class StallDetector:
         """
         # Two checks far apart: this process did not run, or Kafka was slow to answer. Neither is a stall.
         elapsed_s = min(now_s - self.checked_at_s, 2 * self.every_s) if self.checked_at_s else 0.0
+        if self.checked_at_s and self.kafka_reachable and ends is None:
+            log.error("kafka_unreachable")
+        elif self.checked_at_s and not self.kafka_reachable and ends is not None:
+            log.info("kafka_reachable")
         self.checked_at_s = now_s
         self.kafka_reachable = ends is not None
         self._ends = ends or {}
@@ -207,6 +215,7 @@ class _EndOffsets:
                 enable_auto_commit=False,
                 request_timeout_ms=int(REQUEST_TIMEOUT_S * 1000),
             )
+            metadata_updates.limit(consumer)
             try:
                 await consumer.start()
             except BaseException:

@@ -13,15 +13,18 @@ from typing import Any, Final
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
 from dispatchai.gateway.config import GatewayConfig
+from dispatchai.gateway.ended_legs import EndedLegs
 from dispatchai.gateway.error_responses import errors_as_json
 from dispatchai.gateway.kafka_writer import KafkaWriter
 from dispatchai.gateway.media_sockets import MediaSockets
 from dispatchai.gateway.metrics import GatewayCollector, GatewayMetrics
 from dispatchai.gateway.webhooks import Webhooks
+from dispatchai.kafka import metadata_updates
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.readiness import wait_until_reachable
 from dispatchai.process import health, memory
@@ -36,6 +39,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 WEBHOOK_PATH: Final = "/api/v1/call/incoming"
 MEDIA_PATH: Final = "/ws"
 
+_PUBLIC_PATHS: Final = frozenset({WEBHOOK_PATH, f"{WEBHOOK_PATH}/", MEDIA_PATH})
+"""What the carrier uses. Health and metrics are for this machine and its network."""
+
 METRICS: Final = web.AppKey("metrics", GatewayMetrics)
 """The counts of an application made by `create_app`."""
 
@@ -46,6 +52,9 @@ _BATCH_BYTES: Final = 900_000
 """3000 frames, so that the records that waited out an outage, or a busy moment of this process, go in one request for
 each partition. Kafka accepts batches of up to 1 MiB."""
 
+
+_LOOPBACK: Final = "127.0.0.1"
+"""Where tunnel programs connect."""
 
 _HANDLER_GRACE_S: Final = 3.0
 """How long requests and closing sockets may take at shutdown: longer than the close timeout of a media socket."""
@@ -61,8 +70,9 @@ def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Applica
     process.registry.register(GatewayCollector(metrics))
     answered = process.stage("webhook_answer")
     writer = KafkaWriter(producer, metrics, max_waiting=config.records_waiting_max, ack_timeout_s=config.ack_timeout_s)
-    webhooks = Webhooks(config, writer, metrics)
-    media = MediaSockets(config, writer, metrics)
+    ended = EndedLegs()
+    webhooks = Webhooks(config, writer, metrics, ended)
+    media = MediaSockets(config, writer, metrics, ended)
 
     async def webhook(request: web.Request) -> web.StreamResponse:
         begun = time.perf_counter()
@@ -88,17 +98,19 @@ def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Applica
         await writer.readiness()  # so that the first webhook need not wait for it
         sender = asyncio.create_task(writer.run(), name="kafka-writer")
         sender.add_done_callback(writer.run_ended)
+        watcher = asyncio.create_task(writer.watch(), name="kafka-watch")
         try:
             yield
             await writer.drain(config.drain_timeout_s)
         finally:
+            watcher.cancel()
             sender.cancel()
-            await asyncio.wait([sender])
+            await asyncio.wait([sender, watcher])
 
     async def close_sockets(_: web.Application) -> None:
         media.close_all()
 
-    app = web.Application(middlewares=[errors_as_json(metrics)])
+    app = web.Application(middlewares=[errors_as_json(metrics), _public_alone_at(config.tunnel_port)])
     app[METRICS] = metrics
     app[_PROCESS] = process
     app[_KAFKA_WRITER] = writer
@@ -118,6 +130,20 @@ def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Applica
     elif not config.verifier.configured:
         log.warning("all_webhooks_refused", reason="neither TELNYX_PUBLIC_KEY nor TELNYX_WEBHOOK_SECRET is set")
     return app
+
+
+def _public_alone_at(port: int) -> Middleware:
+    """A middleware that serves nothing but webhooks and media to whoever connects to the local `port`."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if port and request.path not in _PUBLIC_PATHS:
+            local = None if request.transport is None else request.transport.get_extra_info("sockname")
+            if local is None or local[1] == port:
+                raise web.HTTPNotFound
+        return await handler(request)
+
+    return middleware
 
 
 def http_server(app: web.Application, *, connections_max: int) -> HttpServer:
@@ -153,6 +179,8 @@ async def serve(
         try:
             host, port = await server.listen(settings.gateway_host, settings.gateway_port)
             log.info("gateway_listening", host=host, port=port)
+            if settings.gateway_tunnel_port:
+                await server.listen(_LOOPBACK, settings.gateway_tunnel_port)
             if listening is not None:
                 listening(host, port)
             await app[_KAFKA_WRITER].wait_until_broken()
@@ -175,6 +203,7 @@ async def _start_producer(kafka: KafkaConnection) -> AIOKafkaProducer:
             linger_ms=5,
             max_batch_size=_BATCH_BYTES,
         )
+        metadata_updates.limit(producer)
         try:
             await producer.start()
         except KafkaConnectionError:  # it was reachable a moment ago

@@ -31,6 +31,9 @@ class GatewayConfig:
     stream_secret: bytes | None = field(default=None, repr=False)
     clock: Callable[[], Micros] = now_micros
 
+    tunnel_port: int = 0
+    """The local port at which only webhooks and media are served; 0 for none."""
+
     webhook_max_bytes: int = 262_144
     body_timeout_s: float = 5.0
     """A body that takes longer is given up; by then the carrier has given up too."""
@@ -68,6 +71,7 @@ class GatewayConfig:
             stream_secret=stream_tokens.stream_secret(
                 settings.stream_token_secret.get_secret_value(), settings.telnyx_api_key.get_secret_value()
             ),
+            tunnel_port=settings.gateway_tunnel_port,
             webhook_max_bytes=settings.webhook_max_bytes,
             l16_encoding=L16_BIG if settings.l16_byte_order is ByteOrder.BIG else L16_LITTLE,
             media_message_max_bytes=settings.media_message_max_bytes,

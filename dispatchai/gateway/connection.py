@@ -1,7 +1,8 @@
 """One open WebSocket of the carrier: turns the bytes of its TCP connection into messages, as the fair queue allows.
 
-Decides how much of a connection is held in memory, when its peer counts as gone, and how the socket is closed.
-`websocket` decides what a message is, `fair_queue` when it is processed, `media_sockets` what is done with it.
+Decides how much of a connection is held in memory, in both directions, when its peer counts as gone, and how the socket
+is closed. `websocket` decides what a message is, `fair_queue` when it is processed, `media_sockets` what is done with
+it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,14 @@ PIECE_BYTES: Final = 8192
 UNREAD_MAX_BYTES: Final = 65_536
 """Bytes that may wait for processing before reading from the connection pauses: four seconds of audio. The rest waits
 in the kernel, and then with the carrier."""
+
+UNSENT_MAX_BYTES: Final = 16_384
+"""Bytes that may wait for the peer to read them: over a hundred pongs. Audio only comes in, so a peer with more than
+this does not read at all."""
+
+CONTROL_FRAMES_MAX: Final = 50
+CONTROL_FRAMES_S: Final = 10.0
+"""Pings and pongs that a peer may send in this time. A peer that checks the connection pings every few seconds."""
 
 CLOSE_TIMEOUT_S: Final = 2.0
 """How long the carrier may take to answer a close frame."""
@@ -73,6 +82,10 @@ class Connection:
         self._paused = False
         self._receiving = True
         self._at_eof = False
+        self._controls = 0
+        self._controls_since = loop.time()
+        self.flooded = False
+        """Whether the peer was given up because it sent too many pings, or did not read the pongs."""
         self._peer_gone: asyncio.Future[None] = loop.create_future()
         """Done when the peer has closed its half, or its connection is lost."""
         self._heartbeat_s = heartbeat_s
@@ -159,6 +172,10 @@ class Connection:
             self._fair_queue.add(self)
 
     def _control(self, message: object) -> None:
+        if isinstance(message, Ping | Pong) and not self._may_send_control_frame():
+            self.flooded = True
+            self._report_lost(WSCloseCode.POLICY_VIOLATION)
+            return
         match message:
             case Binary() if self._receiving:
                 self._receive(message)
@@ -173,6 +190,14 @@ class Connection:
             case Binary() | Ping() | Pong():
                 pass
 
+    def _may_send_control_frame(self) -> bool:
+        """Count a ping or a pong. Returns whether the peer may send it."""
+        now = self._time()
+        if now - self._controls_since >= CONTROL_FRAMES_S:
+            self._controls, self._controls_since = 0, now
+        self._controls += 1
+        return self._controls <= CONTROL_FRAMES_MAX
+
     def _end(self, code: int) -> None:
         """The peer has closed or is gone: nothing more is sent to it."""
         self._heartbeat.cancel()
@@ -186,8 +211,14 @@ class Connection:
             self._lost(code)
 
     def _write(self, data: bytes) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(data)
+        if self._transport.is_closing():
+            return
+        if self._transport.get_write_buffer_size() > UNSENT_MAX_BYTES:
+            self.flooded = True
+            self._transport.abort()
+            self._end(WSCloseCode.ABNORMAL_CLOSURE)
+            return
+        self._transport.write(data)
 
     # ---- is the peer alive? ------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from dispatchai.gateway.metrics import GatewayMetrics
+from dispatchai.process.log_limit import LogLimits
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -36,9 +37,11 @@ def errors_as_json(metrics: GatewayMetrics) -> Middleware:
     This boundary catches everything: an unexpected error is answered 500, which the carrier retries.
     """
 
+    failed_log = LogLimits()
+
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        response = await _answer(request, handler)
+        response = await _answer(request, handler, failed_log)
         if response.status == HTTPStatus.INTERNAL_SERVER_ERROR:
             metrics.internal_errors += 1
         elif response.status in _NOT_SERVED:
@@ -48,7 +51,7 @@ def errors_as_json(metrics: GatewayMetrics) -> Middleware:
     return middleware
 
 
-async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _answer(request: web.Request, handler: Handler, failed_log: LogLimits) -> web.StreamResponse:
     try:
         return await handler(request)
     except web.HTTPNotFound:
@@ -65,5 +68,6 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     except Exception as error:  # noqa: BLE001 - the boundary
         # Neither its message nor local variables are logged: they may hold what the caller said.
         places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
-        log.error("request_failed", error=type(error).__name__, places=places[-_LOGGED_FRAMES:])
+        if count := failed_log.add(type(error).__name__):
+            log.error("request_failed", error=type(error).__name__, places=places[-_LOGGED_FRAMES:], requests=count)
         return error_response(500, "internal_error", "the request failed", "send it again; the log has the cause")

@@ -51,6 +51,9 @@ all."""
 CHECK_AGE_S: Final = 1.0
 """How long an answer of the brokers is reused, so that frequent health requests do not load them."""
 
+WATCH_EVERY_S: Final = 5.0
+"""How often the brokers are checked although nobody asks, as in the worker's stall detection."""
+
 _FATAL: Final = (
     InvalidProducerEpoch,
     InvalidProducerIdMapping,
@@ -130,9 +133,23 @@ class KafkaWriter:
         """The state of the brokers, at most CHECK_AGE_S old."""
         async with self._checking:
             if time.monotonic() - self._checked_at >= CHECK_AGE_S:
-                self._readiness = await self._check()
+                self._note(await self._check())
                 self._checked_at = time.monotonic()
         return self._readiness
+
+    def _note(self, found: Readiness) -> None:
+        """Take `found` for the state of the brokers, and log whether Kafka went away or came back."""
+        was_reachable, self._readiness = self._readiness.reachable, found
+        if was_reachable and not found.reachable:
+            log.error("kafka_unreachable", problem=found.problem, records_waiting=self._metrics.records_waiting)
+        elif found.reachable and not was_reachable:
+            log.info("kafka_reachable", records_waiting=self._metrics.records_waiting)
+
+    async def watch(self) -> None:
+        """Check the brokers until cancelled, so that an outage is logged even if nobody asks for the health."""
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            await self.readiness()
 
     @property
     def last_readiness(self) -> Readiness:

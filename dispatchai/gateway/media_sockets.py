@@ -19,13 +19,14 @@ from aiohttp import WSCloseCode, web
 
 from dispatchai.gateway.config import GatewayConfig
 from dispatchai.gateway.connection import Connection, HandshakeError, upgrade
+from dispatchai.gateway.ended_legs import EndedLegs
 from dispatchai.gateway.error_responses import error_response
 from dispatchai.gateway.fair_queue import FairQueue
 from dispatchai.gateway.kafka_writer import KafkaUnavailableError, KafkaWriter
 from dispatchai.gateway.media_stream import QUIET_S, Emit, Stream, refusal_of
 from dispatchai.gateway.metrics import GatewayMetrics, SocketRefusal
 from dispatchai.gateway.websocket import NO_STATUS, Binary
-from dispatchai.process.log_limit import LogLimit
+from dispatchai.process.log_limit import LogLimit, LogLimits
 from dispatchai.records import Micros
 from dispatchai.telnyx import stream_tokens
 from dispatchai.telnyx.fields import call_id_of
@@ -67,6 +68,7 @@ _REPLACED: Final = Closing(WSCloseCode.OK, "replaced by another stream of the ca
 _STOPPING: Final = Closing(WSCloseCode.GOING_AWAY, "the gateway stops", f"{CLOSED}: the gateway stops")
 _NO_START: Final = Closing(WSCloseCode.POLICY_VIOLATION, "no start in time", CLOSED)
 _OTHER_CALL: Final = Closing(WSCloseCode.POLICY_VIOLATION, "the token is for another call", CLOSED)
+_CALL_OVER: Final = Closing(WSCloseCode.POLICY_VIOLATION, "the call is over", CLOSED)
 _BAD_MESSAGES: Final = Closing(
     WSCloseCode.POLICY_VIOLATION, "too many unusable messages", f"{CLOSED}: too many unusable messages"
 )
@@ -126,7 +128,9 @@ class _Socket:
 class MediaSockets:
     """The handler of media sockets, and the streams that are open."""
 
-    def __init__(self, config: GatewayConfig, writer: KafkaWriter, metrics: GatewayMetrics) -> None:
+    def __init__(self, config: GatewayConfig, writer: KafkaWriter, metrics: GatewayMetrics, ended: EndedLegs) -> None:
+        """`ended` has the legs that no stream may be opened for any more."""
+        self._ended = ended
         self._config = config
         self._writer = writer
         self._metrics = metrics
@@ -134,6 +138,7 @@ class MediaSockets:
         self._open: set[_Socket] = set()
         self._of_call: dict[str, _Socket] = {}
         self._stopping = False
+        self._refused_log = LogLimits()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one socket, from handshake to close."""
@@ -146,18 +151,22 @@ class MediaSockets:
             subject = self._subject(request)
             if subject is None:
                 self._metrics.sockets_refused[SocketRefusal.TOKEN] += 1
-                log.warning("media_socket_refused", reason="no valid token")
+                self._report_refusal("no valid token")
                 return error_response(
                     403,
                     "token",
                     "no valid token for a media stream",
                     f"start the stream with its token: {stream_tokens.HEADER}",
                 )
+            if subject.call_control_id in self._ended:
+                self._metrics.sockets_refused[SocketRefusal.CALL_OVER] += 1
+                self._report_refusal("its call is over")
+                return error_response(403, "call_over", "the call of this token is over", "start no stream for it")
         try:
             await self._writer.require_topics()
         except KafkaUnavailableError as error:
             self._metrics.sockets_refused[SocketRefusal.UNAVAILABLE] += 1
-            log.error("media_socket_refused", reason=str(error))
+            self._report_refusal(str(error))
             return error_response(503, "unavailable", "the stream cannot be stored", "start the stream again")
         socket = _Socket(subject, asyncio.get_running_loop().create_future())
         try:
@@ -179,6 +188,10 @@ class MediaSockets:
         self._stopping = True
         for socket in tuple(self._open):
             self._close(socket, _STOPPING)
+
+    def _report_refusal(self, reason: str) -> None:
+        if count := self._refused_log.add(reason):
+            log.warning("media_socket_refused", reason=reason, sockets=count)
 
     def _subject(self, request: web.Request) -> stream_tokens.Subject | None:
         token = request.headers.get(stream_tokens.HEADER, "")
@@ -223,6 +236,9 @@ class MediaSockets:
 
     def _lost(self, socket: _Socket, code: int) -> None:
         """The carrier closed the socket or broke the protocol, or the connection is lost."""
+        if socket.connection is not None and socket.connection.flooded:
+            self._metrics.sockets_refused[SocketRefusal.FLOOD] += 1
+            self._report_refusal("too many pings, or the answers are not read")
         if code in (WSCloseCode.OK, NO_STATUS):
             self._close(socket, _PEER_GONE)
         else:
@@ -273,8 +289,12 @@ class MediaSockets:
         call_id = _call_of(socket.subject, start)
         if call_id is None:
             self._metrics.sockets_refused[SocketRefusal.OTHER_CALL] += 1
-            log.warning("media_socket_closed", reason="its token is for another call")
+            self._report_refusal("its token is for another call")
             return _OTHER_CALL
+        if start.call_control_id in self._ended:
+            self._metrics.sockets_refused[SocketRefusal.CALL_OVER] += 1
+            self._report_refusal("its call is over")
+            return _CALL_OVER
         try:
             emit = self._emitter(call_id)
         except KafkaUnavailableError:

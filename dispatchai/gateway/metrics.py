@@ -36,9 +36,12 @@ class SocketRefusal(StrEnum):
     TOKEN = "token"  # noqa: S105 - a reason, not a token
     UNAVAILABLE = "unavailable"
     OTHER_CALL = "other_call"
+    CALL_OVER = "call_over"
     NO_START = "no_start"
     CODEC = "codec"
     BAD_MESSAGES = "bad_messages"
+    FLOOD = "flood"
+    """Too many pings and pongs, or the answers to them were not read."""
 
 
 PREFIX: Final = "dispatchai_gateway_"

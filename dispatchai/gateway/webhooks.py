@@ -17,15 +17,17 @@ from aiohttp.http_exceptions import PayloadEncodingError
 from aiohttp.web import RequestPayloadError
 
 from dispatchai.gateway.config import GatewayConfig
+from dispatchai.gateway.ended_legs import EndedLegs
 from dispatchai.gateway.error_responses import error_response
 from dispatchai.gateway.errors import GatewayError
 from dispatchai.gateway.kafka_writer import KafkaUnavailableError, KafkaWriter
 from dispatchai.gateway.metrics import GatewayMetrics, WebhookOutcome
 from dispatchai.kafka.dead_letters import body_headers
 from dispatchai.kafka.topics import Topic
+from dispatchai.process.log_limit import LogLimits
 from dispatchai.records import CallEvent, Micros, encode
-from dispatchai.telnyx.signatures import Refusal, SignatureError
-from dispatchai.telnyx.webhooks import EnvelopeError, Webhook, parse_webhook
+from dispatchai.telnyx.signatures import Refusal, Scheme, SignatureError
+from dispatchai.telnyx.webhooks import EnvelopeError, Webhook, WebhookType, parse_webhook
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -38,7 +40,9 @@ _HINTS: Final = {
     Refusal.MISSING: "send telnyx-signature-ed25519 with telnyx-timestamp, or telnyx-signature-sha256",
     Refusal.MALFORMED: "telnyx-signature-ed25519 is the base64 of 64 bytes, telnyx-timestamp is in unix seconds, "
     "telnyx-signature-sha256 is 64 hex digits; send each once",
-    Refusal.STALE: "telnyx-timestamp is too far from this machine's time: check both clocks",
+    Refusal.STALE: "telnyx-timestamp, or the event's time where HMAC signs it, is too far from this machine's time: "
+    "check both clocks",
+    Refusal.UNDATED: "with HMAC an event needs its time, occurred_at: sign with Ed25519, or pass the carrier's body on",
     Refusal.WRONG: "sign the raw bytes of the body; compare TELNYX_PUBLIC_KEY with the Portal's",
 }
 
@@ -48,12 +52,19 @@ class BodyTooLargeError(GatewayError):
 
 
 class Webhooks:
-    """The handler of webhooks. `config` says which webhooks are accepted, and how large a body may be."""
+    """The handler of webhooks. `config` says which webhooks are accepted, and how large a body may be.
 
-    def __init__(self, config: GatewayConfig, writer: KafkaWriter, metrics: GatewayMetrics) -> None:
+    Each leg that hangs up is added to `ended`.
+    """
+
+    def __init__(self, config: GatewayConfig, writer: KafkaWriter, metrics: GatewayMetrics, ended: EndedLegs) -> None:
+        self._ended = ended
         self._config = config
         self._writer = writer
         self._metrics = metrics
+        self._refused_log = LogLimits()
+        self._not_stored_log = LogLimits()
+        self._dead_letter_log = LogLimits()
 
     async def handle(self, request: web.Request) -> web.Response:
         """Answer one webhook."""
@@ -71,29 +82,32 @@ class Webhooks:
             self._metrics.webhooks[WebhookOutcome.TOO_LARGE] += 1
             limit = self._config.webhook_max_bytes
             return error_response(413, "too_large", f"the body is longer than {limit} bytes", "see WEBHOOK_MAX_BYTES")
-        if self._config.verify_webhooks:
-            try:
-                self._config.verifier.verify(request.headers, body, received_at / 1_000_000)
-            except SignatureError as error:
-                return self._refuse(error.refusal)
         try:
-            return await self._store(body, received_at)
+            scheme: Scheme | None = None
+            if self._config.verify_webhooks:
+                scheme = self._config.verifier.verify(request.headers, body, received_at / 1_000_000)
+            return await self._store(body, received_at, scheme)
+        except SignatureError as error:
+            return self._refuse(error.refusal)
         except KafkaUnavailableError as error:
             self._metrics.webhooks[WebhookOutcome.UNAVAILABLE] += 1
-            log.error("webhook_not_stored", reason=str(error))
+            if count := self._not_stored_log.add(str(error)):
+                log.error("webhook_not_stored", reason=str(error), webhooks=count)
             return _try_again("unavailable", "the event cannot be stored", "send the webhook again")
 
     def _refuse(self, refusal: Refusal) -> web.Response:
         self._metrics.webhooks[WebhookOutcome.REFUSED] += 1
         self._metrics.refusals[refusal] += 1
-        log.warning("webhook_refused", reason=refusal.value)
+        if count := self._refused_log.add(refusal):
+            log.warning("webhook_refused", reason=refusal.value, webhooks=count)
         code, message, hint = f"signature_{refusal.value}", "the webhook's signature is not accepted", _HINTS[refusal]
         if refusal is Refusal.STALE:
             # Its signature is the carrier's, and this machine's clock may be wrong. Telnyx does not retry after 401.
             return _try_again(code, message, hint)
         return error_response(401, code, message, hint)
 
-    async def _store(self, body: bytes, received_at: Micros) -> web.Response:
+    async def _store(self, body: bytes, received_at: Micros, scheme: Scheme | None) -> web.Response:
+        """Store a webhook that was signed in `scheme`. Raises SignatureError if it is too old for it."""
         try:
             webhook = parse_webhook(body)
         except EnvelopeError as error:
@@ -104,8 +118,14 @@ class Webhooks:
                 body_headers("webhook", reader="gateway", error=error),
             )
             self._metrics.webhooks[WebhookOutcome.DEAD_LETTERED] += 1
-            log.warning("webhook_dead_lettered", reason=str(error))
+            if count := self._dead_letter_log.add(str(error)):
+                log.warning("webhook_dead_lettered", reason=str(error), webhooks=count)
             return error_response(400, "unusable", str(error), "kept in dead-letters; sending it again cannot help")
+        if scheme is Scheme.HMAC:
+            occurred_at_s = None if webhook.occurred_at is None else webhook.occurred_at / 1_000_000
+            self._config.verifier.check_time(occurred_at_s, received_at / 1_000_000)
+        if webhook.type == WebhookType.CALL_HANGUP:
+            self._ended.add(webhook.call_control_id, received_at / 1_000_000)
         event = call_event(webhook, received_at, body)
         await self._writer.publish(Topic.CALL_EVENTS, webhook.call_id.encode(), encode(event))
         self._metrics.webhooks[WebhookOutcome.STORED] += 1

@@ -148,6 +148,23 @@ def body_headers(origin: str, *, reader: str, error: Exception) -> list[tuple[st
     return [("origin", origin.encode()), ("reader", reader.encode()), ("error", text), ("attempt", b"1")]
 
 
+def dead_letter_of_output(
+    topic: str, partition: int | None, key: bytes | None, value: bytes | None, *, error: Exception
+) -> tuple[bytes | None, bytes, list[tuple[str, bytes]]]:
+    """Key, value and headers of the dead letter for a record of `topic` that Kafka does not take: its beginning.
+
+    It never was a record, and there is nothing to send again.
+    """
+    content = value or b""
+    origin = topic if partition is None else f"{topic}/{partition}"
+    headers = [
+        *body_headers(origin, reader="output", error=error),
+        ("truncated", str(len(content)).encode()),
+        ("sha256", hashlib.sha256(content).hexdigest().encode()),
+    ]
+    return None if key is None else key[:TRUNCATED_KEY_BYTES], content[:TRUNCATED_VALUE_BYTES], headers
+
+
 def own_headers(record: aiokafka.ConsumerRecord) -> list[tuple[str, bytes | None]]:
     """The headers of `record` without those that a retry added."""
     return [(name, content) for name, content in record.headers if name not in (_RETRY_ATTEMPT, _RETRY_OF)]

@@ -15,6 +15,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.errors import KafkaOperationError
+from dispatchai.process.log_limit import LogLimit
 
 log = structlog.get_logger(__name__)
 
@@ -23,6 +24,10 @@ PROBE_INTERVAL_S: Final = 0.02
 
 RETRY_S: Final = 1.0
 """Pause between two attempts to reach a Kafka that may be down for hours."""
+
+
+LOG_EVERY_S: Final = 60.0
+"""The least time between two lines that say that Kafka cannot be reached."""
 
 
 class BrokerNotReadyError(KafkaOperationError):
@@ -50,14 +55,22 @@ async def wait_until_ready(connection: KafkaConnection, timeout_s: float) -> Non
 
 
 async def wait_until_reachable(connection: KafkaConnection) -> None:
-    """Return once a broker answers, however long that takes, and log each failure.
+    """Return once a broker answers, however long that takes, and log the failure at first and once a minute.
 
     A process that ended because Kafka is down would only be restarted again and again. Raises OSError at once if a
     TLS file cannot be read.
     """
     options = _options(connection)
+    limit = LogLimit(LOG_EVERY_S)
     while (failure := await _probe(connection, options)) is not None:
-        log.warning("kafka_unreachable", servers=connection.bootstrap_servers, error=_named(failure), retry_s=RETRY_S)
+        if tries := limit.add():
+            log.warning(
+                "kafka_unreachable",
+                servers=connection.bootstrap_servers,
+                error=_named(failure),
+                tries=tries,
+                retry_s=RETRY_S,
+            )
         await asyncio.sleep(RETRY_S)
 
 

@@ -16,6 +16,7 @@ import aiokafka
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 
+from dispatchai.kafka import metadata_updates
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.errors import KafkaOperationError
 
@@ -46,7 +47,9 @@ async def open_reader(connection: KafkaConnection, **options: Any) -> AsyncItera
     A position that the log no longer has moves to the beginning of the log.
     """
     settings = {"enable_auto_commit": False, "auto_offset_reset": "earliest", **options}
-    async with AIOKafkaConsumer(**connection.client_options(), **settings) as consumer:
+    reader = AIOKafkaConsumer(**connection.client_options(), **settings)
+    metadata_updates.limit(reader)
+    async with reader as consumer:
         await asyncio.sleep(0)  # a consumer whose tasks have not run yet raises CancelledError when it is stopped
         yield consumer
 
@@ -124,6 +127,8 @@ async def read_to_end(
     """
     if not starts:
         return
+    # aiokafka takes no other kind of tuple where it reads some partitions only, and Faust has a kind of its own.
+    starts = {TopicPartition(*partition): offset for partition, offset in starts.items()}
     consumer.assign(list(starts))
     ends = await current_ends(connection, consumer, starts)
     for partition, offset in starts.items():

@@ -53,6 +53,7 @@ class Topic(StrEnum):
     SIGNALS = "signals"
     TRANSCRIPTS = "transcripts"
     ASSESSMENTS = "assessments"
+    PACKETS = "packets"
     LIVE_CALLS = "live-calls"
     DISPATCH_QUEUE = "dispatch-queue"
     DISPATCH_ACTIONS = "dispatch-actions"
@@ -146,11 +147,15 @@ class Topics:
     def load(cls, path: Path | None = None) -> Self:
         """Read `path`, by default the `topics.yaml` that ships with the program.
 
-        Raises TopicsFileError, and OSError if the file cannot be read.
+        Raises TopicsFileError, also if the file cannot be read.
         """
         path = path or data_path("topics.yaml")
         try:
-            file = read_yaml(path.read_bytes(), _TopicsFile, path)
+            raw = path.read_bytes()
+        except OSError as error:
+            raise TopicsFileError(f"{path}: cannot be read: {error.strerror}") from error
+        try:
+            file = read_yaml(raw, _TopicsFile, path)
             topics = {name: topic.spec(name) for name, topic in file.content.topics.items()}
             tables = {name: table.spec(name) for name, table in file.content.tables.items()}
             for name, table in tables.items():

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import structlog
 
+from dispatchai.process.log_limit import LimitedLines
+
 
 class LogFormat(StrEnum):
     """How log lines are written."""
@@ -30,6 +32,16 @@ QUIET: Final[dict[str, int]] = {
     "asyncio": logging.WARNING,
 }
 """Libraries whose lines below this level are of no use to an operator."""
+
+LIMITED_S: Final[dict[str, float]] = {
+    # A stranger makes them write lines, as many as they like.
+    "aiohttp": 1.0,
+    "asyncio": 1.0,
+    # While Kafka is away each client writes some tens of lines a second. The program itself reports the change in one
+    # line, `kafka_unreachable`.
+    "aiokafka": 60.0,
+}
+"""The least time between two lines of one kind, by library, in seconds."""
 
 
 def configure(log_format: LogFormat, level: str, process: str) -> None:
@@ -51,9 +63,12 @@ def configure(log_format: LogFormat, level: str, process: str) -> None:
     if log_format is LogFormat.JSON:
         final += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        final += [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        # Where rich is installed, structlog's default would print every frame's variables: records, numbers, words.
+        plain = structlog.dev.plain_traceback
+        final += [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
+    handler.addFilter(LimitedLines(LIMITED_S))
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for name, at_least in QUIET.items():
         logging.getLogger(name).setLevel(max(at_least, logging.getLevelName(level)))

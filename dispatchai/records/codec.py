@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cache
+from math import isfinite
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -129,10 +130,39 @@ def _plain_value(hint: Any) -> Callable[[Any], Any] | None:
     return _plainer(hint) if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
 
 
+@cache
+def _finite(cls: type) -> Callable[[Mapping[str, Any]], bool] | None:
+    """The test whether all numbers in the fields of a `cls`, in fastavro's form, are finite. None if it has no floats.
+
+    Each is a measure, a weight or a share. NaN has no place in an order or in JSON, and JSON has no infinity either.
+    """
+    hints = typing.get_type_hints(cls)
+    tests = [(field.name, test) for field in dataclasses.fields(cls) if (test := _finite_value(hints[field.name]))]
+    return (lambda fields: all(test(fields[name]) for name, test in tests)) if tests else None
+
+
+def _finite_value(hint: Any) -> Callable[[Any], bool] | None:
+    if typing.get_origin(hint) is tuple:
+        item = _finite_value(typing.get_args(hint)[0])
+        return None if item is None else lambda values: all(map(item, values))
+    if isinstance(hint, types.UnionType):
+        inner = _finite_value(next(arg for arg in typing.get_args(hint) if arg is not types.NoneType))
+        return None if inner is None else lambda value: value is None or inner(value)
+    if hint is float:
+        return isfinite
+    return _finite(hint) if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
+
+
 def encode(record: Record) -> bytes:
-    """`record` in single-object encoding. Raises ValueError, TypeError, AttributeError if a field has a wrong type."""
+    """`record` in single-object encoding.
+
+    Raises ValueError, TypeError, AttributeError if a field has a wrong type, and ValueError if a number is not finite.
+    """
     cls = record.__class__
-    return encode_fields(cls.__name__, _plainer(cls)(record))
+    fields = _plainer(cls)(record)
+    if (finite := _finite(cls)) is not None and not finite(fields):
+        raise ValueError(f"a number in this {cls.__name__} is not finite")
+    return encode_fields(cls.__name__, fields)
 
 
 def encode_fields(name: str, fields: Mapping[str, Any]) -> bytes:
@@ -146,26 +176,73 @@ def encode_fields(name: str, fields: Mapping[str, Any]) -> bytes:
 
 def decode_fields(data: bytes) -> tuple[str, dict[str, Any]]:
     """Name and fields of the record in `data`, enums as text: for thousands of records. Raises DecodeError."""
+    writer = _writer_of(data)
+    reader = _current(writer.name)
+    fields = _read(data, writer, None if writer.header == reader.header else reader.parsed)
+    if (finite := _finite(type_of_record[writer.name])) is not None and not finite(fields):
+        raise DecodeError(f"broken {writer.name}: a number is not finite")
+    return writer.name, fields
+
+
+def decode_only(name: str, data: bytes, fields: tuple[str, ...]) -> dict[str, Any]:
+    """These `fields` of the record `name` in `data`, enums as text; the others are skipped. Raises DecodeError.
+
+    A type with a name must be defined within `fields` if one of them uses it.
+    """
+    writer = _writer_of(data)
+    if writer.name != name:
+        raise DecodeError(f"expected {name}, found {writer.name}")
+    return _read(data, writer, _reduced(name, fields))
+
+
+@cache
+def _reduced(name: str, fields: tuple[str, ...]) -> Any:
+    schema = json.loads((data_path("schemas") / f"{name}.avsc").read_text(encoding="utf-8"))
+    schema["fields"] = [field for field in schema["fields"] if field["name"] in fields]
+    return parse_schema(_without_logical_types(schema))
+
+
+def _writer_of(data: bytes) -> _Schema:
     if data[:2] != MARKER or len(data) < HEADER_LENGTH:
         raise DecodeError(f"not single-object Avro: {len(data)} bytes that do not begin with C3 01")
     writer = _by_header().get(data[:HEADER_LENGTH])
     if writer is None:
         raise DecodeError(f"unknown schema fingerprint {data[2:HEADER_LENGTH].hex()}: written by another version?")
-    reader = _current(writer.name)
+    return writer
+
+
+def _read(data: bytes, writer: _Schema, reader: Any) -> dict[str, Any]:
     body = io.BytesIO(data)
     body.seek(HEADER_LENGTH)
     try:
-        fields = schemaless_reader(body, writer.parsed, None if writer.header == reader.header else reader.parsed)
+        fields: dict[str, Any] = schemaless_reader(body, writer.parsed, reader)
     except Exception as error:  # fastavro raises whatever error the broken bytes lead to
         raise DecodeError(f"broken {writer.name}: {type(error).__name__}") from error
     if body.tell() != len(data):
         raise DecodeError(f"broken {writer.name}: bytes after its end")
-    return writer.name, fields
+    return fields
+
+
+NAME_MAX_CHARS: Final = 512
+"""Longest id or name in a record that agents read: states hold many of them. A carrier's ids have at most 256
+characters."""
+
+_NAMES: Final = {
+    "Action": ("action_id", "actor", "other_call_id"),
+    "AudioFrame": ("stream_id", "encoding"),
+    "CallEvent": ("event_id", "type", "call_control_id"),
+    "Signal": ("stream_id",),
+    "Utterance": ("stream_id", "utterance_id", "engine"),
+}
+"""The fields with such ids and names, by record."""
 
 
 def decode(data: bytes) -> Record:
-    """The record in `data`, whatever its type. Raises DecodeError."""
+    """The record in `data`, whatever its type. Raises DecodeError, also for an id that is too long for a state."""
     name, fields = decode_fields(data)
+    for field in _NAMES.get(name, ()):
+        if len(fields[field] or "") > NAME_MAX_CHARS:
+            raise DecodeError(f"{name} with a {field} of {len(fields[field]):,} characters")
     return _builder(type_of_record[name])(fields)
 
 

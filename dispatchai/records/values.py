@@ -255,6 +255,7 @@ class _CallInProgress(_CallFacts):
 
     status: CallStatus
     transcript: str
+    transcript_omitted: int = 0
     partial: str
     emotion: Emotion
     category: Category
@@ -305,6 +306,7 @@ class Nlp:
     emotion: Emotion
     category: Category
     tags: tuple[str, ...]
+    transcript_omitted: int = 0
 
 
 @_in_schema_order
@@ -418,6 +420,7 @@ class CallState:
     commands: tuple[CommandState, ...]
     seen_event_ids: tuple[str, ...]
     seen_action_ids: tuple[str, ...]
+    record_refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,11 +474,51 @@ class SpeechState:
 
 @dataclass(frozen=True, slots=True)
 class StreamFold:
-    """The last signal of one stream."""
+    """The last signal of one stream, and the time in which it was heard."""
 
     stream_id: str
     sequence: int
     ended: bool
+    began_at: Micros | None
+    heard_until: Micros | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A rule that was found in the folded words of a stream, with the words that support it."""
+
+    rule: str
+    quotes: tuple[Evidence, ...]
+    seam_quotes: tuple[Evidence, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StatedPlace:
+    """A place in the folded words of a stream."""
+
+    kind: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamWords:
+    """The words of a stream that do not change any more: what triage found in them, and the ends of their text."""
+
+    stream_id: str
+    until_ms: int
+    until_id: str
+    last: Utterance | None
+    words: int
+    beginning: str
+    omitted: int
+    end: str
+    findings: tuple[Finding, ...]
+    facts: tuple[str, ...]
+    fear: tuple[float, ...]
+    anger: tuple[float, ...]
+    relief: tuple[float, ...]
+    place: StatedPlace | None
+    seam_place: StatedPlace | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -491,3 +534,6 @@ class TriageState:
     late_events: int
     final_digest: str | None
     as_of: Micros
+    words: tuple[StreamWords, ...] = ()
+    text_cut: bool = False
+    streams_cut: bool = False

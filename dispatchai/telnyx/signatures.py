@@ -4,9 +4,12 @@ Two schemes sign the raw body: Telnyx API v2's Ed25519 (`telnyx-signature-ed2551
 current and a next public key, and HMAC-SHA256 in hex (`telnyx-signature-sha256`), for a proxy that signs this way. The
 module ignores the body's content and reads no clock: time is an argument.
 
-A webhook that is sent again is accepted again: within the tolerance, and with HMAC, which signs no time, for ever. It
-is stored again and consumers deduplicate by event id, so a replay has no effect. To refuse it would do more harm: the
-same signed bytes come again when the answer to the first was lost, and only Kafka knows whether it was stored.
+A webhook that is sent again soon is accepted again. It is stored again and consumers deduplicate by event id, so it has
+no effect. To refuse it would do more harm: the same signed bytes come again when the answer to the first was lost, and
+only Kafka knows whether it was stored. A webhook that is sent again late is refused as stale, since the call that would
+recognise it may be forgotten by then. Ed25519 signs the time of each delivery. HMAC signs none, so the time of the
+event counts, which is in the signed body: `check_time`. It is the same in each delivery, so it may be older: carriers
+try again for some minutes.
 
 Timing: HMAC digests are compared by `hmac.compare_digest`, after the digest of the whole body was made. An Ed25519
 check uses no secret of this side, so its time reveals nothing that helps to forge a signature. Every configured key is
@@ -39,6 +42,9 @@ TIMESTAMP_HEADER: Final = "telnyx-timestamp"
 HMAC_HEADER: Final = "telnyx-signature-sha256"
 
 _SIGNATURE_BYTES: Final = 64
+REDELIVERY_S: Final = 900.0
+"""How old an event may be whose signature has no time of its own. Telnyx's own policies of redelivery last a minute."""
+
 _MAX_TIMESTAMP_DIGITS: Final = 12
 """Unix seconds up to the year 33658; a longer text is no timestamp."""
 
@@ -56,6 +62,15 @@ class Refusal(StrEnum):
     """Its timestamp is too far from now, in the past or in the future."""
     WRONG = "wrong"
     """The signature is not of this body."""
+    UNDATED = "undated"
+    """Neither the signature nor the event has a time."""
+
+
+class Scheme(StrEnum):
+    """How a webhook is signed."""
+
+    ED25519 = "ed25519"
+    HMAC = "hmac"
 
 
 class SignatureError(TelnyxError):
@@ -84,23 +99,32 @@ class WebhookVerifier:
         """Whether any webhook can be verified."""
         return bool(self.public_keys or self.secret)
 
-    def verify(self, headers: Headers, body: bytes, now_s: float) -> None:
-        """Return if `body` was signed in one of the configured schemes; else raise SignatureError.
+    def verify(self, headers: Headers, body: bytes, now_s: float) -> Scheme:
+        """The scheme in which `body` was signed, one of the configured ones. Raises SignatureError if there is none.
 
         A header of a scheme that is not configured is ignored. If both schemes are configured and sent, one valid
-        signature is enough.
+        signature is enough. After HMAC, `check_time` must hold too.
         """
         if not self.configured:
             raise SignatureError(Refusal.NOT_CONFIGURED)
         refusal = Refusal.MISSING
         if self.public_keys and ED25519_HEADER in headers:
             try:
-                return self._verify_ed25519(headers, body, now_s)
+                self._verify_ed25519(headers, body, now_s)
+                return Scheme.ED25519
             except SignatureError as error:
                 refusal = error.refusal
         if self.secret and HMAC_HEADER in headers:
-            return self._verify_hmac(headers, body)
+            self._verify_hmac(headers, body)
+            return Scheme.HMAC
         raise SignatureError(refusal)
+
+    def check_time(self, occurred_at_s: float | None, now_s: float) -> None:
+        """Raise SignatureError unless an event whose signature has no time happened lately, by its own time."""
+        if occurred_at_s is None:
+            raise SignatureError(Refusal.UNDATED)
+        if not -self.tolerance_s <= now_s - occurred_at_s <= max(REDELIVERY_S, self.tolerance_s):
+            raise SignatureError(Refusal.STALE)
 
     def _verify_ed25519(self, headers: Headers, body: bytes, now_s: float) -> None:
         signature_text = _only(headers, ED25519_HEADER)

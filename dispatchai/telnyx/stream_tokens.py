@@ -4,7 +4,7 @@ The worker issues a token with each streaming command (`stream_auth_token`), the
 the media socket, and the gateway verifies it. Decides the form of a token and the secret it is made with. The media
 socket checks that the `start` message names the same leg. The token also names the call, because nothing else on the
 socket is signed: whoever held the token of one leg could otherwise name another call in `start`. A token may be used
-again until it expires: a carrier that lost its connection reconnects with the token it has.
+again until it expires or its call is over: a carrier that lost its connection reconnects with the token it has.
 
 Form: ``base64url(call_control_id) . base64url(call_id) . expiry . base64url(HMAC-SHA256 of all before)``; the expiry is
 in unix seconds.
@@ -25,6 +25,11 @@ from dispatchai.telnyx.fields import MAX_ID_CHARS, identifier
 
 HEADER: Final = "x-telnyx-streaming-auth-token"
 """Header of the handshake with the token. Source: Telnyx media streaming, `stream_auth_token`."""
+
+VALID_S: Final = 900
+"""How long a token is valid. The carrier connects within seconds of the command, and each command has a new token; the
+rest allows for clocks that differ. A carrier that comes back later with the old token is refused, reports that the
+stream failed, and gets a command with a new one."""
 
 MIN_SECRET_BYTES: Final = 16
 """Shorter secrets can be guessed: HMAC-SHA256 tokens should have at least 128 bits."""

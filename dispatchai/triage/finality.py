@@ -16,6 +16,7 @@ def streams_of(state: TriageState) -> tuple[str, ...]:
             (
                 *(fold.stream_id for fold in state.signals),
                 *state.transcripts_ended,
+                *(item.stream_id for item in state.words),
                 *(item.stream_id for item in state.utterances),
             )
         )

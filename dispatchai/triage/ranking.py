@@ -82,6 +82,7 @@ def packet(call_id: str, assessment: Assessment) -> CallPacket:
             emotion=assessment.emotion,
             category=assessment.category,
             tags=assessment.tags,
+            transcript_omitted=assessment.transcript_omitted,
         ),
         ranking=rank(assessment.risk, ended_at),
         **shared_with_packet(assessment),

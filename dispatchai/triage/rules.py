@@ -112,9 +112,13 @@ class Rules:
     voice_units: int
     voice_reason: str
     rules: tuple[Rule, ...]
+    facts: tuple[str, ...]
+    """The names of the facts, by their numbers."""
     cues: tuple[Cue, ...]
     questions: tuple[Question, ...]
     places: PlaceWords
+    numbers: Mapping[str, int]
+    """The numbers of the rules, by their names."""
     _rule_matcher: Matcher
     _unless_matcher: Matcher
     _fact_matcher: Matcher
@@ -261,9 +265,11 @@ class _Compiler:
             voice_units=_units(voice.points),
             voice_reason=voice.reason,
             rules=rules,
+            facts=tuple(facts),
             cues=cues,
             questions=self._questions(rules, facts),
             places=self._places(),
+            numbers={rule.name: number for number, rule in enumerate(rules)},
             _rule_matcher=Matcher(rule_patterns),
             _unless_matcher=Matcher(rule_idioms),
             _fact_matcher=Matcher(fact_patterns),

@@ -20,25 +20,32 @@ from dispatchai.records.values import (
     Risk,
     RiskLevel,
     Service,
+    StatedPlace,
+    StreamWords,
     Utterance,
     UtteranceKind,
 )
 from dispatchai.triage.rules import UNITS, Analysis, Rule, Rules
-from dispatchai.triage.summary import (
-    LISTENING,
-    MoodOfWords,
-    best_place,
-    emotion,
-    mood_of_words,
-    share,
-    summary,
-    unknowns,
+from dispatchai.triage.rules_file import Mood
+from dispatchai.triage.summary import LISTENING, MoodOfWords, emotion, mood_of_words, share, summary, unknowns
+from dispatchai.triage.words import (
+    LIVE_CHARS,
+    MAX_EVIDENCE,
+    NO_WORDS,
+    PARTIAL_CHARS,
+    Analyses,
+    Piece,
+    better_place,
+    ending,
+    folded_weights,
+    pieces_of,
+    quotes_of,
+    seam_quotes_of,
+    strongest,
+    weight_of,
 )
 
 __all__ = ["MAX_EVIDENCE", "Conclusion", "Reading", "conclude", "read", "weigh"]
-
-MAX_EVIDENCE = 3
-"""Most quotes for one part: the first ones, so that the text does not move while a dispatcher reads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,24 +67,30 @@ class Source:
     """The input of a reading, and the analysis of each piece of it, which the next reading of the call can use."""
 
     utterances: tuple[Utterance, ...]
+    words: tuple[StreamWords, ...]
     rules: Rules
     stream_order: tuple[str, ...]
     analyses: Mapping[str, Analysis]
     seams: Mapping[tuple[str, str], Analysis]
+
+    def known(self, rules: Rules) -> Analyses:
+        """Its analyses, if they are by `rules`."""
+        return Analyses(rules, self.analyses, self.seams) if rules is self.rules else Analyses(rules)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
     """The conclusions from the words of a call alone: the costly part.
 
-    `final_text` and `partial_text` are the texts of final and of partial utterances, `text` is both in order. `source`
-    is the input.
+    `text` is the text of all utterances in order, in pieces; `final_end` the end of that of the final ones, with
+    `final_before` characters before it, and `partial_end` the end of that of the partial ones. `source` is the input.
     """
 
     source: Source
-    text: str
-    final_text: str
-    partial_text: str
+    text: tuple[Piece, ...]
+    final_end: str
+    final_before: int
+    partial_end: str
     understood: bool
     mood: MoodOfWords
     category: Category
@@ -122,65 +135,122 @@ def read(
     rules: Rules,
     stream_order: tuple[str, ...] = (),
     *,
+    words: tuple[StreamWords, ...] = (),
     before: Reading | None = None,
 ) -> Reading:
-    """The reading of `utterances`. Those of the streams in `stream_order` come first, in that order.
+    """The reading of `utterances`, and of the older `words` of their streams. Those of the streams in `stream_order`
+    come first, in that order.
 
-    A function of these three; never raises. `before` is an earlier reading of the same call, which makes it cheaper,
-    since known texts are not analysed again. It is returned as it is for the identical tuple, which a call's state
+    A function of these four; never raises. `before` is an earlier reading of the same call, which makes it cheaper,
+    since known texts are not analysed again. It is returned as it is for the identical tuples, which a call's state
     keeps from one signal to the next; to compare the words would cost as much as to read them.
     """
-    if before is None or before.source.rules is not rules:
-        return _read(utterances, rules, stream_order, {}, {})
+    if before is None:
+        return _read(utterances, words, stream_order, Analyses(rules))
     known = before.source
-    if known.utterances is utterances and known.stream_order == stream_order:
+    if (
+        known.rules is rules
+        and known.utterances is utterances
+        and known.words is words
+        and known.stream_order == stream_order
+    ):
         return before
-    return _read(utterances, rules, stream_order, known.analyses, known.seams)
+    return _read(utterances, words, stream_order, known.known(rules))
 
 
-def _in_order(utterances: tuple[Utterance, ...], stream_order: tuple[str, ...]) -> tuple[Utterance, ...]:
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """What is known of the words of a stream: the older ones folded, and the utterances kept in full."""
+
+    folded: StreamWords
+    spoken: tuple[Utterance, ...]
+    said: tuple[Analysis, ...]
+    seams: tuple[tuple[Utterance, Utterance, Analysis], ...]
+
+
+def _streams(
+    utterances: tuple[Utterance, ...],
+    words: tuple[StreamWords, ...],
+    stream_order: tuple[str, ...],
+    analyses: Analyses,
+) -> list[_Stream]:
+    """The streams in order: those of `stream_order`, then the others as they are given."""
+    folded = {one.stream_id: one for one in words}
+    spoken: dict[str, list[Utterance]] = {}
+    for utterance in utterances:
+        if utterance.text:
+            spoken.setdefault(utterance.stream_id, []).append(utterance)
+    names = sorted({*folded, *spoken}) if folded else list(spoken)
     place = {stream_id: number for number, stream_id in enumerate(stream_order)}
-    return tuple(sorted(utterances, key=lambda one: place.get(one.stream_id, len(place)))) if place else utterances
+    streams = []
+    for name in sorted(names, key=lambda name: place.get(name, len(place))):
+        old, new = folded.get(name, NO_WORDS), tuple(spoken.get(name, ()))
+        joined = pairwise((old.last, *new) if old.last else new)
+        streams.append(
+            _Stream(
+                old,
+                new,
+                tuple(analyses.of(one.text) for one in new),
+                tuple((one, other, analyses.across(one.text, other.text)) for one, other in joined),
+            )
+        )
+    return streams
 
 
 def _read(
     utterances: tuple[Utterance, ...],
-    rules: Rules,
+    words: tuple[StreamWords, ...],
     stream_order: tuple[str, ...],
-    known: Mapping[str, Analysis],
-    known_seams: Mapping[tuple[str, str], Analysis],
+    analyses: Analyses,
 ) -> Reading:
-    spoken = [utterance for utterance in _in_order(utterances, stream_order) if utterance.text]
-    joined = [pair for pair in pairwise(spoken) if pair[0].stream_id == pair[1].stream_id]
-    said = {text: known.get(text) or rules.analyse(text) for text in dict.fromkeys(one.text for one in spoken)}
-    across = {
-        texts: known_seams.get(texts) or rules.analyse_seam(*texts)
-        for texts in dict.fromkeys((before.text, after.text) for before, after in joined)
-    }
-    analyses = [said[utterance.text] for utterance in spoken]
-    seams = [(before, after, across[before.text, after.text]) for before, after in joined]
-    everything = [*analyses, *(seam for _, _, seam in seams)]
-
-    evidence = _evidence(spoken, analyses, seams)
+    rules = analyses.rules
+    streams = _streams(utterances, words, stream_order, analyses)
+    evidence = _evidence(streams, rules)
     _combine(evidence, rules)
     found = sorted(evidence, key=lambda number: (-rules.rules[number].units, number))
-    understood = any(analysis.words for analysis in analyses)
-    place = best_place(everything)
+    understood = any(stream.folded.words or any(one.words for one in stream.said) for stream in streams)
+    place = _place(streams)
     category, services = _category(found, rules)
+    text = _text(streams, (UtteranceKind.FINAL, UtteranceKind.PARTIAL))
+    final_end, final_before = ending(_text(streams, (UtteranceKind.FINAL,)), LIVE_CHARS)
+    partial_end, partial_before = ending(_text(streams, (UtteranceKind.PARTIAL,), folded=False), PARTIAL_CHARS)
+    quoted, before_quoted = ending(text, LIVE_CHARS)
     return Reading(
-        source=Source(utterances, rules, stream_order, said, across),
-        text=" ".join(one.text for one in spoken),
-        final_text=" ".join(one.text for one in spoken if one.kind is UtteranceKind.FINAL),
-        partial_text=" ".join(one.text for one in spoken if one.kind is UtteranceKind.PARTIAL),
+        source=Source(
+            utterances,
+            words,
+            rules,
+            stream_order,
+            {one.text: said for stream in streams for one, said in zip(stream.spoken, stream.said, strict=True)},
+            {(one.text, other.text): seam for stream in streams for one, other, seam in stream.seams},
+        ),
+        text=text,
+        final_end=final_end,
+        final_before=final_before,
+        partial_end=f"… {partial_end}" if partial_before else partial_end,
         understood=understood,
-        mood=mood_of_words(analyses, found, rules),
+        mood=mood_of_words(_weights(streams, rules), found, rules),
         category=category,
         services=services,
         tags=tuple(dict.fromkeys(tag for number in found for tag in rules.rules[number].tags)),
         addends=_addends(found, evidence, rules),
-        unknowns=unknowns(everything, found, place, rules),
-        summary=summary(spoken, found, place, rules) if understood else LISTENING,
+        unknowns=unknowns(_facts(streams, rules), found, place, rules),
+        summary=summary(quoted, found, place, rules, is_whole=not before_quoted) if understood else LISTENING,
     )
+
+
+def _text(streams: Sequence[_Stream], kinds: Sequence[UtteranceKind], *, folded: bool = True) -> tuple[Piece, ...]:
+    """The text of the utterances of `kinds`, and of the `folded` ones."""
+    pieces: list[Piece] = []
+    for stream in streams:
+        old = pieces_of(stream.folded) if folded else ()
+        if old and pieces:
+            pieces.append(" ")
+        pieces += old
+        for one in stream.spoken:
+            if one.kind in kinds:
+                pieces.append(f" {one.text}" if pieces else one.text)
+    return tuple(pieces)
 
 
 # --- Findings --------------------------------------------------------------------------------------------------------
@@ -189,43 +259,65 @@ _Evidence = dict[int, tuple[Evidence, ...]]
 """The words that support each rule that holds, by its number."""
 
 
-def _evidence(
-    spoken: Sequence[Utterance],
-    analyses: Sequence[Analysis],
-    seams: Sequence[tuple[Utterance, Utterance, Analysis]],
-) -> _Evidence:
+def _evidence(streams: Sequence[_Stream], rules: Rules) -> _Evidence:
+    """The first quotes of each rule within an utterance, then the first across two."""
     found: _Evidence = {}
 
-    def add(rule: int, *pieces: tuple[Utterance, tuple[int, int]]) -> None:
+    def add(rule: int, *quotes: Evidence) -> None:
         known = found.get(rule, ())
         if len(known) < MAX_EVIDENCE:
-            found[rule] = (*known, *(_quote(utterance, span) for utterance, span in pieces))[:MAX_EVIDENCE]
+            found[rule] = (*known, *quotes)[:MAX_EVIDENCE]
 
-    for utterance, analysis in zip(spoken, analyses, strict=True):
-        for hit in analysis.hits:
-            add(hit.rule, (utterance, hit.spans[0]))
-    for before, after, seam in seams:
-        for hit in seam.hits:
-            add(hit.rule, (before, hit.spans[0]), (after, hit.spans[1]))
+    for stream in streams:
+        for finding in stream.folded.findings:
+            if (rule := rules.numbers.get(finding.rule)) is not None and finding.quotes:
+                add(rule, *finding.quotes)
+        for utterance, analysis in zip(stream.spoken, stream.said, strict=True):
+            for rule, quote in quotes_of(utterance, analysis):
+                add(rule, quote)
+    for stream in streams:
+        for finding in stream.folded.findings:
+            if (rule := rules.numbers.get(finding.rule)) is not None and finding.seam_quotes:
+                add(rule, *finding.seam_quotes)
+        for before, after, seam in stream.seams:
+            for rule, quote in seam_quotes_of(before, after, seam):
+                add(rule, quote)
     return found
 
 
-def _quote(utterance: Utterance, span: tuple[int, int]) -> Evidence:
-    """The words at the character offsets `span`, with their own times if the recogniser gave any."""
-    start_ms, end_ms = utterance.start_ms, utterance.end_ms
-    cursor = 0
-    times: list[tuple[int, int]] = []
-    for word in utterance.words:
-        at = utterance.text.find(word.text, cursor)
-        if at < 0:
-            times = []
-            break
-        cursor = at + len(word.text)
-        if at < span[1] and cursor > span[0]:
-            times.append((word.start_ms, word.end_ms))
-    if times:
-        start_ms, end_ms = min(start for start, _ in times), max(end for _, end in times)
-    return Evidence(utterance.text[span[0] : span[1]], utterance.utterance_id, start_ms, end_ms)
+def _place(streams: Sequence[_Stream]) -> StatedPlace | None:
+    """The most exactly stated place of the call."""
+    best: StatedPlace | None = None
+    for stream in streams:
+        best = better_place(best, () if stream.folded.place is None else (stream.folded.place,))
+        best = better_place(best, (place for one in stream.said for place in one.places))
+    for stream in streams:
+        best = better_place(best, () if stream.folded.seam_place is None else (stream.folded.seam_place,))
+        best = better_place(best, (place for _, _, seam in stream.seams for place in seam.places))
+    return best
+
+
+def _facts(streams: Sequence[_Stream], rules: Rules) -> frozenset[int]:
+    """The facts that the caller stated, by number."""
+    folded = {name for stream in streams for name in stream.folded.facts}
+    facts = {number for number, name in enumerate(rules.facts) if name in folded} if folded else set[int]()
+    for stream in streams:
+        facts.update(*(one.facts for one in stream.said), *(seam.facts for _, _, seam in stream.seams))
+    return frozenset(facts)
+
+
+def _weights(streams: Sequence[_Stream], rules: Rules) -> dict[Mood, tuple[float, ...]]:
+    """How strongly the utterances that count show each mood."""
+    cued = [analysis for stream in streams for analysis in stream.said if analysis.cues]
+    return {
+        mood: strongest(
+            (
+                *(weight for stream in streams for weight in folded_weights(stream.folded, mood)),
+                *(weight_of(analysis, mood, rules) for analysis in cued),
+            )
+        )
+        for mood in Mood
+    }
 
 
 def _combine(found: _Evidence, rules: Rules) -> None:

@@ -23,15 +23,17 @@ from dispatchai.records import (
     Micros,
     Signal,
     SignalKind,
-    StreamFold,
     TriageState,
     Utterance,
     UtteranceKind,
     encode,
 )
 from dispatchai.triage.finality import is_complete, version_of
+from dispatchai.triage.lost_audio import degraded_by, heard_span, lost_audio
 from dispatchai.triage.rules import Rules
 from dispatchai.triage.scoring import Reading, read, weigh
+from dispatchai.triage.summary import summary_without_words
+from dispatchai.triage.words import STREAMS_MAX, UTTERANCE_CHARS, Analyses, is_folded, settle, trimmed, whole
 
 SNAPSHOT_EVERY: Final[Micros] = 5_000_000
 """Signals and partial texts ask for a snapshot only when this much of the call's time has passed since the last one.
@@ -88,6 +90,7 @@ def step(
     `reading` is that of the step before. It makes this one cheaper and changes nothing else.
     """
     state = before or NO_STATE
+    analyses = Analyses(rules) if reading is None else reading.source.known(rules)
     for record in records:
         if state.expired:
             break  # late events of a call that has expired, wherever the batch was cut
@@ -97,7 +100,7 @@ def step(
             case Signal():
                 state = fold_signal(state, record)
             case Utterance():
-                state = fold_utterance(state, record)
+                state = fold_utterance(state, record, analyses)
     if state == (before or NO_STATE):
         return TriageStep(before)  # None stays None: no state is made of records that change nothing
     if state.call is None:
@@ -128,6 +131,8 @@ def fold_event(state: TriageState, event: CallEvent) -> TriageState:
     A signal or text that is read after its call has expired makes an orphaned state: nothing else is known of the call.
     It is deleted when a second `dispatchai.expired` is read, which follows after a while (`agents.orphaned_states`).
     """
+    if event.type == EventType.PURGED:
+        return state  # about the packet, which outlives the call's state
     before = state.call
     if before is None and event.type.startswith(OWN_EVENTS):
         # The program's own events do not make a call of one whose state was deleted.
@@ -167,9 +172,11 @@ def fold_signal(state: TriageState, signal: Signal) -> TriageState:
     known = {fold.stream_id: fold for fold in state.signals}
     fold = known.get(signal.stream_id)
     ended = signal.kind is SignalKind.END
+    if fold is None and len(known) >= STREAMS_MAX:
+        return replace(state, streams_cut=True)
     if fold is not None and (fold.ended or (signal.sequence <= fold.sequence and not ended)):
         return state
-    known[signal.stream_id] = StreamFold(signal.stream_id, signal.sequence, ended)
+    known[signal.stream_id] = heard_span(fold, signal, state.last_signal)
     return replace(
         state,
         signals=tuple(known.values()),
@@ -178,40 +185,85 @@ def fold_signal(state: TriageState, signal: Signal) -> TriageState:
     )
 
 
-def fold_utterance(state: TriageState, utterance: Utterance) -> TriageState:
+def fold_utterance(state: TriageState, utterance: Utterance, analyses: Analyses) -> TriageState:
     """The state with `utterance` in it: the highest revision of an utterance counts, and a FINAL does not change.
 
     END makes all of a stream final: a partial that is left was heard by a recogniser that failed, and was not heard
     again. `as_of` does not depend on when an utterance was recognised, which follows from the machine and not from the
     call. Nor does the order of utterances depend on which stream's text came first, since streams are recognised side
-    by side: they are sorted by the ids of their streams.
+    by side: they are sorted by the ids of their streams. `words` decides which of them are kept in full.
     """
     stream_id = utterance.stream_id
     if stream_id in state.transcripts_ended:
         return state
+    before = _streams_with_text(state)
+    if stream_id not in before and len(before) >= STREAMS_MAX:
+        return replace(state, streams_cut=True)
     if utterance.kind is UtteranceKind.END:
-        return replace(
-            state,
-            utterances=tuple(
-                item
-                for item in state.utterances
-                if item.stream_id != stream_id or item.kind is not UtteranceKind.PARTIAL
-            ),
-            transcripts_ended=tuple(sorted((*state.transcripts_ended, stream_id))),
+        kept = tuple(
+            item for item in state.utterances if item.stream_id != stream_id or item.kind is not UtteranceKind.PARTIAL
         )
+        state = replace(state, utterances=kept, transcripts_ended=tuple(sorted((*state.transcripts_ended, stream_id))))
+        return state if stream_id in before else _settled(state, before | {stream_id}, analyses)
     known = {item.utterance_id: item for item in state.utterances}
     old = known.get(utterance.utterance_id)
     if old is not None and (old.kind is UtteranceKind.FINAL or old.revision >= utterance.revision):
         return state
-    known[utterance.utterance_id] = utterance
+    words = next((one for one in state.words if one.stream_id == stream_id), None)
+    if old is None and is_folded(words, utterance):
+        return state
+    known[utterance.utterance_id] = trimmed(utterance)
     ordered = sorted(known.values(), key=lambda item: (item.stream_id, item.start_ms, item.utterance_id))
-    return replace(state, utterances=tuple(ordered))
+    cut = state.text_cut or len(utterance.text) >= UTTERANCE_CHARS
+    return _settled(
+        replace(state, utterances=tuple(ordered), text_cut=cut),
+        before | {stream_id},
+        analyses,
+        only=stream_id if stream_id in before else None,
+    )
+
+
+def _streams_with_text(state: TriageState) -> frozenset[str]:
+    """The streams of which a text, or the end of the speech, was read."""
+    return frozenset(
+        (
+            *state.transcripts_ended,
+            *(one.stream_id for one in state.words),
+            *(one.stream_id for one in state.utterances),
+        )
+    )
+
+
+def _settled(
+    state: TriageState, streams: frozenset[str], analyses: Analyses, *, only: str | None = None
+) -> TriageState:
+    """The state with no more of each stream, or of `only` one, than its share among `streams`."""
+    words = {one.stream_id: one for one in state.words}
+    kept: dict[str, list[Utterance]] = {}
+    for item in state.utterances:
+        kept.setdefault(item.stream_id, []).append(item)
+    changed = False
+    for stream_id in (only,) if only is not None else sorted({*words, *kept}):
+        before, of_stream = words.get(stream_id), kept.get(stream_id, [])
+        after, folded = settle(of_stream, before, len(streams), analyses)
+        if len(after) != len(of_stream) or folded is not before:
+            changed = True
+            kept[stream_id] = list(after)
+            if folded is not None:
+                words[stream_id] = folded
+    if not changed:
+        return state
+    return replace(
+        state,
+        utterances=tuple(item for stream_id in sorted(kept) for item in kept[stream_id]),
+        words=tuple(words[stream_id] for stream_id in sorted(words)),
+    )
 
 
 def _is_call(state: TriageState) -> bool:
     """Whether this is a call. Records that come after a call's state was deleted (`CallState.stray`), and the timers
     that follow them, must neither replace its packet by an empty one nor make a live entry."""
-    return state.call is not None and (not state.call.stray or bool(state.signals or state.utterances))
+    return state.call is not None and (not state.call.stray or bool(state.signals or state.words or state.utterances))
 
 
 def _is_worth_storing(
@@ -246,21 +298,23 @@ def summarize_audio(signal: Signal | None) -> AudioSummary:
 
 def read_call(state: TriageState, rules: Rules, before: Reading | None = None) -> Reading:
     """The reading of the call's words. `before` is an earlier reading of the call, which makes this one cheaper."""
-    said = state.utterances
-    # The utterances of a stream are neighbours. For a single stream no order is needed, so that its first signal
-    # changes nothing.
-    several = bool(said) and said[0].stream_id != said[-1].stream_id
+    # For a single stream no order is needed, so that its first signal changes nothing.
+    several = len({*(one.stream_id for one in state.words), *(one.stream_id for one in state.utterances)}) > 1
     order = tuple(fold.stream_id for fold in state.signals) if several else ()
-    return read(said, rules, order, before=before)
+    return read(state.utterances, rules, order, words=state.words, before=before)
 
 
 def assess(state: TriageState, rules: Rules, reading: Reading, kind: AssessmentKind) -> Assessment:
     """The assessment of the call, by its state and the reading of its words. `state.call` must not be None."""
     call = state.call
     assert call is not None  # noqa: S101 - required above
+    lost = lost_audio(state)
     audio = summarize_audio(state.last_signal)
+    audio = replace(audio, missing_frames=audio.missing_frames + lost.frames)
     conclusion = weigh(reading, audio, rules)
     live = kind is AssessmentKind.LIVE
+    # A packet gets no more text: a partial is all that is known of its words.
+    transcript, omitted = (reading.final_end, reading.final_before) if live else whole(reading.text)
     return Assessment(
         version=0 if live else version_of(state),
         kind=kind,
@@ -274,10 +328,10 @@ def assess(state: TriageState, rules: Rules, reading: Reading, kind: AssessmentK
         answered_at=call.answered_at,
         ended_at=call.ended_at,
         hangup_cause=call.hangup_cause,
-        degraded=call.degraded,
-        # A packet gets no more text: a partial is all that is known of its words.
-        transcript=reading.final_text if live else reading.text,
-        partial=reading.partial_text if live else "",
+        degraded=degraded_by(state, lost) or _left_out(state),
+        transcript=transcript,
+        transcript_omitted=omitted,
+        partial=reading.partial_end if live else "",
         audio=audio,
         emotion=conclusion.emotion,
         category=conclusion.category,
@@ -286,9 +340,18 @@ def assess(state: TriageState, rules: Rules, reading: Reading, kind: AssessmentK
         risk=conclusion.risk,
         parts=conclusion.parts,
         unknowns=conclusion.unknowns,
-        summary=conclusion.summary,
+        summary=conclusion.summary if reading.understood else summary_without_words(call, audio),
         rules_version=rules.version,
     )
+
+
+STREAMS_CUT: Final = f"not all of the caller's audio is followed: it came in more than {STREAMS_MAX} streams"
+TEXT_CUT: Final = "not all of what was recognised is taken into account: an utterance was too long"
+"""Why a call is degraded whose records go beyond what a state may hold."""
+
+
+def _left_out(state: TriageState) -> str | None:
+    return STREAMS_CUT if state.streams_cut else TEXT_CUT if state.text_cut else None
 
 
 def _digest(final: Assessment) -> str:

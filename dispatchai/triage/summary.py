@@ -5,24 +5,26 @@ Decides their wording. `rules` decides what was found, `scoring` how much it wei
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import nlargest
 from math import isfinite
 
-from dispatchai.records.values import AudioSummary, Emotion, Utterance
-from dispatchai.triage.rules import Analysis, Place, Rules
+from dispatchai.records.values import AudioSummary, CallState, CallStatus, Emotion, StatedPlace
+from dispatchai.triage.rules import Rules
 from dispatchai.triage.rules_file import Mood
 
 LISTENING = "Listening…"
-"""The summary of a call in which no word has been understood yet."""
+"""The summary of a call in progress in which no word has been understood yet."""
+
+NOT_ANSWERED = "The caller hung up before the call was answered."
+NEVER_HEARD = "The caller was never heard: no audio came in."
+NOTHING_UNDERSTOOD = "No words were understood."
+"""The summaries of a call that is over and in which no word was understood."""
 
 _MAX_DETAILS = 3
 _MAX_QUOTE = 80
 """Characters of the caller's words in the summary of a call in which no rule found anything."""
 
-_STRONGEST_UTTERANCES = 3
-"""Utterances that make the mood: the strongest ones, so that a long polite call does not add up to panic."""
 _AUDIO_SHARE = 0.25
 """Most that loudness onset adds to the intensity: by itself it never shows more than TENSE."""
 _ANGRY_FROM = 0.3
@@ -45,15 +47,9 @@ class MoodOfWords:
     sentiment: str
 
 
-def mood_of_words(analyses: Sequence[Analysis], found: Collection[int], rules: Rules) -> MoodOfWords:
-    """The caller's state by words. `analyses` are those of the utterances; `found` has the rules that hold."""
-    cued = [[rules.cues[cue] for cue in analysis.cues] for analysis in analyses if analysis.cues]
-    heard = {
-        mood: sum(
-            nlargest(_STRONGEST_UTTERANCES, (sum(cue.weight for cue in cues if cue.mood is mood) for cues in cued))
-        )
-        for mood in Mood
-    }
+def mood_of_words(weights: Mapping[Mood, Sequence[float]], found: Collection[int], rules: Rules) -> MoodOfWords:
+    """The caller's state by words. `weights` are those of the strongest utterances; `found` has the rules that hold."""
+    heard = {mood: sum(weights[mood]) for mood in Mood}
     fear, anger = heard[Mood.FEAR], heard[Mood.ANGER]
     medium = rules.levels[-1][1]
     if fear or anger or any(rules.rules[number].units >= medium for number in found):
@@ -82,30 +78,27 @@ def emotion(mood: MoodOfWords, audio: AudioSummary) -> Emotion:
 
 
 def unknowns(
-    analyses: Sequence[Analysis], found: Collection[int], place: Place | None, rules: Rules
+    facts: Collection[int], found: Collection[int], place: StatedPlace | None, rules: Rules
 ) -> tuple[str, ...]:
     """The open questions of such a call, which the caller has not answered, in the order of the rules file."""
-    facts = frozenset[int]().union(*(analysis.facts for analysis in analyses))
+    stated = frozenset(facts)
     holding = frozenset(found)
     kinds = {rules.rules[number].kind for number in holding}
     return tuple(
         question.name
         for question in rules.questions
         if (not question.kinds or question.kinds & kinds)
-        and not (question.answered_by_facts & facts)
+        and not (question.answered_by_facts & stated)
         and not (question.answered_by_rules & holding)
         and not (question.answered_by_place and place)
     )
 
 
-def best_place(analyses: Sequence[Analysis]) -> Place | None:
-    """The most exactly stated place; among equals the last, since callers correct themselves."""
-    places = [place for analysis in analyses for place in analysis.places]
-    return max(reversed(places), key=lambda place: place.kind, default=None)
+def summary(text: str, found: Sequence[int], place: StatedPlace | None, rules: Rules, *, is_whole: bool = True) -> str:
+    """The line for the queue: the leading finding, the next ones, the place. `found` is strongest first.
 
-
-def summary(spoken: Sequence[Utterance], found: Sequence[int], place: Place | None, rules: Rules) -> str:
-    """The line for the queue: the leading finding, the next ones, the place. `found` is strongest first."""
+    `text` is what was said, or the end of it if it is not `is_whole`.
+    """
     telling = [rules.rules[number] for number in found if rules.rules[number].units]
     if telling and telling[0].units >= rules.unrecognised.units:
         title = telling[0].says
@@ -113,10 +106,19 @@ def summary(spoken: Sequence[Utterance], found: Sequence[int], place: Place | No
         named = ", ".join(list(details)[:_MAX_DETAILS])
         line = f"{_capitalised(title)}{': ' if named else ''}{named}."
     else:
-        words = " ".join(" ".join(utterance.text.split()) for utterance in spoken)
-        quote = words if len(words) <= _MAX_QUOTE else f"…{words[1 - _MAX_QUOTE :]}"
+        words = " ".join(text.split())
+        quote = words if len(words) <= _MAX_QUOTE and is_whole else f"…{words[1 - _MAX_QUOTE :]}"
         line = f"{_capitalised(rules.unrecognised.says)}: “{quote}”."
     return line if place is None else f"{line} {_capitalised(' '.join(place.text.split()))}."
+
+
+def summary_without_words(call: CallState, audio: AudioSummary) -> str:
+    """The line for the queue of a call in which no word was understood."""
+    if call.status is not CallStatus.ENDED:
+        return LISTENING
+    if audio.audio_seconds:
+        return NOTHING_UNDERSTOOD
+    return NOT_ANSWERED if call.answered_at is None else NEVER_HEARD
 
 
 def _capitalised(text: str) -> str:

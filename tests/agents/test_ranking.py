@@ -57,6 +57,7 @@ async def test_live_entries_come_at_a_readable_pace_and_a_packet_replaces_them(
         await produce(broker, Topic.ASSESSMENTS, gone, [burst[0], assessment(AssessmentKind.EXPIRED, call=gone)])
         packets = await read_call(broker, Topic.DISPATCH_QUEUE, over, bool)
         good = await read_call(broker, Topic.DISPATCH_QUEUE, poison, bool)
+        stored = await read_call(broker, Topic.PACKETS, over, bool)
         dead = await dead_letters(broker, poison, len(broken))
         ends = await read(
             broker,
@@ -79,6 +80,7 @@ async def test_live_entries_come_at_a_readable_pace_and_a_packet_replaces_them(
     )
 
     assert packets == [packet(over, final)]
+    assert stored == packets
     assert of_gone == [packet(gone, final)], "an expiry made a packet"
     for call in (over, gone):
         of_call = values([record for record in ends if record.key == call.encode()])

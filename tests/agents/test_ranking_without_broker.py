@@ -17,8 +17,10 @@ from agents.ranking import LIVE_APART_S, RankingAgent
 from dispatchai.engine.commits import Coverage
 from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.engine.fetch import Batch, Fetch, Record
+from dispatchai.kafka.packet_history import ASSESSED_AT
 from dispatchai.kafka.topics import Topic
 from dispatchai.records import Assessment, AssessmentKind, Risk, RiskLevel, decode, encode
+from dispatchai.triage.queue_writes import PacketWrite
 from dispatchai.triage.ranking import Assessed, decode_assessed, live_call, packet, without_overtaken
 from tests.support.recorded_call import assessment
 
@@ -46,6 +48,8 @@ class Process:
         self.coverage = Coverage()
         self.written: list[tuple[str, str, Any]] = []
         """Topic, call and decoded value of each record."""
+        self.headers: list[tuple[tuple[str, bytes], ...]] = []
+        """The headers of each."""
         self.dead: list[int] = []
         self.shown: list[str] = []
         self.cycles: list[int] = []
@@ -55,6 +59,7 @@ class Process:
         self.agent = RankingAgent(
             decode=self._decode,
             topics=self,
+            store=self._store,
             dead_letter=self._dead_letter,
             coverage=self.coverage,
             on_live=self.shown.append,
@@ -62,7 +67,12 @@ class Process:
         )
         self._offset = 0
 
-    async def send(self, topic: str, records: Mapping[int, Sequence[tuple[bytes, bytes | None]]]) -> None:
+    async def send(
+        self,
+        topic: str,
+        records: Mapping[int, Sequence[tuple[bytes, bytes | None]]],
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> None:
         """As `FencedTopics`: one call after the other, each after a while."""
         async with self._locks[topic]:
             for _ in range(self.cycles.pop() if self.cycles else 0):
@@ -72,6 +82,13 @@ class Process:
             assert records.keys() == {SOURCE.partition}
             for key, value in records[SOURCE.partition]:
                 self.written.append((topic, key.decode(), None if value is None else decode(value)))
+                self.headers.append(tuple(headers))
+
+    async def _store(self, packets: Sequence[PacketWrite]) -> None:
+        for one in packets:
+            assert one.partition == SOURCE.partition
+            self.written.append((Topic.PACKETS, one.key.decode(), decode(one.value)))
+            self.headers.append(())
 
     async def _decode(self, tp: TP, records: Iterable[Record]) -> list[tuple[Record, Assessed]]:
         return [(record, decode_assessed(record.value or b"")) for record in records]
@@ -174,7 +191,21 @@ async def test_the_packet_of_a_call_is_written_before_the_tombstone_of_its_live_
     topics = [
         topic for topic, key, value in process.written if key == "call" and (topic != Topic.LIVE_CALLS or not value)
     ]
-    assert topics == [Topic.DISPATCH_QUEUE, Topic.LIVE_CALLS]
+    assert topics == [Topic.PACKETS, Topic.DISPATCH_QUEUE, Topic.LIVE_CALLS]
+
+
+async def test_every_version_of_a_packet_is_stored_before_it_is_in_the_queue() -> None:
+    process = Process()
+    second = replace(FINAL, version=FINAL.version + 2)
+    await process.read(("call", FINAL), ("call", second))
+    packets = [packet("call", one) for one in (FINAL, second)]
+    assert process.of(Topic.PACKETS, "call") == packets
+    assert process.of(Topic.DISPATCH_QUEUE, "call") == packets
+    topics = [topic for topic, _, _ in process.written if topic != Topic.LIVE_CALLS]
+    assert topics == [Topic.PACKETS] * 2 + [Topic.DISPATCH_QUEUE] * 2
+    queued = zip(process.written, process.headers, strict=True)
+    headers = [headers for (topic, _, _), headers in queued if topic == Topic.DISPATCH_QUEUE]
+    assert headers == [((ASSESSED_AT, b"0"),)] * 2, "the recorded time of the assessment, as `Stored` has it"
 
 
 async def test_an_expired_call_makes_no_packet() -> None:

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import aiohttp
 import pytest
+from yarl import URL
 
 from dispatchai.cli import dev as tunnel
 from dispatchai.cli.dev import Cloudflared, Ngrok, Provider, TunnelError
@@ -200,6 +202,14 @@ async def test_a_tunnel_to_a_gateway_that_verifies_nothing_is_not_opened(
     assert not program.with_suffix(".pid").exists()
 
 
+async def statuses_outside(webhook_url: str) -> dict[str, int]:
+    """The answers to a GET of each page of the gateway through the tunnel."""
+    base = URL(webhook_url).origin()
+    pages = ("/health/live", "/health/ready", "/metrics", "/", "/ws")
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as http:
+        return {page: (await http.get(base.with_path(page))).status for page in pages}
+
+
 async def test_the_whole_road_through_a_tunnel(install: Install, tmp_path: Path) -> None:
     """The gateway is reached at the tunnel's URL, and when the tunnel is gone, so is the run."""
     program = install("ngrok", NGROK)
@@ -223,10 +233,12 @@ async def test_the_whole_road_through_a_tunnel(install: Install, tmp_path: Path)
     )
     assert process.stdout is not None
     lines: list[str] = []
+    outside: dict[str, int] = {}
     try:
         async for line in process.stdout:
             lines.append(line.decode().rstrip())
             if " media: " in lines[-1]:
+                outside = await statuses_outside(next(line for line in lines if "for the Portal" in line).split()[-1])
                 os.kill(int(program.with_suffix(".pid").read_text()), signal.SIGKILL)
         code = await process.wait()
     finally:
@@ -234,6 +246,7 @@ async def test_the_whole_road_through_a_tunnel(install: Install, tmp_path: Path)
             process.kill()
             await process.wait()
     said = "\n".join(lines)
+    assert outside == {"/health/live": 404, "/health/ready": 404, "/metrics": 404, "/": 404, "/ws": 426}
     assert "webhook URL for the Portal   https://127.0.0.1:" in said
     assert "OK  webhook: the gateway answers at https://127.0.0.1:" in said, said
     assert "OK  media: " in said, said

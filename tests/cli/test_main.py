@@ -62,3 +62,61 @@ def test_a_kafka_that_is_not_there_is_named_with_what_to_check(tmp_path: Path, a
 def test_a_secret_in_a_refused_configuration_is_not_printed(tmp_path: Path) -> None:
     _, output = run(tmp_path, "up", KAFKA_SECURITY_PROTOCOL="SASL_SSL", KAFKA_SASL_PASSWORD="hunter2-secret")
     assert "hunter2-secret" not in output
+
+
+BROKEN_RULES = "version: '1'\nlevels:\n  CRITICAL: 2\n"
+BROKEN_TOPICS = "partitions: none\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "content", "line"),
+    [
+        (("worker",), "RULES_FILE", BROKEN_RULES, 3),
+        (("rules", "check"), "RULES_FILE", BROKEN_RULES, 3),
+        (("worker",), "TOPICS_FILE", BROKEN_TOPICS, 1),
+        (("speech",), "TOPICS_FILE", BROKEN_TOPICS, 1),
+        (("topics", "show"), "TOPICS_FILE", BROKEN_TOPICS, 1),
+        (("topics", "apply"), "TOPICS_FILE", BROKEN_TOPICS, 1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_broken_file_is_named_with_its_line_and_ends_a_process_for_good(
+    tmp_path: Path, arguments: tuple[str, ...], name: str, content: str, line: int
+) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(content, encoding="utf-8")
+    address = f"127.0.0.1:{free_port()}"
+    code, output = run(tmp_path, *arguments, KAFKA_BOOTSTRAP_SERVERS=address, **{name: str(file)})
+    assert f"{file}:{line}: " in output
+    assert "Traceback" not in output
+    assert code == 2
+
+
+@pytest.mark.parametrize("name", ["RULES_FILE", "TOPICS_FILE", "KAFKA_SSL_CA_FILE"])
+def test_a_file_that_is_missing_ends_a_process_for_good(tmp_path: Path, name: str) -> None:
+    settings = {name: str(tmp_path / "none"), "KAFKA_SECURITY_PROTOCOL": "SSL"}
+    code, output = run(tmp_path, "worker", KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1", **settings)
+    assert "Traceback" not in output
+    assert code == 2
+
+
+@pytest.mark.parametrize(
+    ("process", "settings"),
+    [
+        ("gateway", {"KAFKA_BOOTSTRAP_SERVERS": "broker"}),
+        ("worker", {"KAFKA_BOOTSTRAP_SERVERS": "broker"}),
+        ("worker", {"LOG_LEVEL": "LOUD"}),
+        ("worker", {"STATE_DIR": "/proc/none"}),
+        ("speech", {"STATE_DIR": "/proc/none"}),
+    ],
+)
+def test_what_no_restart_mends_ends_a_process_with_2(tmp_path: Path, process: str, settings: dict[str, str]) -> None:
+    code, output = run(tmp_path, process, **{"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1", **settings})
+    assert "Traceback" not in output
+    assert code == 2
+
+
+def test_rules_that_can_be_read_are_named_with_their_version(tmp_path: Path) -> None:
+    code, output = run(tmp_path, "rules", "check")
+    assert code == 0
+    assert "rules.yaml: version 2026.1+" in output

@@ -213,6 +213,18 @@ async def test_a_transcript_grows_its_partial_is_replaced_in_place_and_the_call_
     assert await page.do(order) == [CARDIAC.call_id, NOISE.call_id]
 
 
+async def test_the_page_says_how_much_of_a_long_transcript_is_left_out(page: Page) -> None:
+    said = "He is still not breathing. "
+    await page.put(replace(heard(3), transcript=said, transcript_omitted=12_340))
+    before = f"#live [data-call-id='{CARDIAC.call_id}'] .transcript .before"
+    await page.shows("what is left out", lambda browser: of(browser, before) == "… 12,340 characters before")
+    await page.put(replace(heard(3), transcript=60 * said, transcript_omitted=12_340))
+    await page.shows("that a card shows the end", lambda browser: of(browser, before) == "…")
+    await page.do(click_row(0))
+    in_detail = "#detail .transcript .before"
+    await page.shows("it in the detail", lambda browser: of(browser, in_detail) == "… 12,340 characters before")
+
+
 async def test_what_a_caller_says_stays_text(page: Page) -> None:
     attack = '<script>window.owned = 1</script><img src=x onerror="window.owned = 2"><b>bold</b>'
     hostile = replace(

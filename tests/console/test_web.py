@@ -157,7 +157,7 @@ async def test_a_final_packet_has_every_field_of_the_guide(
     (packet,) = [entry for entry in await read(client, "/debug/list_queue/?limit=500") if entry["call_id"] == done]
     assert packet["duration_seconds"] == 45
     assert packet["audio"].keys() >= {"distress_score", "distress_max", "voiced_seconds"}
-    assert packet["nlp"].keys() == {"transcript", "emotion", "category", "tags"}
+    assert packet["nlp"].keys() == {"transcript", "emotion", "category", "tags", "transcript_omitted"}
     assert packet["nlp"]["emotion"].keys() == {"label", "intensity", "sentiment"}
     assert packet["nlp"]["category"] == "EMS"
     assert packet["risk"] == {"level": "CRITICAL", "score": 0.95}

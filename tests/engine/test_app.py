@@ -370,7 +370,8 @@ async def test_a_large_state_is_written_rarely_and_with_the_stop(broker: KafkaCo
 async def test_what_an_output_followed_from_is_not_covered_if_kafka_refuses_it(
     broker: KafkaConnection, tmp_path: Path
 ) -> None:
-    names = await make_topics(broker, sink_configs={"max.message.bytes": "1000"})
+    # Every record is older than this when it arrives.
+    names = await make_topics(broker, sink_configs={"message.timestamp.before.max.ms": "1"})
     app = make_app(broker, names, tmp_path)
     states = make_states(app)
     again: list[str] = []

@@ -107,7 +107,7 @@ async def test_an_output_that_an_earlier_owner_overwrites_is_written_again(
         await until(lambda: app.lease.open)
         await read(broker, names.sink, ends(before=b"new", gone=None, early=b"kept"))
         for key, value in (("call", b"1"), ("over", b"live"), ("over", None), ("other", b"1")):
-            await app.fenced.send(names.sink, {0: [(key.encode(), value)]})
+            await app.fenced.send(names.sink, {0: [(key.encode(), value)]}, [("mark", key.encode())])
         await app.emitter.delivered()
         await append_records(broker, names.sink, [("call", b"old", 6), ("over", b"old", 1), ("late", b"only", 6)])
         await app.fenced.send(names.sink, {0: [(b"other", b"2")]})
@@ -116,6 +116,8 @@ async def test_an_output_that_an_earlier_owner_overwrites_is_written_again(
     assert sorted(written_again[:2], key=str) == [(b"before", b"new"), (b"gone", None)]
     assert sorted(written_again[-2:], key=str) == [(b"call", b"1"), (b"over", None)]
     assert len(written_again) == 9
+    (again,) = [one for one in found if one.key == b"call" and one.value == b"1"][1:]
+    assert dict(again.headers)["mark"] == b"call", "its headers are lost"
     assert app.metrics.written_again._value.get() == 4
 
 

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 from faust.types import TP
 from structlog.testing import capture_logs
 
@@ -15,6 +16,7 @@ from dispatchai.engine.app import App, create_app, run_app
 from dispatchai.engine.errors import StalledError
 from dispatchai.engine.fetch import Batch
 from dispatchai.engine.stall_detection import StallDetector
+from dispatchai.kafka import readiness
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.kafka.topics import Topic
@@ -183,7 +185,8 @@ async def test_an_agent_that_hangs_ends_the_process_with_one_line_that_names_the
     assert f"agent sums is stalled at {names.source}/" in line["error"]
 
 
-async def test_a_process_that_finds_no_kafka_waits_for_it(tmp_path: Path) -> None:
+async def test_a_process_that_finds_no_kafka_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readiness, "LOG_EVERY_S", 0.0)
     nobody = KafkaConnection(f"127.0.0.1:{free_port()}", embedded=True)
     app = make_stuck_app(nobody, Names("test-nobody", "source", "sink"), tmp_path)
     with capture_logs() as logs:
@@ -192,3 +195,11 @@ async def test_a_process_that_finds_no_kafka_waits_for_it(tmp_path: Path) -> Non
         assert not ending.done()
         signal.raise_signal(signal.SIGTERM)
         assert await ending == 0
+
+
+def test_an_outage_of_kafka_is_one_line_when_it_begins_and_one_when_it_ends() -> None:
+    detector = StallDetector(limit_s=30.0)
+    with capture_logs() as logs:
+        for second, answers in enumerate([True, True, False, False, False, True, True, False]):
+            detector.check(100.0 + 5 * second, {} if answers else None)
+    assert [line["event"] for line in logs] == ["kafka_unreachable", "kafka_reachable", "kafka_unreachable"]

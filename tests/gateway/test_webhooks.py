@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import os
 import signal
 import time
@@ -24,7 +22,17 @@ from dispatchai.kafka.topics import Topics
 from dispatchai.records import CallEvent, decode_as
 from dispatchai.telnyx import signatures
 from dispatchai.telnyx.signatures import Refusal, WebhookVerifier
-from tests.support.gateway import KEY, SECRET, Gateway, control_id, event, new_call, records_of, running_gateway
+from tests.support.gateway import (
+    KEY,
+    Gateway,
+    control_id,
+    event,
+    hmac_headers,
+    new_call,
+    occurred,
+    records_of,
+    running_gateway,
+)
 
 if TYPE_CHECKING:
     pass
@@ -108,10 +116,33 @@ async def test_the_path_may_end_in_a_slash(gateway: Gateway, slash: str) -> None
 
 async def test_the_guides_hmac_header_is_accepted(gateway: Gateway, embedded: KafkaConnection) -> None:
     call_id = new_call()
-    body = orjson.dumps(event(call_id))
-    digest = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
-    assert (await gateway.webhook(body, {"telnyx-signature-sha256": digest}))[0] == 200
-    assert len(await events_of(embedded, call_id, 1)) == 1
+    # Up to a quarter of an hour old: the carrier tries again, and the event's time stays.
+    for ago_s in (0, 800, -200):
+        body = orjson.dumps(event(call_id, occurred_at=occurred(ago_s)))
+        assert (await gateway.webhook(body, hmac_headers(body)))[0] == 200
+    assert len(await events_of(embedded, call_id, 3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("occurred_at", "status", "code"),
+    [
+        (occurred(1000), 503, "signature_stale"),
+        (occurred(86_400), 503, "signature_stale"),
+        (occurred(-86_400), 503, "signature_stale"),
+        (None, 401, "signature_undated"),
+    ],
+    ids=["old", "very-old", "future", "undated"],
+)
+async def test_a_signature_without_a_time_does_not_outlive_its_event(
+    gateway: Gateway, occurred_at: str | None, status: int, code: str
+) -> None:
+    body = orjson.dumps(event(new_call(), occurred_at=occurred_at))
+    answer = await gateway.webhook(body, hmac_headers(body))
+    assert (answer[0], answer[1]["error"]["code"]) == (status, code)
+    # An Ed25519 signature that has expired does not get past this either.
+    old = signatures.sign(KEY, body, int(time.time()) - 3600)
+    assert (await gateway.webhook(body, hmac_headers(body) | old))[0] == status
+    assert gateway.metrics.webhooks == {WebhookOutcome.REFUSED: 2}
 
 
 async def test_an_event_without_a_time_occurred_when_it_was_received(embedded: KafkaConnection) -> None:

@@ -54,11 +54,12 @@ async def create(connection: KafkaConnection, *topics: NewTopic) -> None:
 def test_the_shipped_file_declares_the_topics_of_the_architecture() -> None:
     topics = Topics.load()
     assert set(topics.topics) == {
-        *("call-events", "audio-frames", "signals", "transcripts", "assessments"),
+        *("call-events", "audio-frames", "signals", "transcripts", "assessments", "packets"),
         *("live-calls", "dispatch-queue", "dispatch-actions", "dead-letters"),
     }
     assert topics.topics["audio-frames"].retention_ms == 30 * DAY_MS
     assert topics.topics["dispatch-actions"].retention_ms == 365 * DAY_MS
+    assert topics.topics["packets"].retention_ms == 365 * DAY_MS
     assert {name for name, spec in topics.topics.items() if spec.policy is Policy.COMPACT} == {
         "live-calls",
         "dispatch-queue",

@@ -187,7 +187,7 @@ def test_the_drawing_names_every_agent_and_every_topic_that_calls_travel() -> No
     names = {element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")}
     agents = {path.stem for path in (ROOT / "agents").glob("*.py")} - {
         "__init__",
-        "orphaned_states",
-    }  # it follows no topic
+        *("orphaned_states", "queue_purge"),
+    }  # they clean up, and no call travels through them
     assert agents <= names
     assert set(Topics.load().topics) - {"dispatch-actions", "dead-letters"} <= names

@@ -13,7 +13,7 @@ from dispatchai.records import Signal, SignalKind, SignalState, StreamSignal, en
 from dispatchai.records.column_encoder import Column, OneItem, Same, Text, encode_columns
 
 longs = st.integers(-(1 << 63), (1 << 63) - 1) | st.integers(-200, 200)
-doubles = st.floats(allow_nan=False)
+doubles = st.floats(allow_nan=False, allow_infinity=False)
 texts = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=70)
 
 

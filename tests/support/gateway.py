@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
+import hmac
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
@@ -110,6 +113,16 @@ def event(call_id: str | None, **changes: Any) -> dict[str, Any]:
         "payload": payload,
     }
     return {"data": data | changes, "meta": {"attempt": 1}}
+
+
+def hmac_headers(body: bytes, secret: str = SECRET) -> dict[str, str]:
+    """The header by which a proxy signs `body`."""
+    return {signatures.HMAC_HEADER: hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()}
+
+
+def occurred(ago_s: float = 0.0) -> str:
+    """The carrier's text for the time `ago_s` seconds ago."""
+    return datetime.fromtimestamp(time.time() - ago_s, UTC).isoformat().replace("+00:00", "Z")
 
 
 def start(call_id: str, *, stream_id: str = "stream-1", media_format: Any = None, **changes: Any) -> str:

@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from pydantic import SecretStr
@@ -29,6 +30,7 @@ PUBLIC_KEY: Final = "BENCH_PUBLIC_KEY"
 
 BOOTSTRAP: Final = "BENCH_BOOTSTRAP_SERVERS"
 EMBEDDED: Final = "BENCH_BROKER_IS_EMBEDDED"
+LOG_LEVEL: Final = "BENCH_LOG_LEVEL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +46,33 @@ class Running:
 
 
 @asynccontextmanager
-async def gateway(connection: KafkaConnection, public_key: str = "") -> AsyncIterator[Running]:
-    """A gateway on a free port that accepts webhooks signed for `public_key` and tokens of STREAM_SECRET."""
+async def gateway(
+    connection: KafkaConnection,
+    public_key: str = "",
+    *,
+    settings: Mapping[str, str] | None = None,
+    log_level: str = "ERROR",
+    log_file: Path | None = None,
+) -> AsyncIterator[Running]:
+    """A gateway on a free port that accepts webhooks signed for `public_key` and tokens of STREAM_SECRET.
+
+    `settings` are further settings, by their names in the environment. Its log goes to `log_file`.
+    """
     environment = os.environ | {
         PUBLIC_KEY: public_key,
         BOOTSTRAP: connection.bootstrap_servers,
         EMBEDDED: "1" if connection.embedded else "",
+        LOG_LEVEL: log_level,
+        **(settings or {}),
     }
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.support.gateway_process"),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        env=environment,
-    )
+    with contextlib.ExitStack() as files:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.support.gateway_process"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=None if log_file is None else files.enter_context(log_file.open("wb")),
+            env=environment,
+        )
     if process.stdin is None or process.stdout is None:
         raise RuntimeError("the gateway has no pipes")
     try:
@@ -88,5 +104,5 @@ async def _serve() -> None:
 
 if __name__ == "__main__":
     use_uvloop()
-    configure(LogFormat.JSON, "ERROR", "gateway")
+    configure(LogFormat.JSON, os.environ[LOG_LEVEL], "gateway")
     asyncio.run(_serve())

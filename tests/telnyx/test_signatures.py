@@ -12,7 +12,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from multidict import CIMultiDict
 
-from dispatchai.telnyx.signatures import Refusal, SignatureError, WebhookVerifier, public_key, sign
+from dispatchai.settings import HMAC_REMEMBERED_S
+from dispatchai.telnyx.signatures import REDELIVERY_S, Refusal, SignatureError, WebhookVerifier, public_key, sign
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 NEXT = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
@@ -199,3 +200,21 @@ def test_the_same_signed_bytes_are_accepted_again_only_within_the_tolerance() ->
         BOTH.verify(headers, BODY, NOW + later)
     with pytest.raises(SignatureError, match="stale"):
         BOTH.verify(headers, BODY, NOW + 301)
+
+
+@pytest.mark.parametrize("age_s", [-300, 0, 299, 900])
+def test_an_event_whose_signature_has_no_time_may_be_some_minutes_old(age_s: float) -> None:
+    BOTH.check_time(NOW - age_s, NOW)
+
+
+@pytest.mark.parametrize(
+    ("age_s", "refused"), [(901, Refusal.STALE), (1e9, Refusal.STALE), (-301, Refusal.STALE), (None, Refusal.UNDATED)]
+)
+def test_an_old_event_whose_signature_has_no_time_is_refused(age_s: float | None, refused: Refusal) -> None:
+    with pytest.raises(SignatureError) as error:
+        BOTH.check_time(None if age_s is None else NOW - age_s, NOW)
+    assert error.value.refusal is refused
+
+
+def test_calls_are_remembered_for_longer_than_an_event_may_be_old() -> None:
+    assert HMAC_REMEMBERED_S >= 2 * REDELIVERY_S

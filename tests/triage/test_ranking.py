@@ -120,7 +120,7 @@ def test_a_live_entry_has_all_conclusions_of_triage() -> None:
 def test_a_packet_has_all_conclusions_of_triage() -> None:
     said = final()
     made = packet("c", said)
-    in_nlp = {"transcript", "emotion", "category", "tags"}
+    in_nlp = {"transcript", "transcript_omitted", "emotion", "category", "tags"}
     for field in fields(Assessment):
         if field.name in {"kind", "as_of", "status", "partial"}:
             continue

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import aiohttp
 
+from dispatchai.cli.doctor.files import check_rules_file, check_topics_file
 from dispatchai.cli.doctor.kafka import check_durability, check_kafka
 from dispatchai.cli.doctor.processes import check_carrier_port, check_processes
 from dispatchai.cli.doctor.public import check_media, check_webhook
@@ -33,6 +34,8 @@ async def examine(
         *(check_env_file(path) for path in env_files),
         *check_keys(settings),
         *check_urls(settings),
+        check_rules_file(settings),
+        check_topics_file(settings),
     ]
     try:
         run = RunInfo.load(settings.state_dir)

@@ -5,7 +5,6 @@ The checks decide who should have answered.
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
 import time
 from collections.abc import Mapping
@@ -18,9 +17,6 @@ from yarl import URL
 
 BODY_MAX_BYTES: Final = 1_048_576
 """How much is read of an answer. The longest is a list of 250 call-control applications, about 1 kB each."""
-
-LOCAL_NAMES: Final = frozenset({"localhost", "localhost.localdomain"})
-"""Names of this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +130,3 @@ def url_of(text: str) -> URL | None:
         return URL(text)
     except ValueError:
         return None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine, judging by the text alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host in LOCAL_NAMES

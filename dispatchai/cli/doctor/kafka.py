@@ -25,7 +25,7 @@ from dispatchai.cli.doctor.result import Check, Limits, Result, fail, ok, skippe
 from dispatchai.kafka.admin import TopicState, drift_of, show
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.errors import KafkaOperationError
-from dispatchai.kafka.topics import Topics
+from dispatchai.kafka.topics import Topics, TopicsFileError
 from dispatchai.process.run_info import RunInfo
 from dispatchai.settings import Settings
 
@@ -202,7 +202,10 @@ async def _check_cluster(
 
 
 async def _check_topics(settings: Settings, connection: KafkaConnection, brokers: int) -> list[Result]:
-    topics = Topics.load()
+    try:
+        topics = Topics.load(settings.topics_file)
+    except TopicsFileError:
+        return [skipped(Check.TOPICS, "the list of topics cannot be read: see `topics-file`")]
     states = await show(connection, topics)
     results = [_topics_result(topics, states, settings.kafka_replication_factor)]
     there = [state.name for state in states if state.exists]

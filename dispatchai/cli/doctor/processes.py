@@ -10,8 +10,9 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
+from dispatchai.cli.doctor.files import check_rules_of_workers, rules_of
 from dispatchai.cli.doctor.http_probe import Answer, NoAnswer, probe
-from dispatchai.cli.doctor.result import Check, Result, fail, ok, skipped, warn
+from dispatchai.cli.doctor.result import Check, Result, Verdict, fail, ok, skipped, warn
 from dispatchai.process import health
 from dispatchai.process.run_info import RunInfo
 from dispatchai.settings import Settings
@@ -21,20 +22,34 @@ _ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S1
 
 
 async def check_processes(http: aiohttp.ClientSession, settings: Settings, run: RunInfo | None) -> list[Result]:
-    """Whether gateway, console, worker and speech process are healthy on this machine, or their ports are free."""
+    """Whether gateway, console, worker and speech process are healthy on this machine, or their ports are free; and
+    whether all workers of DOCTOR_WORKERS are healthy and triage by the same rules."""
     gateway = _base(settings.gateway_host, settings.gateway_port)
     console = _base(settings.console_host, settings.console_port)
     worker = _base(settings.console_host, settings.worker_port)
     speech = _base(settings.console_host, settings.speech_port)
     if run is not None:
         gateway, console = URL(run.gateway_url), URL(run.console_url)
+    workers = [URL(f"http://{address}") for address in settings.doctor_worker_addresses]
+    here = [] if workers else [worker]
     results = await asyncio.gather(
         _process(http, Check.GATEWAY, gateway, "GATEWAY_PORT", expected=run is not None),
         _process(http, Check.CONSOLE, console, "CONSOLE_PORT", expected=run is not None),
-        _process(http, Check.WORKER, worker, "WORKER_PORT", expected=run is not None),
+        *(_process(http, Check.WORKER, one, "WORKER_PORT", expected=run is not None) for one in here),
+        *(_elsewhere(http, one) for one in workers),
         _process(http, Check.SPEECH, speech, "SPEECH_PORT", expected=run is not None),
     )
-    return [*results, check_carrier_port(settings)]
+    asked = [*here, *workers]
+    rules = dict(zip(asked, await asyncio.gather(*(rules_of(http, one) for one in asked)), strict=True))
+    return [*results, *check_rules_of_workers(settings, rules), check_carrier_port(settings)]
+
+
+async def _elsewhere(http: aiohttp.ClientSession, base: URL) -> Result:
+    """Whether a worker of DOCTOR_WORKERS is healthy; one that is named is expected to run."""
+    result = await _process(http, Check.WORKER, base, "DOCTOR_WORKERS", expected=False)
+    if result.verdict is not Verdict.SKIPPED:
+        return result
+    return fail(Check.WORKER, f"does not answer at {base}", "start it, or take it out of DOCTOR_WORKERS")
 
 
 def _base(host: str, port: int) -> URL:

@@ -17,6 +17,8 @@ class Check(StrEnum):
     SETTINGS = "settings"
     ENV_FILE = "env-file"
     STATE_DIR = "state-dir"
+    RULES = "rules"
+    TOPICS_FILE = "topics-file"
     API_KEY = "api-key"
     WEBHOOK_KEY = "webhook-key"
     STREAM_TOKEN = "stream-token"  # noqa: S105 - the name of a check

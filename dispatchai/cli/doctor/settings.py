@@ -15,9 +15,10 @@ from dotenv import dotenv_values
 from pydantic import ValidationError
 from yarl import URL
 
-from dispatchai.cli.doctor.http_probe import LOCAL_NAMES, url_of
+from dispatchai.cli.doctor.http_probe import url_of
 from dispatchai.cli.doctor.result import Check, Result, fail, ok, skipped, warn
 from dispatchai.gateway.app import MEDIA_PATH, WEBHOOK_PATH
+from dispatchai.process.loopback import LOCAL_NAMES
 from dispatchai.settings import Settings, Verification
 from dispatchai.telnyx import stream_tokens
 from dispatchai.telnyx.signatures import public_key

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import aiohttp
 
-from dispatchai.cli.doctor.http_probe import Answer, NoAnswer, is_loopback, probe, url_of
+from dispatchai.cli.doctor.http_probe import Answer, NoAnswer, probe, url_of
 from dispatchai.cli.doctor.result import Check, Result, fail, ok, skipped, warn
 from dispatchai.gateway.app import WEBHOOK_PATH
+from dispatchai.process.loopback import is_loopback
 from dispatchai.settings import Settings
 
 CLOCK_WARN_S: Final = 5.0

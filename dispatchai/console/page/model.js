@@ -49,7 +49,7 @@ export function shownAs(entry) {
       distress_score: 0, distress_max: 0, distress_now: 0, voiced: false, voiced_seconds: 0, audio_seconds: 0,
       missing_frames: 0,
     },
-    nlp: { transcript: "", category: "UNKNOWN", tags: [], emotion: { label: "UNKNOWN", intensity: 0 } },
+    nlp: { transcript: "", transcript_omitted: 0, category: "UNKNOWN", tags: [], emotion: { label: "UNKNOWN", intensity: 0 } },
     services: [],
     parts: [],
     unknowns: [],

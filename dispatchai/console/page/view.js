@@ -173,6 +173,7 @@ class Row {
 
 class Transcript {
   element = make("div", "transcript");
+  #before = make("span", "before");
   #final = make("span", "final");
   #partial = make("span", "partial");
   #none = make("span", "none", "Nothing said yet.");
@@ -180,17 +181,21 @@ class Transcript {
 
   constructor(limit) {
     this.#limit = limit;
-    this.element.append(this.#final, " ", this.#partial, this.#none);
+    this.element.append(this.#before, " ", this.#final, " ", this.#partial, this.#none);
     this.element.tabIndex = 0;
     this.element.setAttribute("role", "region");
     this.element.setAttribute("aria-label", "Transcript");
   }
 
-  set(transcript, partial) {
+  // `before`: characters in front of the transcript that are left out of it.
+  set(transcript, partial, before) {
     const atEnd = this.element.scrollHeight - this.element.scrollTop - this.element.clientHeight < 24;
     const cut = transcript.length > this.#limit;
-    setText(this.#final, cut ? `… ${transcript.slice(-this.#limit)}` : transcript);
+    setText(this.#final, cut ? transcript.slice(-this.#limit) : transcript);
     setText(this.#partial, partial);
+    const shown = before > 0 && !cut ? `… ${before.toLocaleString("en")} characters before` : "…";
+    setText(this.#before, shown);
+    setHidden(this.#before, !cut && !(before > 0));
     setHidden(this.#none, Boolean(transcript || partial));
     if (atEnd) this.element.scrollTop = this.element.scrollHeight;
   }
@@ -282,7 +287,7 @@ class Card {
     setText(this.#summary, entry.summary);
     setText(this.#trouble, entry.degraded ?? "");
     setHidden(this.#trouble, !entry.degraded);
-    this.#transcript.set(entry.nlp.transcript, entry.partial);
+    this.#transcript.set(entry.nlp.transcript, entry.partial, entry.final ? 0 : entry.nlp.transcript_omitted);
     this.#meter.set(entry.audio, entry.final);
     setText(this.#emotion, `${caller(entry)} · ${emotionText(entry)}${entry.audio.voiced ? " · speaking" : ""}`);
     this.#reasons.set(entry);
@@ -375,7 +380,7 @@ class Detail {
     this.#state.dataset.state = callState(entry);
     setText(this.#summary, entry.summary);
     this.#tags.set(entry.nlp.tags);
-    this.#transcript.set(entry.nlp.transcript, entry.partial);
+    this.#transcript.set(entry.nlp.transcript, entry.partial, entry.final ? 0 : entry.nlp.transcript_omitted);
     this.#meter.set(entry.audio, entry.final);
     this.#reasons.set(entry);
     const facts = [
