@@ -106,5 +106,5 @@ def call(entry: Entry) -> Json:
         "call_id": entry.call_id,
         "status": entry.status,
         "live": None if entry.live is None else live_call(entry.live, full_number=True),
-        "packet": None if entry.packet is None else packet(entry.packet, full_number=True),
+        "packet": None if entry.stored is None else packet(entry.stored.packet, full_number=True),
     }

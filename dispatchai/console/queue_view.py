@@ -9,8 +9,9 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
-from dispatchai.records import CallPacket, LiveCall, Micros, Ranking
+from dispatchai.records import CallPacket, DecodeError, LiveCall, Micros, Ranking, decode_as, decode_fields
 
 MAX_FINALS = 5_000
 """Finished calls kept in a view, the newest by created_at: a busy centre's day. Older ones are in the topic."""
@@ -24,22 +25,51 @@ class EntryStatus(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class StoredPacket:
+    """A packet as its record holds it, with what the order of the queue needs: a third of its size once decoded."""
+
+    value: bytes
+    version: int
+    ranking: Ranking
+
+    @classmethod
+    def read(cls, call_id: str, value: bytes) -> Self:
+        """The packet in the value of a record with the key `call_id`. Raises DecodeError."""
+        name, fields = decode_fields(value)
+        if name != CallPacket.__name__:
+            raise DecodeError(f"expected {CallPacket.__name__}, found {name}")
+        if fields["call_id"] != call_id:
+            raise DecodeError("the key is not the record's call_id")
+        return cls(value, fields["version"], Ranking(**fields["ranking"]))
+
+    @property
+    def packet(self) -> CallPacket:
+        """The packet, decoded."""
+        return decode_as(CallPacket, self.value)
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
-    """What is known about one call: `live`, `packet` or both. Once there is a packet, it counts."""
+    """What is known about one call: `live`, `stored` or both. Once there is a packet, it counts."""
 
     call_id: str
     live: LiveCall | None
-    packet: CallPacket | None
+    stored: StoredPacket | None
+
+    @property
+    def packet(self) -> CallPacket | None:
+        """The packet of the call, decoded at each use."""
+        return None if self.stored is None else self.stored.packet
 
     @property
     def status(self) -> EntryStatus:
         """FINAL as soon as there is a packet, even if there is a live entry."""
-        return EntryStatus.LIVE if self.packet is None else EntryStatus.FINAL
+        return EntryStatus.LIVE if self.stored is None else EntryStatus.FINAL
 
     @property
     def shown(self) -> LiveCall | CallPacket:
         """The record that is shown."""
-        shown = self.live if self.packet is None else self.packet
+        shown = self.live if self.stored is None else self.stored.packet
         if shown is None:
             raise ValueError("an entry holds at least one record")
         return shown
@@ -47,12 +77,15 @@ class Entry:
     @property
     def ranking(self) -> Ranking:
         """The ranking of the record that is shown."""
-        return self.shown.ranking
+        held = self.live if self.stored is None else self.stored
+        if held is None:
+            raise ValueError("an entry holds at least one record")
+        return held.ranking
 
     @property
     def order(self) -> tuple[int, Micros, str]:
         """Sort key of the queue: weight descending, then created_at, then call_id. The status does not matter."""
-        ranking = self.shown.ranking
+        ranking = self.ranking
         return (-ranking.weight, ranking.created_at, self.call_id)
 
 
@@ -109,7 +142,7 @@ class QueueView:
 
     def live(self) -> tuple[LiveCall, ...]:
         """The calls without a packet, ranked."""
-        return tuple(entry.live for entry in self.ranked() if entry.packet is None and entry.live is not None)
+        return tuple(entry.live for entry in self.ranked() if entry.stored is None and entry.live is not None)
 
     def continue_after(self, predecessor: QueueView) -> None:
         """Number the next changes above all changes of `predecessor`, which this view replaces."""
@@ -120,15 +153,15 @@ class QueueView:
         old = self._entries.get(call_id)
         if live == (old.live if old else None):
             return []
-        return [self._set(call_id, live, old.packet if old else None)]
+        return [self._set(call_id, live, old.stored if old else None)]
 
-    def put_packet(self, call_id: str, packet: CallPacket | None) -> list[Change]:
+    def put_packet(self, call_id: str, packet: StoredPacket | None) -> list[Change]:
         """Apply a value of `dispatch-queue`. A version lower than the one held is ignored.
 
         A second change is the removal of the oldest packet from a full view.
         """
         old = self._entries.get(call_id)
-        held = old.packet if old else None
+        held = old.stored if old else None
         if packet == held or (packet and held and packet.version < held.version):
             return []
         changes = [self._set(call_id, old.live if old else None, packet)]
@@ -138,7 +171,7 @@ class QueueView:
             changes += self._drop_oldest()
         if len(self._by_age) > 2 * self._max_finals + 64:  # mostly packets that were purged or changed
             self._by_age = [
-                (entry.packet.ranking.created_at, entry.call_id) for entry in self._entries.values() if entry.packet
+                (entry.stored.ranking.created_at, entry.call_id) for entry in self._entries.values() if entry.stored
             ]
             heapq.heapify(self._by_age)
         return changes
@@ -146,13 +179,13 @@ class QueueView:
     def _drop_oldest(self) -> list[Change]:
         created_at, call_id = heapq.heappop(self._by_age)
         entry = self._entries.get(call_id)
-        if entry is None or entry.packet is None or entry.packet.ranking.created_at != created_at:
+        if entry is None or entry.stored is None or entry.stored.ranking.created_at != created_at:
             return []
         return [self._set(call_id, entry.live, None)]
 
-    def _set(self, call_id: str, live: LiveCall | None, packet: CallPacket | None) -> Change:
+    def _set(self, call_id: str, live: LiveCall | None, packet: StoredPacket | None) -> Change:
         old = self._entries.get(call_id)
-        self._finals += (packet is not None) - (old is not None and old.packet is not None)
+        self._finals += (packet is not None) - (old is not None and old.stored is not None)
         self._number += 1
         self._ranked = None
         if live is None and packet is None:

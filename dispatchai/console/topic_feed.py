@@ -19,11 +19,11 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from dispatchai.console.errors import ConsoleError
-from dispatchai.console.queue_view import MAX_FINALS, Change, Entry, QueueView
+from dispatchai.console.queue_view import MAX_FINALS, Change, Entry, QueueView, StoredPacket
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.reading import partitions_of, unread
 from dispatchai.kafka.topics import Topic
-from dispatchai.records import CallPacket, DecodeError, LiveCall
+from dispatchai.records import DecodeError, LiveCall
 from dispatchai.records.codec import decode_as
 
 CLIENT_ID: Final = "dispatchai-console"
@@ -134,7 +134,7 @@ class _ViewBuilder:
 
     Values of live calls are kept as bytes, the latest of each call, until somebody needs the view: a thousand live
     calls write four thousand values a second, and a worker without an open page must not pay for decoding them.
-    Packets are decoded as they come, because their version decides which one counts.
+    Of packets the version decides which one counts, so they are read as they come; they too are kept as bytes.
     """
 
     def __init__(
@@ -160,9 +160,7 @@ class _ViewBuilder:
                 self._pending.pop(call_id, None)
                 self._notify(self.view.put_live(call_id, None))
             elif value is not None:
-                packet = decode_as(CallPacket, value)
-                _same_key(call_id, packet.call_id)
-                self._notify(self.view.put_packet(call_id, packet))
+                self._notify(self.view.put_packet(call_id, StoredPacket.read(call_id, value)))
             else:
                 self._notify(self.view.put_packet(call_id, None))
         except (DecodeError, UnicodeDecodeError) as error:

@@ -239,7 +239,7 @@ def _of_snapshot(entries: tuple[Entry, ...]) -> list[Entry]:
     finals = 0
     chosen: list[Entry] = []
     for entry in entries:
-        if entry.packet is not None:
+        if entry.stored is not None:
             finals += 1
             if finals > SNAPSHOT_FINALS:
                 continue
@@ -263,7 +263,7 @@ def _state_event(state: FeedState) -> bytes:
 def _change_event(change: Change) -> bytes:
     if change.entry is None:
         return _event("remove", {"call_id": change.call_id}, change.number)
-    name = "call" if change.entry.packet is None else "packet"
+    name = "call" if change.entry.stored is None else "packet"
     return _event(name, json_view.queue_entry(change.entry), change.number)
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dispatchai.console.queue_view import Change, Entry, EntryStatus, QueueView
-from dispatchai.records import CallPacket, LiveCall, RiskLevel
+from dispatchai.console.queue_view import Change, Entry, EntryStatus, QueueView, StoredPacket
+from dispatchai.records import CallPacket, LiveCall, RiskLevel, encode
 from tests.console.samples import BASE, SECOND, final_packet, live_call, ranking
 
 CALL_IDS = ("a", "b", "c", "d")
@@ -23,10 +23,14 @@ def packet(call_id: str, weight: int = 0, at: int = 0, version: int = 1) -> Call
     return replace(final, ranking=ranking(weight, BASE + at * SECOND, RiskLevel.UNKNOWN))
 
 
+def stored(value: CallPacket | None) -> StoredPacket | None:
+    return None if value is None else StoredPacket.read(value.call_id, encode(value))
+
+
 def apply(view: QueueView, key: str, value: LiveCall | CallPacket | None, *, to_queue: bool) -> list[Change]:
     if to_queue:
         assert not isinstance(value, LiveCall)
-        return view.put_packet(key, value)
+        return view.put_packet(key, stored(value))
     assert not isinstance(value, CallPacket)
     return view.put_live(key, value)
 
@@ -92,7 +96,7 @@ def test_a_full_view_holds_no_more_than_its_bound_and_lets_the_oldest_go(
     view = QueueView(max_finals=bound)
     for version, (call_id, at, purge) in enumerate(puts, start=1):
         before = {entry.call_id: entry.ranking.created_at for entry in view.ranked()}
-        changes = view.put_packet(call_id, None if purge else packet(call_id, at=at, version=version))
+        changes = view.put_packet(call_id, None if purge else stored(packet(call_id, at=at, version=version)))
         assert view.final_count == len(view.ranked()) <= bound
         for gone in (change.call_id for change in changes[1:]):
             assert all(entry.ranking.created_at >= before.get(gone, BASE + at * SECOND) for entry in view.ranked())
@@ -100,18 +104,18 @@ def test_a_full_view_holds_no_more_than_its_bound_and_lets_the_oldest_go(
 
 def test_the_order_is_weight_then_waiting_time_then_call_id_whatever_the_status() -> None:
     view = QueueView()
-    view.put_packet("old-low", packet("old-low", weight=100, at=0))
+    view.put_packet("old-low", stored(packet("old-low", weight=100, at=0)))
     view.put_live("live-high", live("live-high", weight=900, at=50))
-    view.put_packet("final-high", packet("final-high", weight=900, at=10))
+    view.put_packet("final-high", stored(packet("final-high", weight=900, at=10)))
     view.put_live("twin-b", live("twin-b", weight=500, at=20))
-    view.put_packet("twin-a", packet("twin-a", weight=500, at=20))
+    view.put_packet("twin-a", stored(packet("twin-a", weight=500, at=20)))
     assert [entry.call_id for entry in view.ranked()] == ["final-high", "live-high", "twin-a", "twin-b", "old-low"]
 
 
 def test_an_older_version_of_a_packet_does_not_replace_a_newer_one() -> None:
     view = QueueView()
-    view.put_packet("a", packet("a", weight=300, version=2))
-    assert view.put_packet("a", packet("a", weight=900, version=1)) == []
+    view.put_packet("a", stored(packet("a", weight=300, version=2)))
+    assert view.put_packet("a", stored(packet("a", weight=900, version=1))) == []
     entry = view.get("a")
     assert entry is not None
     assert entry.ranking.weight == 300
@@ -119,7 +123,7 @@ def test_an_older_version_of_a_packet_does_not_replace_a_newer_one() -> None:
 
 def test_a_call_with_a_packet_is_final_and_appears_once_though_its_live_entry_is_still_there() -> None:
     view = QueueView()
-    view.put_packet("a", packet("a", weight=700))
+    view.put_packet("a", stored(packet("a", weight=700)))
     view.put_live("a", live("a", weight=200))
     assert [(entry.call_id, entry.status, entry.ranking.weight) for entry in view.ranked()] == [
         ("a", EntryStatus.FINAL, 700)
