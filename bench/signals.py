@@ -134,7 +134,7 @@ class Measured:
 
 
 @asynccontextmanager
-async def _carrier() -> AsyncIterator[int]:
+async def simulated_carrier() -> AsyncIterator[int]:
     """The port of a carrier that accepts every command and sends no events: the load writes those of the calls."""
 
     async def done(_: web.Request) -> web.Response:
@@ -186,7 +186,7 @@ async def workers(kafka: Broker, count: int, *, whole: bool, folder: Path) -> As
         variables = {"GREETING": ""}
         if whole:
             # Without an API key the worker expects a simulated carrier, on this port.
-            variables["SIMULATED_CARRIER_PORT"] = str(await running.enter_async_context(_carrier()))
+            variables["SIMULATED_CARRIER_PORT"] = str(await running.enter_async_context(simulated_carrier()))
         argv = ["dispatchai", "worker"] if whole else ["bench.worker"]
         children = []
         for number in range(count):
