@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
+import structlog
 from pydantic import ValidationError
 
 from dispatchai import __version__
@@ -156,6 +157,7 @@ def gateway() -> None:
     async def run() -> int:
         from dispatchai.cli.up import until_signal
         from dispatchai.gateway.app import serve
+        from dispatchai.gateway.kafka_writer import ProducerBrokenError
 
         serving = asyncio.create_task(serve(settings, settings.kafka()))
         asked = asyncio.create_task(until_signal())
@@ -167,6 +169,9 @@ def gateway() -> None:
             await serving
         except asyncio.CancelledError:
             return 0
+        except ProducerBrokenError as error:
+            structlog.get_logger(__name__).error("gateway_failed", error=str(error))
+            return 1
         except OSError as error:
             where = f"{settings.gateway_host}:{settings.gateway_port}"
             why = error.strerror or error

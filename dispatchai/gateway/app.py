@@ -24,6 +24,7 @@ from dispatchai.gateway.metrics import GatewayCollector, GatewayMetrics
 from dispatchai.gateway.webhooks import Webhooks
 from dispatchai.kafka import metadata_updates
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.identity import ClusterIdentity
 from dispatchai.kafka.readiness import wait_until_reachable
 from dispatchai.process import health, memory
 from dispatchai.process.metrics import PATH as METRICS_PATH
@@ -57,13 +58,24 @@ _BACKLOG: Final = 1024
 """Connections that may wait to be accepted: all calls of a gateway may reconnect at once."""
 
 
-def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Application:
-    """The gateway's application. The caller starts `producer`, and stops it after the application."""
+def create_app(
+    config: GatewayConfig, producer: AIOKafkaProducer, identity: ClusterIdentity | None = None
+) -> web.Application:
+    """The gateway's application. The caller starts `producer`, and stops it after the application.
+
+    With `identity` the gateway breaks when Kafka comes back as another cluster.
+    """
     metrics = GatewayMetrics()
     process = ProcessMetrics()
     process.registry.register(GatewayCollector(metrics))
     answered = process.stage("webhook_answer")
-    writer = KafkaWriter(producer, metrics, max_waiting=config.records_waiting_max, ack_timeout_s=config.ack_timeout_s)
+    writer = KafkaWriter(
+        producer,
+        metrics,
+        max_waiting=config.records_waiting_max,
+        ack_timeout_s=config.ack_timeout_s,
+        identity=identity,
+    )
     webhooks = Webhooks(config, writer, metrics)
     media = MediaSockets(config, writer, metrics)
 
@@ -144,7 +156,7 @@ async def serve(
     config = GatewayConfig.from_settings(settings)
     producer = await _start_producer(kafka)
     try:
-        app = create_app(config, producer)
+        app = create_app(config, producer, ClusterIdentity(kafka))
         runner = app_runner(app)
         await runner.setup()
         memory.settle()
