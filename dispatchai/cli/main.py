@@ -15,6 +15,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import click
 import structlog
+from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
 from dispatchai import __version__
@@ -24,6 +25,7 @@ from dispatchai.cli.errors import CliError, UnusableError
 from dispatchai.kafka.errors import KafkaOperationError
 from dispatchai.kafka.topics import TopicsFileError
 from dispatchai.process.errors import ProcessError
+from dispatchai.process.starts import Starts
 from dispatchai.settings import Settings
 from dispatchai.triage.errors import RulesError
 
@@ -136,7 +138,8 @@ def gateway() -> None:
         from dispatchai.gateway.app import serve
         from dispatchai.gateway.kafka_writer import ProducerBrokenError
 
-        serving = asyncio.create_task(serve(settings, settings.kafka()))
+        starts = Starts.begin(settings.state_dir, f"gateway-{settings.gateway_port}")
+        serving = asyncio.create_task(serve(settings, settings.kafka(), starts=starts))
         asked = asyncio.create_task(until_signal())
         await asyncio.wait([serving, asked], return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()
@@ -145,6 +148,7 @@ def gateway() -> None:
         try:
             await serving
         except asyncio.CancelledError:
+            starts.ended()
             return 0
         except ProducerBrokenError as error:
             structlog.get_logger(__name__).error("gateway_failed", error=str(error))
@@ -176,7 +180,8 @@ def worker() -> None:
         from dispatchai.app import worker_app
         from dispatchai.engine.app import run_app
 
-        return await run_app(_made(worker_app, settings))
+        app = _made(worker_app, settings)
+        return await _counted(run_app(app), settings, f"worker-{settings.console_port}", app.metrics.registry)
 
     _need_kafka(settings)
     _run_faust(run())
@@ -191,7 +196,8 @@ def speech() -> None:
         from dispatchai.app import speech_app
         from dispatchai.engine.app import run_app
 
-        return await run_app(_made(speech_app, settings))
+        app = _made(speech_app, settings)
+        return await _counted(run_app(app), settings, f"speech-{settings.speech_port}", app.metrics.registry)
 
     _need_kafka(settings)
     _run_faust(run())
@@ -219,6 +225,18 @@ def _made(make: Callable[[Settings], T], settings: Settings) -> T:
         raise UnusableError(str(error)) from error
 
 
+async def _counted(
+    running: Coroutine[Any, Any, int], settings: Settings, name: str, registry: CollectorRegistry
+) -> int:
+    """Run a process, and note whether it ended in order. Returns its exit code."""
+    starts = Starts.begin(settings.state_dir, name)
+    starts.show(registry)
+    code = await running
+    if code == 0:
+        starts.ended()
+    return code
+
+
 def _need_kafka(settings: Settings) -> None:
     """Raise UnusableError unless the settings name a Kafka that a client can be made for."""
     if not settings.kafka_bootstrap_servers:
@@ -244,6 +262,17 @@ class _CallCommand(click.Command):
 @click.option("--from", "from_number", help="The number of the first caller.")
 @click.option("--speed", default=1.0, show_default=True, help="How many times faster than in real time callers speak.")
 @click.option("--console", "console_url", help="URL of the page, if it is not that of the local run.")
+@click.option("--gateway", "gateway_url", help="URL of the gateway, if it is not that of the local run.")
+@click.option(
+    "--carrier",
+    metavar="[HOST:]PORT",
+    help="Where to take commands: the address in the worker's TELNYX_API_URL. The worker's TELNYX_API_KEY must be set.",
+)
+@click.option(
+    "--signing-key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File of the key that signs webhooks, made if it is missing. Its public key is printed.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the packets as JSON.")
 @click.option(
     "--fault",
@@ -260,6 +289,9 @@ def call(
     from_number: str | None,
     speed: float,
     console_url: str | None,
+    gateway_url: str | None,
+    carrier: str | None,
+    signing_key: Path | None,
     as_json: bool,
     faults: tuple[str, ...],
     seed: int,
@@ -278,6 +310,7 @@ def call(
     settings = settings_of("call")
 
     async def run() -> int:
+        from dispatchai.cli.call import Elsewhere
         from dispatchai.cli.call import call as run_call
 
         return await run_call(
@@ -286,6 +319,7 @@ def call(
             settings=settings,
             speed=speed,
             console_url=console_url,
+            elsewhere=Elsewhere(gateway_url, carrier, signing_key),
             as_json=as_json,
             faults=line,
         )

@@ -29,6 +29,7 @@ from dispatchai.kafka.readiness import wait_until_reachable
 from dispatchai.process import health, memory
 from dispatchai.process.metrics import PATH as METRICS_PATH
 from dispatchai.process.metrics import ProcessMetrics
+from dispatchai.process.starts import Starts
 from dispatchai.process.watchdog import Watchdog
 from dispatchai.settings import Settings
 
@@ -145,18 +146,24 @@ def app_runner(app: web.Application) -> web.AppRunner:
 
 
 async def serve(
-    settings: Settings, kafka: KafkaConnection, *, listening: Callable[[str, int], None] | None = None
+    settings: Settings,
+    kafka: KafkaConnection,
+    *,
+    listening: Callable[[str, int], None] | None = None,
+    starts: Starts | None = None,
 ) -> None:
     """Run the gateway until cancelled; then refuse new requests, store what was accepted, and stop.
 
-    `listening` is called with address and port once connections are accepted. At startup the gateway waits for Kafka
-    as long as it takes. Raises OSError if the port is taken, ValueError for invalid settings, and ProducerBrokenError
-    when only a new process can go on.
+    `listening` is called with address and port once connections are accepted; `starts` becomes a metric. At startup the
+    gateway waits for Kafka as long as it takes. Raises OSError if the port is taken, ValueError for invalid settings,
+    and ProducerBrokenError when only a new process can go on.
     """
     config = GatewayConfig.from_settings(settings)
     producer = await _start_producer(kafka)
     try:
         app = create_app(config, producer, ClusterIdentity(kafka))
+        if starts is not None:
+            starts.show(app[_PROCESS].registry)
         runner = app_runner(app)
         await runner.setup()
         memory.settle()

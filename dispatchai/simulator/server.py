@@ -79,9 +79,11 @@ class SimulatedCarrier:
         timing: Timing | None = None,
         webhooks: WebhookPolicy | None = None,
         faults: Faults = NO_FAULTS,
+        host: str = HOST,
     ) -> None:
-        """`port` 0 selects a free one. `gateway_url` is such as ``http://127.0.0.1:8000``."""
+        """Commands are served at `host` and `port`; `port` 0 selects a free one. `gateway_url` is such as ``http://127.0.0.1:8000``."""
         self._account = account
+        self._host = host
         self._port = port
         self._gateway_url = gateway_url
         self._timing = timing or Timing()
@@ -102,7 +104,7 @@ class SimulatedCarrier:
     @property
     def api_url(self) -> str:
         """The TELNYX_API_URL of this carrier."""
-        return f"http://{HOST}:{self._port}/v2"
+        return f"http://{self._host}:{self._port}/v2"
 
     async def __aenter__(self) -> Self:
         """Start to serve. Raises PortTakenError."""
@@ -111,7 +113,7 @@ class SimulatedCarrier:
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_S)
         await runner.setup()
         try:
-            await web.TCPSite(runner, HOST, self._port).start()
+            await web.TCPSite(runner, self._host, self._port).start()
         except OSError as error:
             await runner.cleanup()
             if error.errno != errno.EADDRINUSE:
