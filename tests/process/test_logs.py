@@ -75,3 +75,30 @@ def test_lines_of_the_program_and_of_other_libraries_are_not_held_back(capsys: p
         for _ in range(3):
             logging.getLogger(name).error("again")
     assert len(capsys.readouterr().err.splitlines()) == 6
+
+
+FAILING = """
+import asyncio, threading
+from dispatchai.process.logs import LogFormat, configure
+configure(LogFormat.JSON, "INFO", "test")
+def fail(): raise RuntimeError("no\\nway")
+thread = threading.Thread(target=fail, name="helper")
+thread.start()
+thread.join()
+async def main():
+    asyncio.get_running_loop().call_soon(fail)
+    await asyncio.sleep(0.01)
+    fail()
+asyncio.run(main())
+"""
+
+
+def test_an_exception_that_nobody_caught_is_one_line_of_json() -> None:
+    done = subprocess.run([sys.executable, "-c", FAILING], capture_output=True, text=True, check=False)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [line["event"] for line in lines[::2]] == ["uncaught_exception", "uncaught_exception"]
+    assert lines[0]["thread"] == "helper"
+    assert lines[1]["logger"] == "asyncio"
+    assert lines[2]["error"] == "RuntimeError: no\nway"
+    assert all("Traceback" in line["exception"] for line in lines)
+    assert done.returncode == 1
