@@ -78,10 +78,12 @@ $(VENV)/.created:
 	fi
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.created requirements.lock pyproject.toml
+$(VENV)/.installed: $(VENV)/.created requirements.lock requirements-embedded.lock requirements-build.lock pyproject.toml
 	@echo "Installing DispatchAI (about 200 MB, once)"
 	$(PIP) install --require-hashes -r requirements.lock
-	$(PIP) install --no-deps -e .
+	$(PIP) install --require-hashes -r requirements-embedded.lock
+	$(PIP) install --require-hashes -r requirements-build.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
@@ -92,7 +94,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
 lock: $(VENV)/.created
 	$(PIP) install --quiet "uv>=0.9,<1"
 	$(LOCK) --upgrade --output-file requirements.lock pyproject.toml
-	$(LOCK) --upgrade --extra dev --constraints requirements.lock --output-file requirements-dev.lock pyproject.toml
+	$(LOCK) --upgrade --extra dev --extra embedded --constraints requirements.lock --output-file requirements-dev.lock \
+		pyproject.toml
+	for group in build embedded; do \
+		$(LOCK) --upgrade --group pyproject.toml:$$group --constraints requirements-dev.lock \
+			--output-file requirements-$$group.lock || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) .ci/.venv .dispatchai tests/support/kafka/libs .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

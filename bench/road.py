@@ -134,7 +134,7 @@ async def _measure(arguments: argparse.Namespace) -> str:
         print(" · ".join(runs[-1]), file=sys.stderr, flush=True)
     about = (
         f"`python -m bench.road{' --apache' if arguments.apache else ''}`: media sockets of simulated callers at one "
-        f"gateway, {kafka.name}, and the whole worker (calls, signals, triage, ranking, console), without a "
+        f"gateway, {kafka.name}, and the whole worker (calls, signals, triage, ranking), without a "
         f"recogniser, for {arguments.seconds:g} s after {kafka.settle_s:g} s in which the broker gets warm. Carrier "
         f"and broker run on the same machine ({machine()})."
     )

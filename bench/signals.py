@@ -323,7 +323,7 @@ async def _measure(arguments: argparse.Namespace) -> str:
 def text(runs: Sequence[Sequence[str]], arguments: argparse.Namespace, kafka: Broker) -> str:
     """The section of the page."""
     options = f"{' --apache' if arguments.apache else ''}{' --whole' if arguments.whole else ''}"
-    where = "worker (calls, signals, triage, ranking, console)" if arguments.whole else "signals agent"
+    where = "worker (calls, signals, triage, ranking)" if arguments.whole else "signals agent"
     about = (
         f"`python -m bench.signals{options}`: simulated live calls for {arguments.seconds:g} s after a ramp and "
         f"{kafka.settle_s:g} s in which the broker gets warm, coming and ending as fitted to real calls for service "

@@ -69,7 +69,7 @@ async def _run() -> int:
             dead_letter_topic=Topic.DEAD_LETTERS,
             partitions=partitions,
             web_host=settings.console_host,
-            web_port=settings.console_port,
+            web_port=settings.worker_port,
             data_dir=Path(folder),
         )
         path = os.environ.get(UPDATED)

@@ -172,7 +172,7 @@ async def worker(kafka: Broker, carrier: int, folder: Path) -> AsyncIterator[tup
     variables = {"GREETING": "", "SIMULATED_CARRIER_PORT": str(carrier)}
     settings = environment(folder, variables, kafka.connection)
     async with Child([sys.executable, "-m", "dispatchai", "worker"], env=settings) as child:
-        yield child, f"http://127.0.0.1:{settings['CONSOLE_PORT']}/health/ready"
+        yield child, f"http://127.0.0.1:{settings['WORKER_PORT']}/health/ready"
 
 
 async def ready(url: str) -> None:

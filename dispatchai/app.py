@@ -16,10 +16,6 @@ from prometheus_client import Info
 from agents import calls, orphaned_states, queue_purge, ranking, signals, speech, triage
 from dispatchai.calls.config import CallControlConfig
 from dispatchai.calls.events import EventType, derived_id, own_event
-from dispatchai.console import actions
-from dispatchai.console import metrics as console_metrics
-from dispatchai.console.topic_feed import Feed
-from dispatchai.console.web import mount
 from dispatchai.engine.app import App, create_app
 from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.topics import Topic, Topics
@@ -38,21 +34,21 @@ WORKER: Final = "dispatchai-worker"
 SPEECH: Final = "dispatchai-speech"
 
 
-def worker_app(settings: Settings, *, port: int | None = None) -> App:
-    """A worker: the agents calls, signals, triage and ranking, and the views. `port` overrides CONSOLE_PORT.
+def worker_app(settings: Settings) -> App:
+    """A worker: the agents calls, signals, triage, ranking and queue_purge.
 
     Raises RulesError and TopicsFileError, with the file and the line.
     """
-    connection = settings.kafka()
     rules = Rules.load(settings.rules_file)
     partitions = Topics.load(settings.topics_file).partitions
     app = create_app(
         WORKER,
-        connection,
+        settings.kafka(),
         dead_letter_topic=Topic.DEAD_LETTERS,
         partitions=partitions,
         web_host=settings.console_host,
-        web_port=settings.console_port if port is None else port,
+        web_names=settings.console_names,
+        web_port=settings.worker_port,
         data_dir=_data_dir(settings, "worker"),
         stall_limit_s=settings.stuck_after_s,
         http_connections_max=settings.http_connections_max,
@@ -82,22 +78,13 @@ def worker_app(settings: Settings, *, port: int | None = None) -> App:
     queue_purge.make(app, keep)
     app.on_close.append(client.close)
 
-    feed = Feed(connection, max_finals=settings.console_finished_max)
-    app.background(feed.start)
-    app.on_close.append(feed.stop)
-    mount(app.web.web_app, feed, checks=app.checks)
-    app.metrics.checks({"views": lambda: feed.ready, **app.checks})
-    app.metrics.registry.register(console_metrics.Exposed(feed))
+    app.web.web_app.add_routes(health.routes(app.checks))
+    app.metrics.checks(app.checks)
     app.metrics.registry.register(CommandCollector(client.counts))
     Info("dispatchai_rules", "The rules by which this worker triages.", registry=app.metrics.registry).info(
         {"version": rules.version}
     )
     _metrics(app)
-    writer = actions.ActionWriter(connection)
-    app.on_close.append(writer.close)
-    app.web.web_app.add_routes(
-        actions.routes(feed, writer, hosts=settings.console_host_names, can_transfer=bool(settings.human_line))
-    )
     for name, states in tables.items():
         _table_view(app, name, states)
     return app
@@ -128,6 +115,7 @@ def speech_app(settings: Settings) -> App:
         dead_letter_topic=Topic.DEAD_LETTERS,
         partitions=partitions,
         web_host=settings.console_host,
+        web_names=settings.console_names,
         web_port=settings.speech_port,
         data_dir=_data_dir(settings, "speech"),
         stall_limit_s=settings.stuck_after_s,

@@ -183,16 +183,18 @@ class Settings(BaseSettings):
     )
     console_host: str = Field(
         "127.0.0.1",
-        description="Address on which the worker's page and REST listen, and the speech process's health page.",
+        description="Address on which the page and REST listen, and the health pages of workers and speech processes.",
     )
-    console_port: int = Field(6066, ge=0, le=65_535, description="Port of the page and REST of the first worker.")
+    console_port: int = Field(6066, ge=0, le=65_535, description="Port of the page and REST.")
     console_hosts: str = Field(
         "",
-        description="Host names, comma separated, under which dispatchers reach the page besides this machine's own.",
+        description="Names and addresses, comma separated, under which page and health pages are asked besides this "
+        "machine's own.",
     )
     console_finished_max: int = Field(
         5_000, ge=1, description="Finished calls that the page and REST keep, the newest. Older ones are in the topic."
     )
+    worker_port: int = Field(6069, ge=0, le=65_535, description="Port of a worker's health page, metrics and tables.")
     speech_port: int = Field(6067, ge=0, le=65_535, description="Port of the speech process's health page.")
     simulated_carrier_port: int = Field(
         6068,
@@ -236,9 +238,10 @@ class Settings(BaseSettings):
         return not self.telnyx_api_key.get_secret_value()
 
     @property
-    def console_host_names(self) -> frozenset[str]:
-        """The names of CONSOLE_HOSTS, in lower case."""
-        return frozenset(name for item in self.console_hosts.split(",") if (name := item.strip().lower()))
+    def console_names(self) -> frozenset[str]:
+        """CONSOLE_HOST and the names of CONSOLE_HOSTS, in lower case."""
+        items = (self.console_host, *self.console_hosts.split(","))
+        return frozenset(name for item in items if (name := item.strip().lower()))
 
     @property
     def doctor_worker_addresses(self) -> tuple[str, ...]:

@@ -4,8 +4,9 @@
 #   KAFKA_ACLS="/opt/kafka/bin/kafka-acls.sh --bootstrap-server kafka-1:9093 --command-config admin.properties" \
 #     deploy/kafka/acls.sh
 #
-# Users: dispatchai-gateway, -worker, -speech, -topics (`dispatchai topics apply` or `upgrade`, once at each upgrade), -review (reads
-# everything, writes nothing) and -retry (`dispatchai dead-letters`). Existing rights are not changed.
+# Users: dispatchai-gateway, -console, -worker, -speech, -topics (`dispatchai topics apply` or `upgrade`, once at each
+# upgrade), -review (reads everything, writes nothing) and -retry (`dispatchai dead-letters`). Existing rights are not
+# changed.
 set -euo pipefail
 
 : "${KAFKA_ACLS:?the kafka-acls.sh command with its connection options}"
@@ -24,9 +25,12 @@ topics=("${recorded[@]}" live-calls dispatch-queue dead-letters)
 
 writes gateway call-events audio-frames dead-letters
 
+reads console live-calls dispatch-queue
+writes console dispatch-actions
+
 reads worker call-events audio-frames signals transcripts assessments live-calls dispatch-queue dispatch-actions
 # call-events: for the timers of calls.
-writes worker call-events signals assessments packets live-calls dispatch-queue dispatch-actions dead-letters
+writes worker call-events signals assessments packets live-calls dispatch-queue dead-letters
 
 reads speech audio-frames call-events
 writes speech transcripts dead-letters

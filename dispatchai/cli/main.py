@@ -134,45 +134,71 @@ def gateway() -> None:
     settings = settings_of("gateway")
 
     async def run() -> int:
-        from dispatchai.cli.up import until_signal
         from dispatchai.gateway.app import serve
         from dispatchai.gateway.kafka_writer import ProducerBrokenError
 
         starts = Starts.begin(settings.state_dir, f"gateway-{settings.gateway_port}")
-        serving = asyncio.create_task(serve(settings, settings.kafka(), starts=starts))
-        asked = asyncio.create_task(until_signal())
-        await asyncio.wait([serving, asked], return_when=asyncio.FIRST_COMPLETED)
-        asked.cancel()
-        if not serving.done():
-            serving.cancel()
+        where = f"{settings.gateway_host}:{settings.gateway_port}"
         try:
-            await serving
-        except asyncio.CancelledError:
-            starts.ended()
-            return 0
+            code = await _serving(serve(settings, settings.kafka(), starts=starts), where, "GATEWAY_PORT")
         except ProducerBrokenError as error:
             structlog.get_logger(__name__).error("gateway_failed", error=str(error))
             return 1
-        except OSError as error:
-            where = f"{settings.gateway_host}:{settings.gateway_port}"
-            why = error.strerror or error
-            raise UnusableError(f"cannot listen on {where}: {why}; set GATEWAY_PORT to a free port") from error
-        except ValueError as error:
-            raise UnusableError(str(error)) from error
-        return 0
+        starts.ended()
+        return code
 
     _need_kafka(settings)
-    from dispatchai.engine.app import use_uvloop
+    _run_uvloop(run())
 
-    use_uvloop()
-    run_and_exit(run())
+
+@main.command()
+def console() -> None:
+    """Run the console, which serves the page and REST.
+
+    Every console shows every call. Run as many as the dispatchers need.
+    """
+    settings = settings_of("console")
+
+    async def run() -> int:
+        from dispatchai.console.app import serve
+
+        starts = Starts.begin(settings.state_dir, f"console-{settings.console_port}")
+        where = f"{settings.console_host}:{settings.console_port}"
+        code = await _serving(serve(settings, settings.kafka(), starts=starts), where, "CONSOLE_PORT")
+        starts.ended()
+        return code
+
+    _need_kafka(settings)
+    _run_uvloop(run())
+
+
+async def _serving(server: Coroutine[Any, Any, None], where: str, port_setting: str) -> int:
+    """Run `server` until it ends, or until Ctrl-C or SIGTERM. Returns the exit code; raises UnusableError."""
+    from dispatchai.cli.up import until_signal
+
+    serving = asyncio.create_task(server)
+    asked = asyncio.create_task(until_signal())
+    await asyncio.wait([serving, asked], return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if not serving.done():
+        serving.cancel()
+    try:
+        await serving
+    except asyncio.CancelledError:
+        return 0
+    except OSError as error:
+        why = error.strerror or error
+        raise UnusableError(f"cannot listen on {where}: {why}; set {port_setting} to a free port") from error
+    except ValueError as error:
+        raise UnusableError(str(error)) from error
+    return 0
 
 
 @main.command()
 def worker() -> None:
     """Run a worker, which triages and ranks the calls.
 
-    It has the agents calls, signals, triage and ranking, and serves the page.
+    It has the agents calls, signals, triage and ranking.
     """
     settings = settings_of("worker")
 
@@ -181,10 +207,10 @@ def worker() -> None:
         from dispatchai.engine.app import run_app
 
         app = _made(worker_app, settings)
-        return await _counted(run_app(app), settings, f"worker-{settings.console_port}", app.metrics.registry)
+        return await _counted(run_app(app), settings, f"worker-{settings.worker_port}", app.metrics.registry)
 
     _need_kafka(settings)
-    _run_faust(run())
+    _run_uvloop(run())
 
 
 @main.command()
@@ -200,10 +226,10 @@ def speech() -> None:
         return await _counted(run_app(app), settings, f"speech-{settings.speech_port}", app.metrics.registry)
 
     _need_kafka(settings)
-    _run_faust(run())
+    _run_uvloop(run())
 
 
-def _run_faust(main: Coroutine[Any, Any, int]) -> NoReturn:
+def _run_uvloop(main: Coroutine[Any, Any, int]) -> NoReturn:
     from dispatchai.engine.app import use_uvloop
 
     use_uvloop()
@@ -418,7 +444,7 @@ def topics_upgrade() -> None:
 
     The workers then purge the queue. Running it again copies nothing twice. Exit code as that of `topics apply`.
     """
-    settings = _settings("topics")
+    settings = settings_of("topics")
 
     async def run() -> int:
         from dispatchai.cli.topics import render_copied, render_report
@@ -426,12 +452,12 @@ def topics_upgrade() -> None:
         from dispatchai.kafka.packet_history import copy_packets
         from dispatchai.kafka.topics import Topics
 
-        report = await apply(_kafka(settings), Topics.load(), settings.kafka_replication_factor)
+        report = await apply(kafka_of(settings), Topics.load(settings.topics_file), settings.kafka_replication_factor)
         click.echo(render_report(report))
-        click.echo(render_copied(await copy_packets(_kafka(settings))))
+        click.echo(render_copied(await copy_packets(kafka_of(settings))))
         return report.exit_code
 
-    _run(_on_kafka(run()))
+    run_and_exit(on_kafka(run()))
 
 
 @topics.command("show")

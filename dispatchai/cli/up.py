@@ -1,7 +1,7 @@
 """`dispatchai up`: one process of each kind on this machine, and an embedded broker where no Kafka is configured.
 
 Decides what is started, in which order, and when it is restarted or stopped; nothing is left behind. The processes are
-those of `dispatchai gateway`, `worker` and `speech`.
+those of `dispatchai gateway`, `console`, `worker` and `speech`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ async def up(settings: Settings, say: Say) -> AsyncIterator[Running]:
         running = Running(run, _environment(settings, connection), say)
         parts = (
             Part("gateway", f"{run.gateway_url}/health/ready"),
-            Part("worker", f"{run.console_url}/health/ready"),
+            Part("console", f"{run.console_url}/health/ready"),
+            Part("worker", f"http://{settings.console_host}:{settings.worker_port}/health/ready"),
             Part("speech", f"http://{settings.console_host}:{settings.speech_port}/health/ready"),
         )
         stack.push_async_callback(running.stop)

@@ -1,15 +1,13 @@
 """`POST /api/v1/calls/{call_id}/actions`: a dispatcher's action on a call becomes a record of `dispatch-actions`.
 
-Decides who may send one (a page of this server, never another site) and which requests are valid, and answers 202 only
-once Kafka has the record. The calls agent carries out the action.
+Decides which requests are valid, and answers 202 only once Kafka has the record. `origin_check` decides who may send
+one: a page of this server, never another site. The calls agent carries out the action.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import re
-from collections.abc import Set
 from typing import Any, Final
 
 import orjson
@@ -17,7 +15,6 @@ import structlog
 from aiohttp import web
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
-from yarl import URL
 
 from dispatchai.console.errors import ConsoleError
 from dispatchai.console.queue_view import Entry, EntryStatus
@@ -104,9 +101,9 @@ class ActionWriter:
             return self._producer
 
 
-def routes(feed: Feed, writer: ActionWriter, *, hosts: Set[str], can_transfer: bool) -> list[web.AbstractRouteDef]:
-    """The route. `hosts` are the names, in lower case, under which the page is reached besides this machine's own."""
-    actions = _Actions(feed, writer, hosts, can_transfer)
+def routes(feed: Feed, writer: ActionWriter, *, can_transfer: bool) -> list[web.AbstractRouteDef]:
+    """The route, for an application with `origin_check`."""
+    actions = _Actions(feed, writer, can_transfer)
     return [web.post("/api/v1/calls/{call_id}/actions", actions.post)]
 
 
@@ -120,17 +117,15 @@ class _Refused(ConsoleError):  # noqa: N818 - the request is at fault
 
 
 class _Actions:
-    def __init__(self, feed: Feed, writer: ActionWriter, hosts: Set[str], can_transfer: bool) -> None:
+    def __init__(self, feed: Feed, writer: ActionWriter, can_transfer: bool) -> None:
         self._feed = feed
         self._writer = writer
-        self._hosts = hosts
         self._can_transfer = can_transfer
 
     async def post(self, request: web.Request) -> web.Response:
         """Answer 202 once the action is stored, 4xx when it never will be, 503 when the client may send it again."""
         call_id = request.match_info["call_id"]
         try:
-            self._check_origin(request)
             action = _action(_action_id(request), await _body(request))
             await self._check_call(call_id)
             if action.kind is ActionKind.TRANSFER and not self._can_transfer:
@@ -146,31 +141,6 @@ class _Actions:
         stored = {"call_id": call_id, "action_id": action.action_id, "kind": action.kind, "status": "accepted"}
         return _json(stored, status=202)
 
-    def _check_origin(self, request: web.Request) -> None:
-        """Refuse requests that a page of another site could send: by a form, by fetch, or under a name that it made
-        resolve to this machine (DNS rebinding)."""
-        host = _url(f"http://{request.host}")
-        if host is None or not self._is_ours(host.host):
-            raise _Refused(403, "host", "this server is not reached under that name; see CONSOLE_HOSTS")
-        if (stated := request.headers.get("Origin")) is not None:
-            origin = _url(stated)
-            # Behind a proxy the Host header may be the upstream's. The page then has a configured name.
-            same = origin is not None and (
-                origin.host in self._hosts or (origin.host, origin.port) == (host.host, _port(host, origin))
-            )
-            if not same:
-                raise _Refused(403, "origin", "actions are accepted only from this server's own page")
-
-    def _is_ours(self, name: str | None) -> bool:
-        if name is None:
-            return False
-        if name in self._hosts or name == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(name).is_loopback
-        except ValueError:
-            return False
-
     async def _check_call(self, call_id: str) -> None:
         entry = (await self._feed.current()).get(call_id)
         if entry is None and not self._feed.ready:
@@ -179,18 +149,6 @@ class _Actions:
             raise _Refused(404, "unknown_call", "no such call in the queue or in progress")
         if _is_over(entry):
             raise _Refused(409, "call_over", "the call is over")
-
-
-def _url(text: str) -> URL | None:
-    try:
-        return URL(text)
-    except ValueError:
-        return None
-
-
-def _port(host: URL, origin: URL) -> int | None:
-    """The port of a Host header. Where it names none, it is the default port of the page's scheme."""
-    return host.explicit_port or (URL.build(scheme=origin.scheme, host="localhost").port if origin.scheme else None)
 
 
 def _is_over(entry: Entry) -> bool:

@@ -1,4 +1,4 @@
-"""The views' metrics. Every worker reads all calls, so its numbers are those of the whole system."""
+"""The views' metrics. Every console reads all calls, so its numbers are those of the whole system."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Exposed:
         feed, counts = self._feed, self._feed.counts
         yield GaugeMetricFamily(
             "dispatchai_calls_live",
-            "Calls in progress in the whole system: use the value of one worker.",
+            "Calls in progress in the whole system: use the value of one console.",
             feed.live_calls,
         )
         yield GaugeMetricFamily(
@@ -40,4 +40,12 @@ class Exposed:
         yield GaugeMetricFamily(prefix + "subscribers", "Open pages.", feed.subscribers)
         yield CounterMetricFamily(
             prefix + "dropped_subscribers", "Pages disconnected because they did not read.", counts.dropped_subscribers
+        )
+        yield CounterMetricFamily(
+            prefix + "refused_readers", "Readers refused because too many were being served.", counts.refused_readers
+        )
+        yield CounterMetricFamily(
+            prefix + "not_shown",
+            "Entries that could not be shown and were replaced by one that says so.",
+            counts.not_shown,
         )

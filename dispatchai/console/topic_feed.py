@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
 from typing import Final, NoReturn, Self
@@ -57,6 +57,9 @@ PAUSE_FACTOR: Final = 20
 call each, so an open page takes a tenth of the agents' loop: five pushes a second up to 60 changed calls, then less."""
 SLICE: Final = 16
 """Values decoded, or entries turned into JSON, before other tasks of the loop get their turn: 2 to 3 ms."""
+SNAPSHOT_FINALS: Final = 200
+"""Finished calls that a page starts with, the highest of the queue: as many as it shows. It gets all calls in
+progress."""
 CHANGES_PER_UPDATE: Final = SLICE
 UPDATES_PER_SUBSCRIBER: Final = 512
 """8,192 changes. A subscriber further behind is dropped, and gets a snapshot when it comes back."""
@@ -94,6 +97,32 @@ class Update:
     snapshot: bool = False
 
 
+@dataclass(slots=True, eq=False)
+class Snapshot:
+    """The view at one moment: what a subscriber starts with. All that subscribe between two pushes share it."""
+
+    number: int
+    """The number of the last change that it includes. It may include some that the next push repeats."""
+    live: int
+    final: int
+    """The calls of the view, by kind; `entries` are fewer if there are more finished calls than SNAPSHOT_FINALS."""
+    entries: tuple[Entry, ...]
+    texts: list[bytes] = field(default_factory=list)
+    """The JSON of the entries in slices, once the first reader has made it while holding `making`."""
+    making: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @classmethod
+    def of(cls, view: QueueView) -> Self:
+        """The view as it is now."""
+        finals = 0
+        chosen: list[Entry] = []
+        for entry in view.ranked():
+            finals += entry.stored is not None
+            if entry.stored is None or finals <= SNAPSHOT_FINALS:
+                chosen.append(entry)
+        return cls(view.number, view.live_count, view.final_count, tuple(chosen))
+
+
 @dataclass(slots=True)
 class FeedCounts:
     """Counts since the start of the process."""
@@ -102,6 +131,9 @@ class FeedCounts:
     skipped: int = 0
     sessions: int = 0
     dropped_subscribers: int = 0
+    refused_readers: int = 0
+    not_shown: int = 0
+    """Entries that could not be turned into JSON."""
 
 
 class Subscription:
@@ -236,6 +268,8 @@ class Feed:
         self._push_needed = asyncio.Event()
         self._unsent: dict[str, Change] = {}
         self._rebuilt = False
+        self._snapshot: Snapshot | None = None
+        """What new subscribers start with, as long as each later change will be pushed to them."""
         self._pushed_state = FeedState.STARTING
         self._subscriptions: set[Subscription] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -311,14 +345,28 @@ class Feed:
         await builder.decode_pending()
         return builder.view
 
-    async def subscribe(self) -> tuple[Subscription, tuple[Entry, ...]]:
-        """A subscription, and the ranked entries that it starts from. Raises TooManySubscribersError."""
-        view = await self.current()
-        if len(self._subscriptions) >= MAX_SUBSCRIBERS or self._state is FeedState.STOPPED:
+    async def subscribe(self) -> tuple[Subscription, Snapshot]:
+        """A subscription, and the snapshot that it starts from. Raises TooManySubscribersError."""
+        if self._is_full():
             raise TooManySubscribersError(f"{len(self._subscriptions)} subscribers")
+        snapshot = await self.snapshot()
+        if self._is_full():
+            raise TooManySubscribersError(f"{len(self._subscriptions)} subscribers")
+        # Nothing was awaited since the snapshot was valid, so no change is missed.
         subscription = Subscription(self._subscriptions.discard)
         self._subscriptions.add(subscription)
-        return subscription, view.ranked()
+        return subscription, snapshot
+
+    def _is_full(self) -> bool:
+        return len(self._subscriptions) >= MAX_SUBSCRIBERS or self._state is FeedState.STOPPED
+
+    async def snapshot(self) -> Snapshot:
+        """The view for subscribers: that of the last push, or a new one. Later changes will be pushed to them."""
+        if self._snapshot is None:
+            view = await self.current()
+            if self._snapshot is None:  # another subscriber may have made it meanwhile
+                self._snapshot = Snapshot.of(view)
+        return self._snapshot
 
     def close_subscriptions(self) -> None:
         """End every subscription. A server that shuts down calls this."""
@@ -328,9 +376,13 @@ class Feed:
     # Pushing
 
     def _changed(self, builder: _ViewBuilder, change: Change) -> None:
-        if builder is self._builder and self._subscriptions:
+        if builder is not self._builder:
+            return
+        if self._subscriptions:
             self._unsent[change.call_id] = change
             self._push_needed.set()
+        else:
+            self._snapshot = None
 
     def _enter(self, state: FeedState) -> None:
         if self._state is not state and self._state is not FeedState.STOPPED:
@@ -346,6 +398,7 @@ class Feed:
             self._push_needed.clear()
             if not self._subscriptions:
                 self._unsent.clear()
+                self._snapshot = None
                 self._rebuilt = False
                 self._pushed_state = self._state
                 continue
@@ -360,6 +413,8 @@ class Feed:
 
     def _updates(self) -> list[Update]:
         changes, self._unsent = tuple(self._unsent.values()), {}
+        if changes or self._rebuilt:
+            self._snapshot = None
         if self._rebuilt:
             self._rebuilt = False
             self._pushed_state = self._state
@@ -426,6 +481,7 @@ class Feed:
             await builder.decode_pending()
             builder.view.continue_after(self._builder.view)
             self._builder = builder
+            self._snapshot = None
             self._rebuilt = True
             self._enter(FeedState.LIVE)
             self._push_needed.set()

@@ -1,42 +1,58 @@
 """HTTP of the views: the page, REST, server-sent events and health, for any aiohttp application.
 
-Decides paths, limits, headers and when a reader that does not read is disconnected. `queue_view` and `json_view` decide
-what is shown. There is no authentication here: the server belongs on loopback or behind a proxy that knows its users.
+Decides paths, limits, headers, how many readers are served at a time and when one that does not read is disconnected.
+`queue_view` and `json_view` decide what is shown. There is no authentication here: the server belongs on loopback or
+behind a proxy that knows its users. `origin_check` keeps the pages of other sites out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
-from typing import Final, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import Final
 
 import orjson
 from aiohttp import web
 
 from dispatchai.console import json_view
-from dispatchai.console.queue_view import Change, Entry
-from dispatchai.console.topic_feed import SLICE, Feed, FeedState, Subscription, TooManySubscribersError, Update
+from dispatchai.console.queue_view import Entry
+from dispatchai.console.topic_feed import (
+    SLICE,
+    Feed,
+    FeedState,
+    Snapshot,
+    Subscription,
+    TooManySubscribersError,
+    Update,
+)
 from dispatchai.process import health
+from dispatchai.process.origin_check import origin_check
 from dispatchai.resources import data_path
 
 DEFAULT_LIMIT: Final = 200
 """Entries of a list that names no limit: more than anyone reads."""
-MAX_LIMIT: Final = 5_000
-SNAPSHOT_FINALS: Final = 500
-"""Finished calls that a page starts with, the highest of the queue. It gets all calls in progress."""
+MAX_LIMIT: Final = 500
+"""About 1.5 MB. Programs that need more read the topics."""
+LISTS_AT_ONCE: Final = 16
+"""Lists that are being sent. Further readers get 503 and come again: each holds its list in memory until it is sent."""
 HEARTBEAT_S: Final = 15.0
 """Proxies close a connection that is silent for 30 to 60 s; the page reconnects after 40 s of silence."""
 WRITE_S: Final = 5.0
 """A reader whose socket takes nothing for this long is disconnected; its EventSource reconnects."""
+LIST_S: Final = 15.0
+"""A list that is not read in this time is given up."""
+WRITE_BYTES: Final = 65_536
+"""Bytes of a list that are written at once, and the most that is buffered for a reader that does not read."""
 RETRY_MS: Final = 1_000
 """When a browser reconnects."""
+RETRY_AFTER_S: Final = 2
+"""When a reader that was refused may ask again."""
 
 Checks = Mapping[str, Callable[[], bool]]
 """Further conditions of readiness, by name."""
-
-T = TypeVar("T")
 
 SECURITY_HEADERS: Final = {
     "Content-Security-Policy": (
@@ -50,23 +66,24 @@ SECURITY_HEADERS: Final = {
 }
 
 
-def mount(app: web.Application, feed: Feed, *, checks: Checks | None = None) -> None:
-    """Put the views on `app`: routes, security headers on every response, and the end of open streams at shutdown.
+def mount(app: web.Application, feed: Feed, *, names: Set[str] = frozenset(), checks: Checks | None = None) -> None:
+    """Put the views on `app`: routes, the check of their callers, security headers, and the end of streams at shutdown.
 
-    Call it before the application starts. `checks` are further conditions of `/health/ready`. The owner of the feed
-    starts and stops it.
+    Call it before the application starts. `names` are further names of the server, see `origin_check`; `checks` are
+    further conditions of `/health/ready`. The owner of the feed starts and stops it.
     """
 
     async def close_streams(_: web.Application) -> None:
         feed.close_subscriptions()
 
+    app.middlewares.append(origin_check(names))
     app.add_routes(routes(feed, checks=checks))
     app.on_response_prepare.append(_secure)
     app.on_shutdown.append(close_streams)
 
 
 def routes(feed: Feed, *, checks: Checks | None = None) -> list[web.AbstractRouteDef]:
-    """The routes alone, without headers and shutdown. An application uses `mount`."""
+    """The routes alone, without check, headers and shutdown. An application uses `mount`."""
     views = _Views(feed)
     page = data_path("dispatchai/console/page")
 
@@ -98,7 +115,10 @@ def _json(value: object, *, status: int = 200) -> web.Response:
 
 
 def _error(status: int, code: str, message: str) -> web.Response:
-    return _json({"error": {"code": code, "message": message}}, status=status)
+    response = _json({"error": {"code": code, "message": message}}, status=status)
+    if status == 503:
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return response
 
 
 def _limit(request: web.Request) -> int:
@@ -110,45 +130,76 @@ def _limit(request: web.Request) -> int:
     return int(text)
 
 
-async def _rendered(entries: Iterable[T], render: Callable[[T], json_view.Json]) -> list[orjson.Fragment]:
-    """Each entry as JSON text. Yields to the agents' event loop after each slice."""
-    rendered: list[orjson.Fragment] = []
-    for index, entry in enumerate(entries, start=1):
-        rendered.append(orjson.Fragment(orjson.dumps(render(entry))))
-        if index % SLICE == 0:
-            await asyncio.sleep(0)
-    return rendered
-
-
 class _Views:
     """The request handlers of one feed."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
+        self._lists = 0
 
-    async def live_calls(self, request: web.Request) -> web.Response:
+    async def live_calls(self, request: web.Request) -> web.StreamResponse:
         """The calls in progress, an object by call_id, as in the telephony guide."""
-        calls = (await self._feed.current()).live()[: _limit(request)]
-        texts = await _rendered(calls, json_view.live_call)
-        return _json({call.call_id: text for call, text in zip(calls, texts, strict=True)})
+        limit = _limit(request)
+        entries = (await self._feed.current()).live(limit)
 
-    async def list_queue(self, request: web.Request) -> web.Response:
+        def shape(texts: list[bytes]) -> bytes:
+            names = (orjson.dumps(entry.call_id) for entry in entries)
+            return b"{%s}" % b",".join(b"%s:%s" % pair for pair in zip(names, texts, strict=True))
+
+        return await self._list(request, entries, "live", shape)
+
+    async def list_queue(self, request: web.Request) -> web.StreamResponse:
         """The ranked queue as a list, as in the telephony guide."""
-        return _json(await _rendered((await self._feed.current()).ranked()[: _limit(request)], json_view.queue_entry))
+        limit = _limit(request)
+        entries = (await self._feed.current()).ranked(limit)
+        return await self._list(request, entries, "queue", lambda texts: b"[%s]" % b",".join(texts))
 
-    async def queue(self, request: web.Request) -> web.Response:
+    async def queue(self, request: web.Request) -> web.StreamResponse:
         """The ranked queue, live and final, with its totals."""
         limit = _limit(request)
         view = await self._feed.current()
         head = {"state": self._feed.state, "number": view.number, "live": view.live_count, "final": view.final_count}
-        return _json({**head, "queue": await _rendered(view.ranked()[:limit], json_view.queue_entry)})
+        return await self._list(request, view.ranked(limit), "queue", partial(_with_list, head, b"queue"))
 
-    async def calls(self, request: web.Request) -> web.Response:
+    async def calls(self, request: web.Request) -> web.StreamResponse:
         """The calls in progress, ranked."""
         limit = _limit(request)
         view = await self._feed.current()
         head = {"state": self._feed.state, "number": view.number, "live": view.live_count}
-        return _json({**head, "calls": await _rendered(view.live()[:limit], json_view.live_call)})
+        return await self._list(request, view.live(limit), "live", partial(_with_list, head, b"calls"))
+
+    async def _list(
+        self, request: web.Request, entries: tuple[Entry, ...], form: str, shape: Callable[[list[bytes]], bytes]
+    ) -> web.StreamResponse:
+        """Answer with `entries` in `form`, unless LISTS_AT_ONCE others are being sent."""
+        with self._one_list() as is_free:
+            if not is_free:
+                self._feed.counts.refused_readers += 1
+                return _error(503, "busy", "too many lists are being read; ask again")
+            return await _send(request, shape(await self._texts(entries, form)))
+
+    @contextmanager
+    def _one_list(self) -> Iterator[bool]:
+        self._lists += 1
+        try:
+            yield self._lists <= LISTS_AT_ONCE
+        finally:
+            self._lists -= 1
+
+    async def _texts(self, entries: Iterable[Entry], form: str) -> list[bytes]:
+        """The JSON text of each entry. Those not made before are made in slices, between which other tasks run."""
+        texts: list[bytes] = []
+        made = 0
+        for entry in entries:
+            made += form not in entry.texts
+            texts.append(self._text(entry, form))
+            if made == SLICE:
+                made = 0
+                await asyncio.sleep(0)
+        return texts
+
+    def _text(self, entry: Entry, form: str) -> bytes:
+        return json_view.text(entry, form, self._feed.counts)
 
     async def call(self, request: web.Request) -> web.Response:
         """One call with the caller's whole number, or 404."""
@@ -167,6 +218,8 @@ class _Views:
                 "skipped": counts.skipped,
                 "sessions": counts.sessions,
                 "dropped_subscribers": counts.dropped_subscribers,
+                "refused_readers": counts.refused_readers,
+                "not_shown": counts.not_shown,
             }
         }
 
@@ -178,8 +231,9 @@ class _Views:
         Source: HTML Living Standard, 9.2 "Server-sent events".
         """
         try:
-            subscription, entries = await self._feed.subscribe()
+            subscription, snapshot = await self._feed.subscribe()
         except TooManySubscribersError:
+            self._feed.counts.refused_readers += 1
             return _error(503, "too_many_subscribers", "too many event streams are open")
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -187,11 +241,10 @@ class _Views:
         try:
             await response.prepare(request)
             await _write(response, b"retry: %d\n\n" % RETRY_MS)
-            await self._send_snapshot(response, entries)
+            await self._send_snapshot(response, snapshot)
             await self._send_updates(response, subscription)
         except (ConnectionError, TimeoutError):
-            if request.transport is not None:
-                request.transport.abort()
+            _disconnect(request)
         finally:
             subscription.close()
         return response
@@ -206,27 +259,41 @@ class _Views:
             if update is None:
                 return
             if update.snapshot:
-                await self._send_snapshot(response, (await self._feed.current()).ranked())
+                await self._send_snapshot(response, await self._feed.snapshot())
             else:
-                await _write(response, _update_events(update))
+                await _write(response, self._update_events(update))
             await asyncio.sleep(0)
 
-    async def _send_snapshot(self, response: web.StreamResponse, entries: tuple[Entry, ...]) -> None:
+    async def _send_snapshot(self, response: web.StreamResponse, snapshot: Snapshot) -> None:
         """Send all calls in progress and the first finals, in slices. The last slice is marked as the last."""
-        view = await self._feed.current()
-        sent = _of_snapshot(entries)
-        for start in range(0, max(1, len(sent)), SLICE):
-            body = {
-                "first": start == 0,
-                "last": start + SLICE >= len(sent),
+        async with snapshot.making:
+            if not snapshot.texts:
+                texts = await self._texts(snapshot.entries, "queue")
+                snapshot.texts = [b",".join(texts[at : at + SLICE]) for at in range(0, max(1, len(texts)), SLICE)]
+        for number, text in enumerate(snapshot.texts, start=1):
+            head = {
+                "first": number == 1,
+                "last": number == len(snapshot.texts),
                 "state": self._feed.state,
                 "now": _now_ms(),
-                "live": view.live_count,
-                "final": view.final_count,
-                "entries": [json_view.queue_entry(entry) for entry in sent[start : start + SLICE]],
+                "live": snapshot.live,
+                "final": snapshot.final,
             }
-            await _write(response, _event("snapshot", body, view.number))
+            await _write(response, _event("snapshot", _with_list(head, b"entries", [text]), snapshot.number))
             await asyncio.sleep(0)
+
+    @lru_cache(maxsize=64)  # noqa: B019 - the views live as long as the process
+    def _update_events(self, update: Update) -> bytes:
+        """The text of an update, made once for all subscribers."""
+        events: list[bytes] = []
+        for change in update.changes:
+            if change.entry is None:
+                body = orjson.dumps({"call_id": change.call_id})
+                events.append(_event("remove", body, change.number))
+            else:
+                name = "call" if change.entry.stored is None else "packet"
+                events.append(_event(name, self._text(change.entry, "queue"), change.number))
+        return b"".join([*events, _state_event(update.state)])
 
 
 async def _write(response: web.StreamResponse, data: bytes) -> None:
@@ -235,39 +302,39 @@ async def _write(response: web.StreamResponse, data: bytes) -> None:
         await response.write(data)
 
 
-def _of_snapshot(entries: tuple[Entry, ...]) -> list[Entry]:
-    finals = 0
-    chosen: list[Entry] = []
-    for entry in entries:
-        if entry.stored is not None:
-            finals += 1
-            if finals > SNAPSHOT_FINALS:
-                continue
-        chosen.append(entry)
-    return chosen
+async def _send(request: web.Request, body: bytes) -> web.StreamResponse:
+    """Answer with the JSON text `body`. A reader that does not take it within LIST_S is disconnected."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
+    response.content_length = len(body)
+    try:
+        async with asyncio.timeout(LIST_S):
+            await response.prepare(request)
+            for start in range(0, len(body), WRITE_BYTES):
+                await response.write(body[start : start + WRITE_BYTES])
+            await response.write_eof()
+    except (ConnectionError, TimeoutError):
+        _disconnect(request)
+    return response
+
+
+def _disconnect(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
+
+
+def _with_list(head: Mapping[str, object], name: bytes, texts: list[bytes]) -> bytes:
+    """The JSON object `head`, which is not empty, with one more field: the list of `texts`, which are JSON."""
+    return b'%s,"%s":[%s]}' % (orjson.dumps(head)[:-1], name, b",".join(texts))
 
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _event(name: str, body: object, number: int | None = None) -> bytes:
+def _event(name: str, body: bytes, number: int | None = None) -> bytes:
     identifier = b"" if number is None else b"id: %d\n" % number
-    return b"%sevent: %s\ndata: %s\n\n" % (identifier, name.encode(), orjson.dumps(body))
+    return b"%sevent: %s\ndata: %s\n\n" % (identifier, name.encode(), body)
 
 
 def _state_event(state: FeedState) -> bytes:
-    return _event("state", {"state": state, "now": _now_ms()})
-
-
-def _change_event(change: Change) -> bytes:
-    if change.entry is None:
-        return _event("remove", {"call_id": change.call_id}, change.number)
-    name = "call" if change.entry.stored is None else "packet"
-    return _event(name, json_view.queue_entry(change.entry), change.number)
-
-
-@lru_cache(maxsize=64)
-def _update_events(update: Update) -> bytes:
-    """The text of an update, rendered once for all subscribers."""
-    return b"".join([*map(_change_event, update.changes), _state_event(update.state)])
+    return _event("state", orjson.dumps({"state": state, "now": _now_ms()}))

@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Set
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -37,6 +37,7 @@ from dispatchai.kafka.identity import ClusterChangedError, ClusterIdentity
 from dispatchai.kafka.readiness import wait_until_reachable
 from dispatchai.process import memory
 from dispatchai.process.http_server import CONNECTIONS_MAX
+from dispatchai.process.origin_check import origin_check
 from dispatchai.process.watchdog import Watchdog
 
 log = structlog.get_logger(__name__)
@@ -309,12 +310,14 @@ def create_app(
     web_host: str,
     web_port: int,
     data_dir: Path,
+    web_names: Set[str] = frozenset(),
     stall_limit_s: float = STALL_LIMIT_S,
     web_client_max_bytes: int = 65_536,
     http_connections_max: int = CONNECTIONS_MAX,
 ) -> App:
     """An application `app_id`, which is also its consumer group, that serves HTTP on `web_host:web_port`.
 
+    `web_names` are the names and addresses, in lower case, under which it is reached besides loopback: `origin_check`.
     Raises UnsupportedVersionError if Faust or aiokafka is not a version that the engine is known to work with.
     """
     aiokafka_internals.check()
@@ -365,7 +368,10 @@ def create_app(
         web_graph_enabled=False,
         web_metrics_enabled=False,
         web_in_thread=False,
-        web_application_options={"client_max_size": web_client_max_bytes},
+        web_application_options={
+            "client_max_size": web_client_max_bytes,
+            "middlewares": [origin_check(web_names)],
+        },
         worker_redirect_stdouts=False,
     )
 

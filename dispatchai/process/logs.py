@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from enum import StrEnum
 from types import TracebackType
 from typing import Any, Final

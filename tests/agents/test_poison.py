@@ -150,7 +150,7 @@ async def processes(broker: KafkaConnection, folder: Path, carrier_url: str) -> 
         "KAFKA_IS_EMBEDDED": str(broker.embedded).lower(),
         "TELNYX_API_URL": carrier_url,
         "TELNYX_API_KEY": "KEY-of-the-test",
-        "CONSOLE_PORT": str(ports["worker"]),
+        "WORKER_PORT": str(ports["worker"]),
         "SPEECH_PORT": str(ports["speech"]),
         "SPEECH_ENGINE": "scripted",
         "STATE_DIR": str(state_dir),

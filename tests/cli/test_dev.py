@@ -213,7 +213,7 @@ async def statuses_outside(webhook_url: str) -> dict[str, int]:
 async def test_the_whole_road_through_a_tunnel(install: Install, tmp_path: Path) -> None:
     """The gateway is reached at the tunnel's URL, and when the tunnel is gone, so is the run."""
     program = install("ngrok", NGROK)
-    ports = {name: str(free_port()) for name in ("GATEWAY_PORT", "CONSOLE_PORT", "SPEECH_PORT")}
+    ports = {name: str(free_port()) for name in ("GATEWAY_PORT", "CONSOLE_PORT", "WORKER_PORT", "SPEECH_PORT")}
     environment = {
         **os.environ,
         **ports,

@@ -33,9 +33,9 @@ SPEAK = {"kind": "SPEAK", "text": "Help is on its way.", "actor": "dispatcher 7"
 async def desk(feed: Feed, broker: KafkaConnection) -> AsyncIterator[Client]:
     """A client of a server on loopback that also has the name dispatch.example.com."""
     app = web.Application()
-    mount(app, feed)
+    mount(app, feed, names=frozenset({"dispatch.example.com"}))
     writer = ActionWriter(broker, ack_timeout_s=ACK_TIMEOUT_S)
-    app.add_routes(routes(feed, writer, hosts=frozenset({"dispatch.example.com"}), can_transfer=True))
+    app.add_routes(routes(feed, writer, can_transfer=True))
     async with TestClient(TestServer(app)) as client:
         yield client
     await writer.close()
@@ -199,7 +199,7 @@ async def test_the_page_as_it_was_loaded_may_act(desk: Client, ongoing: str) -> 
 async def test_a_transfer_to_nowhere_is_refused(feed: Feed, broker: KafkaConnection, ongoing: str) -> None:
     app = web.Application()
     mount(app, feed)
-    app.add_routes(routes(feed, ActionWriter(broker), hosts=frozenset(), can_transfer=False))
+    app.add_routes(routes(feed, ActionWriter(broker), can_transfer=False))
     async with TestClient(TestServer(app)) as desk:
         status, answer = await post(desk, ongoing, {"kind": "TRANSFER", "actor": "me"})
     assert (status, answer["error"]["code"]) == (409, "no_human_line")
@@ -214,7 +214,7 @@ async def test_without_kafka_nothing_is_accepted_and_the_writer_comes_back_with_
         writer = ActionWriter(away, ack_timeout_s=1.0)
         app = web.Application()
         mount(app, feed)
-        app.add_routes(routes(feed, writer, hosts=frozenset(), can_transfer=True))
+        app.add_routes(routes(feed, writer, can_transfer=True))
         async with TestClient(TestServer(app)) as desk:
             status, answer = await post(desk, ongoing)
             assert (status, answer["error"]["code"]) == (503, "unavailable")

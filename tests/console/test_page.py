@@ -20,7 +20,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from dispatchai.console import Feed, mount
+from dispatchai.console import Entry, Feed, json_view, mount
 from dispatchai.kafka.admin import apply
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import EmbeddedBroker
@@ -309,3 +309,46 @@ async def test_a_lost_server_is_said_and_what_was_shown_stays(page: Page) -> Non
     banner = page.browser.find_element(By.ID, "degraded")
     assert await page.do(lambda _: banner.is_displayed())
     assert await page.do(order) == [CARDIAC.call_id]
+
+
+async def test_one_damaged_entry_is_shown_as_such_and_counted_and_the_others_stay(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await page.put(heard(17), heard(14, story=2))
+    await page.shows("two calls", lambda browser: len(order(browser)) == 2)
+    damage = """
+        const done = arguments[arguments.length - 1];
+        Promise.all([import("/static/model.js"), fetch("/api/v1/queue").then((answer) => answer.json())])
+          .then(([{ shownAs }, { queue }]) => {
+            const entry = queue[0];
+            const kept = shownAs(entry) === entry;
+            const broken = [];
+            for (const [name, value] of Object.entries(entry)) {
+              for (const wrong of [null, 7, "text", {}, [null]]) {
+                const shown = shownAs({ ...entry, [name]: wrong });
+                if (shown.not_shown) broken.push([name, shown.call_id, Number.isFinite(shown.ranking.weight)]);
+              }
+            }
+            done([kept, broken]);
+          });
+    """
+    kept, broken = await page.do(lambda browser: browser.execute_async_script(damage))
+    assert kept
+    assert {"risk", "audio", "nlp", "parts", "ranking", "services", "unknowns", "summary"} <= {one[0] for one in broken}
+    assert all(has_weight for _, _, has_weight in broken)
+
+    def without_score(entry: Entry) -> dict[str, Any]:
+        shown = json_view.queue_entry(entry)
+        return {**shown, "risk": {"level": "LOW", "score": None}} if entry.call_id == FIRE.call_id else shown
+
+    monkeypatch.setitem(json_view.FORMS, "queue", without_score)
+    await page.put(heard(12, story=1), heard(19))
+    await page.shows("all three", lambda browser: len(order(browser)) == 3)
+    await page.shows("the count", lambda browser: of(browser, "#not-shown") == "1 call in the lists cannot be shown.")
+    row = f"#queue [data-call-id='{FIRE.call_id}'] .summary"
+    assert "cannot be shown" in await page.do(lambda browser: of(browser, row))
+    assert await page.text(f"#live [data-call-id='{CARDIAC.call_id}'] .level") == ["CRITICAL"]
+    monkeypatch.undo()
+    await page.put(heard(14, story=1))
+    await page.shows("that all can be shown", lambda browser: not of(browser, "#not-shown"))
+    assert await page.do(browser_log) == []

@@ -52,8 +52,8 @@ async def test_while_kafka_is_away_the_last_view_stays_and_is_marked(monkeypatch
             await feed.wait_ready()
             async with AIOKafkaProducer(**connection.client_options()) as producer:
                 await put(producer, [("live-calls", "kept", live_call("kept"))])
-            subscription, entries = await feed.subscribe()
-            if not entries:
+            subscription, snapshot = await feed.subscribe()
+            if not snapshot.entries:
                 assert await subscription.next(PATIENCE_S) is not None
             await broker.stop()
             await state_of(subscription, FeedState.RECONNECTING, rebuilt=False)

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +22,9 @@ from aiohttp.test_utils import TestClient, TestServer
 from aiokafka import AIOKafkaProducer
 from structlog.testing import capture_logs
 
-from dispatchai.console import Feed, FeedState, mount
+from dispatchai.console import Entry, Feed, FeedState, json_view, mount, topic_feed
+from dispatchai.console import web as web_module
+from dispatchai.console.topic_feed import FeedCounts
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.records import CallStatus, RiskLevel, encode
@@ -121,7 +125,7 @@ async def test_a_ringing_call_is_shown_in_the_names_of_the_guide(
     await put(producer, [("live-calls", ringing, call)])
     await shown(feed, ringing)
 
-    live = (await read(client, "/debug/live_calls/?limit=5000"))[ringing]
+    live = (await read(client, "/debug/live_calls/?limit=500"))[ringing]
     assert (
         live.items()
         >= {
@@ -138,7 +142,7 @@ async def test_a_ringing_call_is_shown_in_the_names_of_the_guide(
             "max_distress": 0.0,
         }.items()
     )
-    (entry,) = [entry for entry in await read(client, "/debug/list_queue?limit=5000") if entry["id"] == ringing]
+    (entry,) = [entry for entry in await read(client, "/debug/list_queue?limit=500") if entry["id"] == ringing]
     assert entry.items() >= {"status": "LIVE", "risk_level": "UNKNOWN", "summary": "Listening…"}.items()
 
 
@@ -150,7 +154,7 @@ async def test_a_final_packet_has_every_field_of_the_guide(
     await put(producer, [("dispatch-queue", done, final_packet(live))])
     await shown(feed, done)
 
-    (packet,) = [entry for entry in await read(client, "/debug/list_queue/?limit=5000") if entry["call_id"] == done]
+    (packet,) = [entry for entry in await read(client, "/debug/list_queue/?limit=500") if entry["call_id"] == done]
     assert packet["duration_seconds"] == 45
     assert packet["audio"].keys() >= {"distress_score", "distress_max", "voiced_seconds"}
     assert packet["nlp"].keys() == {"transcript", "emotion", "category", "tags", "transcript_omitted"}
@@ -172,7 +176,7 @@ async def test_lists_mask_the_number_and_the_single_call_shows_it_for_calling_ba
     await shown(feed, live_id, done_id)
 
     for path in ("/debug/live_calls/", "/debug/list_queue/", "/api/v1/queue", "/api/v1/calls"):
-        async with client.get(path, params={"limit": "5000"}) as response:
+        async with client.get(path, params={"limit": "500"}) as response:
             text = await response.text()
         assert live_id in text
         assert number not in text
@@ -194,7 +198,7 @@ async def test_an_unknown_call_is_a_404_that_says_so_in_json(client: Client) -> 
 
 
 async def test_a_limit_that_is_none_is_refused(client: Client) -> None:
-    for limit in ("0", "-1", "5001", "1e3", "", "٣", "9" * 5000):
+    for limit in ("0", "-1", "501", "1e3", "", "٣", "9" * 5000):
         for path in ("/api/v1/queue", "/api/v1/calls", "/debug/live_calls/", "/debug/list_queue/"):
             async with client.get(path, params={"limit": limit}) as response:
                 assert response.status == 400
@@ -215,9 +219,9 @@ async def test_live_calls_and_packets_stand_in_one_order(
         else:
             await put(producer, [("live-calls", name, live)])
     await shown(feed, *wanted)
-    queue = (await read(client, "/api/v1/queue?limit=5000"))["queue"]
+    queue = (await read(client, "/api/v1/queue?limit=500"))["queue"]
     assert [entry["call_id"] for entry in queue if entry["call_id"] in wanted] == wanted
-    calls = (await read(client, "/api/v1/calls?limit=5000"))["calls"]
+    calls = (await read(client, "/api/v1/calls?limit=500"))["calls"]
     assert [call["call_id"] for call in calls if call["call_id"] in wanted] == wanted[1:3]
     assert len((await read(client, "/api/v1/queue?limit=2"))["queue"]) == 2
 
@@ -293,12 +297,55 @@ async def test_what_cannot_be_read_is_skipped_and_counted_and_hides_no_other_cal
         await shown(feed, good, absurd, over)
 
     assert feed.state is FeedState.LIVE
-    calls = {call["call_id"] for call in (await read(client, "/api/v1/calls?limit=5000"))["calls"]}
+    calls = {call["call_id"] for call in (await read(client, "/api/v1/calls?limit=500"))["calls"]}
     assert {good, bad, absurd} <= calls
-    assert {absurd, over} <= {entry["id"] for entry in (await read(client, "/api/v1/queue?limit=5000"))["queue"]}
+    assert {absurd, over} <= {entry["id"] for entry in (await read(client, "/api/v1/queue?limit=500"))["queue"]}
     assert (await read(client, "/health/ready"))["views"]["skipped"] == skipped + 6
     assert "record_skipped" in {line["event"] for line in logs}
     assert spoken not in repr(logs) + caplog.text
+
+
+async def test_an_entry_that_cannot_be_shown_says_so_and_hides_no_other(
+    feed: Feed, client: Client, producer: AIOKafkaProducer, call_id: CallId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad, over = call_id("good"), call_id("bad"), call_id("over")
+    forms = dict(json_view.FORMS)
+
+    def damaged(form: str, entry: Entry) -> dict[str, Any]:
+        shown = forms[form](entry)
+        return {**shown, "risk": {"level": "LOW", "score": math.nan}} if entry.call_id in (bad, over) else shown
+
+    for form in forms:
+        monkeypatch.setitem(json_view.FORMS, form, partial(damaged, form))
+    before = feed.counts.not_shown
+    await put(producer, [("live-calls", name, live_call(name, from_number="+15550001111")) for name in (bad, good)])
+    await put(producer, [("dispatch-queue", over, final_packet(live_call(over)))])
+    await shown(feed, good, bad, over)
+    async with event_stream(client) as events:
+        slices = await until(events, lambda event: event.name == "snapshot" and event.data["last"])
+    listed = {entry["call_id"]: entry for event in slices for entry in event.data["entries"]}
+    for path, name in (("/api/v1/queue", "queue"), ("/api/v1/calls", "calls")):
+        body = await read(client, f"{path}?limit=500")
+        listed |= {f"{name} {entry['call_id']}": entry for entry in body[name]}
+    wanted = {good, bad, over, *(f"queue {name}" for name in (good, bad, over)), f"calls {bad}", f"calls {good}"}
+    assert wanted <= listed.keys()
+    for name, entry in listed.items():
+        if entry["call_id"] in (good, bad, over):
+            assert entry.get("not_shown", False) is (entry["call_id"] != good), name
+            assert ("cannot be shown" in entry["summary"]) is (entry["call_id"] != good), name
+    assert listed[bad].keys() <= {*listed[good], "not_shown", "version", "complete"}
+    assert feed.counts.not_shown == before + 3, "made once: a live call in two forms, a packet in one"
+    assert (await read(client, f"/api/v1/calls/{bad}"))["live"]["from_number"] == "+15550001111"
+
+
+async def test_a_number_that_json_does_not_have_is_none_of_the_answers(call_id: CallId) -> None:
+    live = live_call(call_id("nan"))
+    for score in (math.nan, math.inf, -math.inf):
+        entry = Entry("nan", replace(live, risk=replace(live.risk, score=score)), None)
+        for form in json_view.FORMS:
+            counts = FeedCounts()
+            shown = json.loads(json_view.text(entry, form, counts))
+            assert (shown["not_shown"], shown["risk"]["score"], counts.not_shown) == (True, 0.0, 1)
 
 
 async def test_two_feeds_show_the_same_calls(
@@ -391,3 +438,109 @@ async def test_on_a_faust_worker_the_page_is_at_the_root(feed: Feed) -> None:
             assert response.content_type == "text/html"
             assert "DispatchAI" in await response.text()
         assert (await read(client, "/health/ready"))["status"] == "ready"
+
+
+async def test_many_readers_share_what_is_made_once_of_each_change(
+    feed: Feed, client: Client, producer: AIOKafkaProducer, call_id: CallId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty pages that open and reload, and twenty lists, cost no more shaping than one."""
+    names = [call_id(f"shared-{number}") for number in range(40)]
+    made: Counter[str] = Counter()
+    queue = json_view.FORMS["queue"]
+
+    def counted(entry: Entry) -> dict[str, Any]:
+        made[entry.call_id] += 1
+        return queue(entry)
+
+    monkeypatch.setitem(json_view.FORMS, "queue", counted)
+    await put(producer, [("live-calls", name, live_call(name)) for name in names])
+    await shown(feed, *names)
+
+    async def load() -> set[str]:
+        async with event_stream(client) as events:
+            slices = await until(events, lambda event: event.name == "snapshot" and event.data["last"])
+        listed = {entry["call_id"] for entry in (await read(client, "/debug/list_queue"))}
+        return {entry["call_id"] for event in slices for entry in event.data["entries"]} & listed
+
+    for _ in range(2):
+        seen = await asyncio.gather(*(load() for _ in range(10)))
+        assert all(set(names) <= one for one in seen)
+    assert {made[name] for name in names} == {1}
+    async with event_stream(client) as events, event_stream(client) as others:
+        for stream in (events, others):
+            await until(stream, lambda event: event.name == "snapshot" and event.data["last"])
+        await put(producer, [("live-calls", names[0], live_call(names[0], summary="It burns."))])
+        for stream in (events, others):
+            await until(stream, lambda event: about(event, names[0]) and event.data["summary"] == "It burns.")
+    assert made[names[0]] == 2
+
+
+async def test_a_page_that_opens_between_two_pushes_misses_no_change(
+    feed: Feed, producer: AIOKafkaProducer, call_id: CallId
+) -> None:
+    """A shared snapshot and the later updates together hold each change, whenever a subscriber came."""
+    changing = call_id("changing")
+    at_most = 40
+    for number in range(at_most):
+        first, _ = await feed.subscribe()
+        await put(producer, [("live-calls", changing, live_call(changing, summary=f"number {number}"))])
+        second, snapshot = await feed.subscribe()
+        shown_at_first = next((one for one in snapshot.entries if one.call_id == changing), None)
+        async with asyncio.timeout(PATIENCE_S):
+            entry = shown_at_first
+            while entry is None or entry.live is None or entry.live.summary != f"number {number}":
+                update = await second.next(PATIENCE_S)
+                assert update is not None
+                entry = next((one.entry for one in update.changes if one.call_id == changing), entry)
+        first.close()
+        second.close()
+
+
+async def test_readers_above_the_bound_are_asked_to_come_again(
+    feed: Feed, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topic_feed, "MAX_SUBSCRIBERS", feed.subscribers + 1)
+    monkeypatch.setattr(web_module, "LISTS_AT_ONCE", 0)
+    refused = feed.counts.refused_readers
+    async with event_stream(client) as events:
+        await until(events, lambda event: event.name == "snapshot" and event.data["last"])
+        wanted = {"/api/v1/events": "too_many_subscribers", "/api/v1/queue": "busy", "/debug/live_calls": "busy"}
+        for path, code in wanted.items():
+            async with client.get(path) as response:
+                assert (response.status, (await response.json())["error"]["code"]) == (503, code)
+                assert int(response.headers["Retry-After"]) > 0
+        assert feed.counts.refused_readers == refused + 3
+        async with client.get("/health/live") as response:
+            assert response.status == 200
+
+
+async def test_a_reader_that_does_not_read_is_disconnected_and_holds_up_nobody(
+    feed: Feed, client: Client, producer: AIOKafkaProducer, call_id: CallId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_module, "LIST_S", 0.5)
+    monkeypatch.setattr(web_module, "WRITE_S", 0.5)
+    names = [call_id(f"long-{number}") for number in range(60)]
+    words = "help " * 20_000
+    await put(producer, [("live-calls", name, live_call(name, transcript=words)) for name in names])
+    await shown(feed, *names)
+    before = feed.subscribers
+    readers = []
+    for path in ("/api/v1/queue?limit=500", "/api/v1/events"):
+        reader, writer = await asyncio.open_connection(client.host, client.port, limit=1024)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        readers.append((reader, writer))
+    for reader, _ in readers:
+        await reader.readuntil(b"\r\n\r\n")
+        async with client.get("/health/live") as response:
+            assert response.status == 200
+    async with asyncio.timeout(PATIENCE_S):
+        while feed.subscribers > before:  # noqa: ASYNC110 - in memory
+            await asyncio.sleep(0.05)
+    for reader, writer in readers:
+        got = 0
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(PATIENCE_S):
+                while chunk := await reader.read(65_536):
+                    got += len(chunk)
+        assert got < len(words) * len(names), "it was cut off"
+        writer.close()

@@ -252,7 +252,7 @@ async def system(folder: Path, *, apache: bool, network: bool, unsafe: str | Non
             state.mkdir()
             environment = {
                 **common,
-                "CONSOLE_PORT" if victim in WORKERS else "SPEECH_PORT": str(port),
+                "WORKER_PORT" if victim in WORKERS else "SPEECH_PORT": str(port),
                 "STATE_DIR": str(state),
             }
             if line is not None and victim is ON_THE_LINE:

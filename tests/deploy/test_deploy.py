@@ -22,15 +22,21 @@ import orjson
 import pytest
 import yaml
 from aiohttp import web
+from aiohttp.test_utils import TestServer
+from pydantic import SecretStr
 
 from dispatchai.cli.doctor import Check
 from dispatchai.cli.main import main
 from dispatchai.cli.up import EXIT_MISCONFIGURED
+from dispatchai.console.actions import ActionWriter
+from dispatchai.console.app import create_app
+from dispatchai.console.topic_feed import Feed
 from dispatchai.gateway.app import MEDIA_PATH, WEBHOOK_PATH
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.kafka.topics import Policy, Topics
 from dispatchai.process.child import Child
+from dispatchai.process.metrics import ProcessMetrics
 from dispatchai.settings import Settings
 from dispatchai.telnyx import signatures, stream_tokens
 from tests.support.gateway import KEY, event, new_call, running_gateway, start, stream_token
@@ -177,6 +183,28 @@ async def test_the_page_is_behind_a_login_and_its_events_come_at_once(tmp_path: 
         await runner.cleanup()
 
 
+@needs_nginx
+async def test_the_console_takes_what_comes_through_nginx_under_a_name_of_the_setting(tmp_path: Path) -> None:
+    name = "dispatch.example.org"
+    settings = Settings(_env_file=None, console_hosts=name)
+    nowhere = KafkaConnection("127.0.0.1:1")
+    app = create_app(settings, Feed(nowhere), ActionWriter(nowhere), ProcessMetrics())
+    async with TestServer(app) as server:
+        assert server.port is not None
+        async with nginx(tmp_path, server.port, "dispatchai-console.conf") as http:
+            login = {"Authorization": f"Basic {base64.b64encode(':'.join(PAGE_LOGIN).encode()).decode()}", "Host": name}
+            answers: tuple[tuple[dict[str, str], int], ...] = (
+                ({}, 200),
+                ({"Origin": f"https://{name}", "Sec-Fetch-Site": "same-origin"}, 200),
+                ({"Host": "other.example.org"}, 403),
+                ({"Origin": "https://other.example.org"}, 403),
+                ({"Sec-Fetch-Site": "cross-site"}, 403),
+            )
+            for more, status in answers:
+                async with http.get("/api/v1/queue", headers={**login, **more}) as reply:
+                    assert reply.status == status, more
+
+
 def test_nginx_and_gateway_agree_about_sizes_and_ports() -> None:
     site = (DEPLOY / "nginx/dispatchai.conf").read_text()
     (kilobytes,) = re.findall(r"client_max_body_size (\d+)k;", site)
@@ -206,6 +234,7 @@ def environment_file() -> Iterator[str]:
 def test_there_is_a_unit_for_each_process() -> None:
     names = [unit.name for unit in UNITS]
     assert names == [
+        "dispatchai-console.service",
         "dispatchai-gateway.service",
         "dispatchai-speech@.service",
         "dispatchai-topics.service",
@@ -217,7 +246,7 @@ def test_there_is_a_unit_for_each_process() -> None:
 def test_systemd_takes_the_units(tmp_path: Path) -> None:
     for unit in (DEPLOY / "systemd").iterdir():
         # It looks whether the program is there.
-        text = unit.read_text().replace("/opt/dispatchai/bin/dispatchai", sys.executable)
+        text = unit.read_text().replace("/opt/dispatchai/current/bin/dispatchai", sys.executable)
         (tmp_path / unit.name).write_text(text)
     files = [str(path) for path in tmp_path.iterdir() if path.suffix in (".service", ".target")]
     done = subprocess.run(["systemd-analyze", "verify", *files], capture_output=True, text=True, check=False)
@@ -228,7 +257,7 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
 def test_a_unit_runs_a_command_that_exists(unit: Path) -> None:
     (line,) = directives(unit)["ExecStart"]
     program, *words = line.split()
-    assert program == "/opt/dispatchai/bin/dispatchai"
+    assert program == "/opt/dispatchai/current/bin/dispatchai"
     command_of(words)
 
 
@@ -256,7 +285,10 @@ def test_a_units_variables_are_settings_that_the_file_of_settings_leaves_to_it(
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_no_unit_runs_as_root_or_may_write_beyond_its_state(unit: Path) -> None:
     found = directives(unit)
-    assert found["User"] == ["dispatchai"]
+    name = unit.stem.removesuffix("@")
+    assert found["User"] == [name], "another process's user could read this one's memory and environment"
+    assert f"u {name} " in (DEPLOY / "systemd/dispatchai.sysusers").read_text()
+    assert found["LimitCORE"] == ["0"], "a core dump has callers' words and secrets in it"
     assert found["NoNewPrivileges"] == ["yes"]
     assert found["ProtectSystem"] == ["strict"]
     assert found["CapabilityBoundingSet"] == [""]
@@ -265,22 +297,57 @@ def test_no_unit_runs_as_root_or_may_write_beyond_its_state(unit: Path) -> None:
 # Settings and Kafka
 
 
+SECRETS = frozenset(name.upper() for name, field in Settings.model_fields.items() if field.annotation is SecretStr)
+
+NEEDED = {
+    "gateway": {"KAFKA_SASL_PASSWORD", "STREAM_TOKEN_SECRET", "TELNYX_WEBHOOK_SECRET"},
+    "console": {"KAFKA_SASL_PASSWORD"},
+    "worker": {"KAFKA_SASL_PASSWORD", "STREAM_TOKEN_SECRET", "TELNYX_API_KEY"},
+    "speech": {"KAFKA_SASL_PASSWORD"},
+    "topics": {"KAFKA_SASL_PASSWORD"},
+}
+"""The secrets that each process reads."""
+
+
+def test_the_file_of_common_settings_has_no_secret(environment_file: str) -> None:
+    assert not SECRETS & set(re.findall(r"^#?([A-Z_]+)=", environment_file, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", NEEDED)
 def test_the_settings_of_production_are_settings_and_make_sense(
-    environment_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, environment_file: str, tmp_path: Path
 ) -> None:
+    own = (DEPLOY / f"{name}.env.example").read_text()
+    assert f"EnvironmentFile=-/etc/dispatchai/{name}.env\n" in next(
+        unit.read_text() for unit in UNITS if unit.stem.removesuffix("@") == f"dispatchai-{name}"
+    )
+    assert SECRETS & set(re.findall(r"^#?([A-Z_]+)=", own, re.MULTILINE)) == NEEDED[name]
     public_key = base64.b64encode(KEY.public_key().public_bytes_raw()).decode()
-    text = re.sub(r"(?m)^(TELNYX_PUBLIC_KEY)=.*$", rf"\1={public_key}", environment_file)
+    text = re.sub(r"(?m)^(TELNYX_PUBLIC_KEY)=.*$", rf"\1={public_key}", environment_file + own)
     text = re.sub(r"(?m)=<.*>$", "=filled-in-by-the-operator", text)
     env = tmp_path / "env"
     env.write_text(text)
     names = re.findall(r"^([A-Z_]+)=", text, re.MULTILINE)
+    assert len(set(names)) == len(names)
     assert set(names) <= {name.upper() for name in Settings.model_fields}
     settings = Settings(_env_file=env)
     assert settings.kafka().uses_tls
     assert settings.kafka().uses_sasl
+    assert settings.kafka_sasl_username == f"dispatchai-{name}"
     assert settings.kafka_replication_factor == 3
     assert settings.ws_public_url.startswith("wss://")
     assert settings.gateway_host == settings.console_host == "127.0.0.1", "the proxy alone reaches them"
+
+
+def test_each_container_gets_the_secrets_that_its_process_reads() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    for name, needed in NEEDED.items():
+        given = {
+            secret
+            for secret in SECRETS - {"KAFKA_SASL_PASSWORD"}  # that Kafka has no passwords
+            if services[name]["environment"].get(secret, f"${{{secret}:-}}") == f"${{{secret}:-}}"
+        }
+        assert given == needed - {"KAFKA_SASL_PASSWORD"}, name
 
 
 def test_the_rights_in_kafka_cover_every_topic(tmp_path: Path) -> None:
@@ -306,7 +373,7 @@ def test_the_rights_in_kafka_cover_every_topic(tmp_path: Path) -> None:
     for user in ("topics", "review"):
         assert names <= set(granted[user])
     assert not any("Write" in operations for operations in granted["review"].values())
-    processes = ("gateway", "worker", "speech")
+    processes = ("gateway", "console", "worker", "speech")
     for name in names:
         assert any("Write" in granted[user].get(name, ()) for user in processes), f"nobody may write {name}"
     assert "Read" not in {right for operations in granted["gateway"].values() for right in operations}

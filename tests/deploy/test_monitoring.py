@@ -104,10 +104,11 @@ def test_prometheus_scrapes_the_default_port_of_each_process() -> None:
         for group in job["static_configs"]
         for target in group["targets"]
     }
-    ports = {name: Settings.model_fields[f"{name}_port"].default for name in ("gateway", "console", "speech")}
+    ports = {name: Settings.model_fields[f"{name}_port"].default for name in ("gateway", "console", "worker", "speech")}
     assert targets == {
         "dispatchai-gateway": f"127.0.0.1:{ports['gateway']}",
-        WORKER: f"127.0.0.1:{ports['console']}",
+        "dispatchai-console": f"127.0.0.1:{ports['console']}",
+        WORKER: f"127.0.0.1:{ports['worker']}",
         SPEECH: f"127.0.0.1:{ports['speech']}",
     }
     assert config["rule_files"] == [ALERTS.name]

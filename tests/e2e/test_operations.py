@@ -49,7 +49,7 @@ PHRASE = "quixotic zeppelin marmalade"
 PATIENCE_S = 60.0
 """For a machine that does other things too: nothing is timed here."""
 
-PROCESSES = ("gateway", "worker", "speech")
+PROCESSES = ("gateway", "console", "worker", "speech")
 STREAMS = 4
 
 Scrape = Mapping[str, Sequence[Sample]]
@@ -124,7 +124,8 @@ async def observed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ob
     account = SimulatedAccount.load_or_create(state_dir)
     urls = {
         "gateway": system.gateway_url,
-        "worker": system.console_url,
+        "console": system.console_url,
+        "worker": system.worker_url,
         "speech": f"http://127.0.0.1:{system.environment['SPEECH_PORT']}",
     }
     try:
@@ -135,9 +136,9 @@ async def observed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ob
         ):
             call = carrier.place_call(load(RECORDINGS / "kitchen_fire.wav"), CALLER, CALLED)
             call_id = call.leg.call_session_id
-            await until_shown(http, urls["worker"], "dispatchai_calls_live", 1)
+            await until_shown(http, urls["console"], "dispatchai_calls_live", 1)
             async with http.post(
-                f"{urls['worker']}/api/v1/calls/{call_id}/actions",
+                f"{urls['console']}/api/v1/calls/{call_id}/actions",
                 json={"kind": "SPEAK", "text": PHRASE, "actor": "dispatcher"},
                 headers={"X-Action-Id": "an-action-of-the-test"},
             ) as response:
@@ -256,8 +257,7 @@ async def until_ready(http: aiohttp.ClientSession, url: str, *, status: int = 20
 
 
 def url_of(system: System, name: str) -> str:
-    variable = {"gateway": "GATEWAY_PORT", "worker": "CONSOLE_PORT", "speech": "SPEECH_PORT"}[name]
-    return f"http://127.0.0.1:{system.environment[variable]}"
+    return f"http://127.0.0.1:{system.environment[f'{name.upper()}_PORT']}"
 
 
 @asynccontextmanager
@@ -340,15 +340,15 @@ async def test_processes_stopped_in_mid_call_end_with_0_and_owe_nothing(tmp_path
         )
         await stack.enter_async_context(carrier)
         packets = await stack.enter_async_context(Packets(broker.connection))
-        async with started(system, "worker", "speech") as first:
+        async with started(system, "console", "worker", "speech") as first:
             audio = load(RECORDINGS / "cardiac_arrest.wav")
             calls: list[PlacedCall] = [
                 carrier.place_call(audio, f"+1555010{number:04d}", CALLED) for number in range(STREAMS)
             ]
             page = await stack.enter_async_context(http.get(f"{system.console_url}/api/v1/events"))
             await until_shown(http, url_of(system, "speech"), "dispatchai_recognizer_streams", STREAMS)
-            await until_shown(http, system.console_url, "dispatchai_snapshots_total", STREAMS, table="signals")
-            assert await terminate(first, "worker", "speech") == [0, 0]
+            await until_shown(http, system.worker_url, "dispatchai_snapshots_total", STREAMS, table="signals")
+            assert await terminate(first, "console", "worker", "speech") == [0, 0, 0]
             with suppress(aiohttp.ClientError):
                 async with asyncio.timeout(PATIENCE_S):
                     await page.read()

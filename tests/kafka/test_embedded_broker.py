@@ -6,11 +6,13 @@ import asyncio
 import os
 import re
 import socket
+from importlib import resources
 from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
+from dispatchai.kafka import broker_binary as binary_module
 from dispatchai.kafka import embedded_broker as broker_module
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import BrokerError, EmbeddedBroker, free_port
@@ -74,7 +76,7 @@ async def test_a_broker_that_ends_at_once_is_an_error_that_says_what_it_said(
     broken = tmp_path / "tansu"
     broken.write_text("#!/bin/sh\necho the disk is on fire\nexit 3\n")
     broken.chmod(0o755)
-    monkeypatch.setenv("CALF_TANSU_BIN", str(broken))
+    monkeypatch.setattr(broker_module, "broker_binary", lambda: broken)
     with pytest.raises(BrokerError, match=r"(?s)code 3.*the disk is on fire"):
         await EmbeddedBroker().start()
 
@@ -85,7 +87,7 @@ async def test_a_broker_that_never_answers_is_an_error_and_is_stopped(
     silent, pid_file = tmp_path / "tansu", tmp_path / "pid"
     silent.write_text(f"#!/bin/sh\necho $$ > {pid_file}\necho thinking\nexec sleep 1000\n")
     silent.chmod(0o755)
-    monkeypatch.setenv("CALF_TANSU_BIN", str(silent))
+    monkeypatch.setattr(broker_module, "broker_binary", lambda: silent)
     monkeypatch.setattr(broker_module, "_READY_TIMEOUT_S", 0.5)
     with pytest.raises(BrokerError, match=r"(?s)not ready.*thinking"):
         await EmbeddedBroker().start()
@@ -104,10 +106,49 @@ async def test_a_port_taken_in_between_is_replaced_by_another(monkeypatch: pytes
             assert not broker.bootstrap_servers.endswith(f":{taken.getsockname()[1]}")
 
 
-async def test_a_platform_without_a_broker_gets_an_error_that_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CALF_TANSU_BIN", "/no/such/tansu")
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the package's program would be: there is none yet."""
+    program = tmp_path / binary_module.PACKAGE / "bin/tansu"
+    program.parent.mkdir(parents=True)
+    monkeypatch.setattr(resources, "files", lambda _: program.parent.parent)
+    return program
+
+
+@pytest.mark.usefixtures("installed")
+async def test_a_platform_without_a_broker_gets_an_error_that_says_what_to_set() -> None:
     with pytest.raises(BrokerError, match="KAFKA_BOOTSTRAP_SERVERS"):
         await EmbeddedBroker().start()
+
+
+async def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binary_module, "find_spec", lambda _: None)
+    with pytest.raises(BrokerError, match=r"dispatchai\[embedded\].*KAFKA_BOOTSTRAP_SERVERS"):
+        await EmbeddedBroker().start()
+
+
+async def test_no_other_program_is_run_as_the_broker(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither one in the package's place, nor in the home folder, nor one that the environment or the path names."""
+    ran = tmp_path / "ran"
+    others = (installed, tmp_path / ".calfkit/bin/tansu-v0.6.0-510f3e2", tmp_path / "path/tansu")
+    for other in others:
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.write_text(f"#!/bin/sh\ntouch {ran}\n")
+        other.chmod(0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CALF_TANSU_BIN", str(others[2]))
+    monkeypatch.setenv("PATH", f"{others[2].parent}:{os.environ['PATH']}")
+    with pytest.raises(BrokerError, match="SHA-256"):
+        await EmbeddedBroker().start()
+    assert not ran.exists()
+
+
+async def test_the_home_folder_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    async with EmbeddedBroker():
+        assert os.listdir(tmp_path) == []  # noqa: PTH208 - one call, at once
 
 
 async def test_waiting_for_a_broker_names_the_address_and_the_failure() -> None:

@@ -30,12 +30,13 @@ OF_OTHERS: Final = frozenset(
         *("InitProducerId", "ApiVersions", "acks", "getmany", "take", "processing_guarantee", "faust.Record"),
         *("min.insync.replicas", "unclean.leader.election.enable", "auto.create.topics.enable"),
         *("default.replication.factor", "offsets.topic.replication.factor", "advertised.listeners", "retention.ms"),
+        "IdentityReplicationPolicy",
         # Telnyx, HTTP, nginx, systemd
-        *("len", "Upgrade", "Connection", "MemoryDenyWriteExecute"),
+        *("len", "Upgrade", "Connection", "MemoryDenyWriteExecute", "worker_shutdown_timeout"),
         # Python, its tools and packages that are no dependencies
-        *("except", "silero-vad"),
+        *("except", "silero-vad", "apache2-utils"),
         # Folders of an installation, and files that a run or a failed test leaves
-        *(".dispatchai/run.json", "strikes.log", "records.txt", "outcome.json", "/opt/dispatchai-NEW"),
+        *(".dispatchai/run.json", "strikes.log", "records.txt", "outcome.json", "/opt/dispatchai/NEW"),
         # Stand-ins in instructions
         *("agents/NAME.py", "tests/agents/test_NAME.py", "FILE.wav", "origin.header.NAME", "_ms", "_s", "_db"),
         # Users that deploy/kafka/acls.sh puts together, and a setting of which the documents say that it is not built

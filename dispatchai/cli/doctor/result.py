@@ -28,6 +28,7 @@ class Check(StrEnum):
     TOPICS = "topics"
     DURABILITY = "durability"
     GATEWAY = "gateway"
+    CONSOLE = "console"
     WORKER = "worker"
     SPEECH = "speech"
     CARRIER_PORT = "carrier-port"

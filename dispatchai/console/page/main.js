@@ -6,6 +6,7 @@ import { View } from "./view.js";
 
 // The server sends something at least every 15 s. Without two of these heartbeats the connection is lost.
 const SILENCE_MS = 40_000;
+// The pause before another attempt is between one and two times this, so that many pages do not come back at once.
 const RETRY_MS = 2_000;
 
 const model = new Model();
@@ -22,7 +23,12 @@ function heard() {
 function on(name, handle) {
   source.addEventListener(name, (event) => {
     heard();
-    handle(JSON.parse(event.data));
+    try {
+      handle(JSON.parse(event.data));
+    } catch (error) {
+      model.unreadable += 1; // it must not stop those that follow
+      console.error(error);
+    }
     view.draw();
   });
 }
@@ -52,7 +58,7 @@ function connect() {
   source.addEventListener("error", () => {
     view.setConnection(false, null);
     // The browser closes a refused stream (a 503, a proxy's error page) for good: open another one.
-    if (source.readyState === EventSource.CLOSED) retry = setTimeout(connect, RETRY_MS);
+    if (source.readyState === EventSource.CLOSED) retry = setTimeout(connect, RETRY_MS * (1 + Math.random()));
   });
 }
 

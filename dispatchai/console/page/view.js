@@ -431,7 +431,7 @@ export class View {
     const ids = [
       "queue", "queue-empty", "queue-more", "held", "live", "live-empty", "live-more", "detail", "detail-title",
       "detail-body", "detail-close", "connection", "connection-text", "degraded", "live-count", "final-count",
-      "clock", "spoken",
+      "clock", "spoken", "not-shown",
     ];
     this.#at = Object.fromEntries(ids.map((id) => [id, document.getElementById(id)]));
     this.#detail = new Detail(this.#at.detail, this.#at["detail-title"], this.#at["detail-body"]);
@@ -527,7 +527,17 @@ export class View {
     if (open) this.#detail.set(open);
     else this.#detail.close();
     this.#announceCritical(ranked);
+    this.#drawNotShown();
     this.tick();
+  }
+
+  #drawNotShown() {
+    const calls = this.#model.notShown();
+    const texts = [];
+    if (calls) texts.push(`${calls} ${calls === 1 ? "call" : "calls"} in the lists cannot be shown.`);
+    if (this.#model.unreadable) texts.push(`Updates that could not be read: ${this.#model.unreadable}.`);
+    setText(this.#at["not-shown"], texts.join(" "));
+    setHidden(this.#at["not-shown"], texts.length === 0);
   }
 
   #drawQueue(ranked, now) {

