@@ -17,7 +17,7 @@ LOCK := $(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-em
 	--custom-compile-command "make lock"
 
 # Folders whose tests need no other process; `-m` and `--ignore` leave out the exceptions.
-QUICK_TESTS := $(addprefix tests/,audio calls engine gateway kafka records speech telnyx triage test_settings.py)
+QUICK_TESTS := $(addprefix tests/,audio calls engine gateway kafka process records speech telnyx triage test_settings.py)
 NOT_QUICK := -m "not broker" --ignore tests/speech/test_moonshine.py --ignore tests/engine/test_departed_leader.py
 
 .DEFAULT_GOAL := help

@@ -30,7 +30,7 @@ from dispatchai.kafka.reading import SilentKafkaError, current_ends, open_reader
 from dispatchai.kafka.topics import Topic
 from dispatchai.process.clock import now_micros
 from dispatchai.records import CallEvent, DecodeError, Micros, decode_as, encode
-from dispatchai.triage.purging import KeepFor, QueueEntries, purged_event, queue_entry
+from dispatchai.triage.purging import ENTRIES_MAX, KeepFor, QueueEntries, purged_event, queue_entry
 
 log = structlog.get_logger(__name__)
 
@@ -43,8 +43,11 @@ costs the other agents next to nothing."""
 POLL_S: Final = 1.0
 """How long one poll of the queue waits, and how often due packets are looked for."""
 
-POLL_RECORDS: Final = 100
-"""Records of one poll: some 3 ms of decoding. The other agents share this event loop."""
+POLL_RECORDS: Final = 50
+"""Records of one poll: some 4 ms of decoding. The other agents share this event loop."""
+
+PAUSE_FACTOR: Final = 2
+"""After decoding for t seconds the reader waits PAUSE_FACTOR * t: it takes a third of the loop at most."""
 
 COPIED_EVERY_S: Final = 60.0
 """How often to ask whether packets were copied that were not."""
@@ -62,8 +65,8 @@ class QueueReader:
     def __init__(self, keep: KeepFor, copied: Mapping[int, int], entries: QueueEntries | None = None) -> None:
         """`copied`: the offsets before which every packet is in `packets` because it was copied, by partition."""
         self.entries = QueueEntries() if entries is None else entries
-        self.not_copied = 0
-        """Packets that may not be in `packets`, and are left alone."""
+        self.not_copied: set[bytes] = set()
+        """Calls whose packets may not be in `packets`, and are left alone; ENTRIES_MAX of them at most."""
         self._keep = keep
         self._copied = copied
 
@@ -71,10 +74,12 @@ class QueueReader:
         """Fold one record. One that cannot be read is left alone: nobody can say when it is due."""
         key, value = record.key or b"", record.value
         assessed_ms = assessed_at_ms(record.headers)
+        self.not_copied.discard(key)
         if value is None:
             self.entries.put(key, None)
         elif assessed_ms is None and record.offset >= self._copied.get(partition, 0):
-            self.not_copied += 1
+            if len(self.not_copied) < ENTRIES_MAX:
+                self.not_copied.add(key)
             self.entries.put(key, None)
         else:
             assessed_at = 1000 * (record.timestamp if assessed_ms is None else assessed_ms)
@@ -159,14 +164,18 @@ class QueuePurge:
             complete, asked_at = False, time.monotonic()
             while generation == self._app.lease.generation and not reader.entries.must_read_again:
                 fetched = await consumer.getmany(timeout_ms=int(POLL_S * 1000) if complete else 100)
+                begun = time.perf_counter()
                 for tp, records in fetched.items():
                     for record in records:
                         reader.read(tp.partition, record)
-                await asyncio.sleep(0)  # a poll that finds buffered records does not suspend
+                # Calls in progress come first, however long the queue is.
+                await asyncio.sleep(PAUSE_FACTOR * (time.perf_counter() - begun))
                 if not complete and not await unread(consumer, ends):
                     complete = True
                     if reader.not_copied:
-                        log.warning("packets_not_copied", packets=reader.not_copied, do="dispatchai topics upgrade")
+                        log.warning(
+                            "packets_not_copied", packets=len(reader.not_copied), do="dispatchai topics upgrade"
+                        )
                 if complete and await record_due(reader.entries, now_micros(), PURGES_PER_S, self._write):
                     await asyncio.sleep(POLL_S)
                 if reader.not_copied and time.monotonic() - asked_at > COPIED_EVERY_S:

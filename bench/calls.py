@@ -166,10 +166,10 @@ async def measure(options: Options) -> Measured:
     """Makes the run and compares. Raises RuntimeError if the system does not start."""
     measured = Measured(options, load=os.getloadavg()[0])
     with tempfile.TemporaryDirectory(prefix="bench-calls-") as folder:
-        async with _system(options, Path(folder)) as (run, connection, measured.broker):
+        async with system(options, Path(folder)) as (run, connection, measured.broker):
             async with measured.stages.followed(connection):
                 before, own = run.used(), time.process_time()
-                reports = await _call(run, options, measured)
+                reports = await make_calls(run, options, measured)
                 own = time.process_time() - own
                 async with Packets(connection) as packets:
                     call_ids = [report.leg.call_session_id for report in reports]
@@ -206,7 +206,7 @@ def _compare(report: CallReport, streams: Streams, packets: Packets, measured: M
 
 
 @asynccontextmanager
-async def _system(options: Options, folder: Path) -> AsyncIterator[tuple[processes.Run, KafkaConnection, str]]:
+async def system(options: Options, folder: Path) -> AsyncIterator[tuple[processes.Run, KafkaConnection, str]]:
     async with AsyncExitStack() as stack:
         variables = {"SPEECH_ENGINE": "scripted"}
         broker = "embedded broker"
@@ -226,9 +226,12 @@ async def _system(options: Options, folder: Path) -> AsyncIterator[tuple[process
         yield run, KafkaConnection(run.info.bootstrap_servers, embedded=broker == "embedded broker"), broker
 
 
-async def _call(run: processes.Run, options: Options, measured: Measured) -> list[CallReport]:
+async def make_calls(
+    run: processes.Run, options: Options, measured: Measured, audios: Sequence[CallerAudio] = ()
+) -> list[CallReport]:
+    """Make the calls, with `audios` or else those of the shipped callers."""
     account = SimulatedAccount.load_or_create(run.settings.state_dir)
-    audios = caller_audio(options.seconds)
+    audios = audios or caller_audio(options.seconds)
     speaking: set[int] = set()
     all_speak, one_ended = asyncio.Event(), asyncio.Event()
 

@@ -36,6 +36,10 @@ from dispatchai.simulator import (
     Timing,
     load,
 )
+from dispatchai.simulator.account import KEY_FILE
+from dispatchai.telnyx.client import SIMULATED_API_KEY
+
+LOOPBACK: Final = "127.0.0.1"
 
 EXIT_OK: Final = 0
 EXIT_INCOMPLETE: Final = 1
@@ -66,6 +70,24 @@ class _Target:
     gateway_url: str
     console_url: str
     carrier_port: int
+    carrier_host: str = LOOPBACK
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Addresses and keys of processes that run by themselves. What is None is as in a local run."""
+
+    gateway_url: str | None = None
+    """URL of the gateway, or of the proxy before it."""
+    carrier: str | None = None
+    """``[HOST:]PORT`` at which the carrier serves commands: that of the worker's TELNYX_API_URL."""
+    signing_key: Path | None = None
+    """PEM file of the key that signs webhooks; the gateway has its public key."""
+
+    @property
+    def named(self) -> bool:
+        """Whether anything is named."""
+        return self != Elsewhere()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +107,7 @@ async def call(
     from_number: str | None = None,
     speed: float = 1.0,
     console_url: str | None = None,
+    elsewhere: Elsewhere | None = None,
     as_json: bool = False,
     packet_wait_s: float = PACKET_WAIT_S,
     timing: Timing | None = None,
@@ -94,23 +117,26 @@ async def call(
 ) -> int:
     """Call with each file at the same time, wait for the final packets, print them and return the exit code.
 
-    `from_number` is the first caller's; the others have numbers of their own. With `speed` above 1 callers speak
-    faster than in real time. `console_url` overrides the console of the running system. With `as_json` `out` gets one
-    JSON array of the packets, ranked, and nothing else; progress then goes to `err`. Otherwise `out` gets the
-    progress, a ranked table and each packet. `timing` overrides how long a caller waits (its speed included). With
-    `faults` a line for each call reports what was sent and lost.
+    `from_number` is the first caller's; the others have numbers of their own. With `speed` above 1 callers speak faster
+    than in real time. `console_url` overrides the console of the running system, `elsewhere` the rest of it. With
+    `as_json` `out` gets one JSON array of the packets, ranked, and nothing else; progress then goes to `err`. Otherwise
+    `out` gets the progress, a ranked table and each packet. `timing` overrides how long a caller waits (its speed
+    included). With `faults` a line for each call reports what was sent and lost.
 
     Raises UnusableError, before anybody is called, if a file, a number, the port or the running system is not usable.
     """
     out = out or sys.stdout
     err = err or sys.stderr
     try:
-        target = _target(settings, console_url)
+        elsewhere = elsewhere or Elsewhere()
+        target = _target(settings, console_url, elsewhere)
         audios = [load(path) for path in files]
         if not audios:
             raise UnusableError("name at least one WAV file")
         numbers = _numbers(len(audios), from_number)
-        account = SimulatedAccount.load_or_create(settings.state_dir)
+        account = _account(settings, elsewhere)
+        if elsewhere.signing_key is not None:
+            print(f"webhooks are signed for TELNYX_PUBLIC_KEY={account.public_key}", file=err)
         board = _Board(err if as_json else out, [audio.name for audio in audios])
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REQUEST_S)) as http:
             await _check_gateway(http, target.gateway_url)
@@ -120,6 +146,7 @@ async def call(
                 target.gateway_url,
                 timing=timing or Timing(speed=speed),
                 faults=faults,
+                host=target.carrier_host,
             )
             async with carrier, asyncio.TaskGroup() as callers:
                 tasks = [
@@ -139,20 +166,40 @@ async def call(
     return EXIT_OK if all(result.packet is not None for result in results) else EXIT_INCOMPLETE
 
 
-def _target(settings: Settings, console_url: str | None) -> _Target:
-    if not settings.carrier_is_simulated:
+def _account(settings: Settings, elsewhere: Elsewhere) -> SimulatedAccount:
+    """The carrier's keys. Commands have the worker's own API key if it sends them to an address that is named."""
+    api_key = SIMULATED_API_KEY
+    if elsewhere.carrier is not None and not settings.carrier_is_simulated:
+        api_key = settings.telnyx_api_key.get_secret_value()
+    return SimulatedAccount.from_file(elsewhere.signing_key or settings.state_dir / KEY_FILE, api_key)
+
+
+def _carrier_address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) <= 65_535):
+        raise UnusableError(f"{text!r} is no address of the carrier: give PORT or HOST:PORT")
+    return host or LOOPBACK, int(port)
+
+
+def _target(settings: Settings, console_url: str | None, elsewhere: Elsewhere) -> _Target:
+    if not settings.carrier_is_simulated and elsewhere.carrier is None:
         raise UnusableError(
             "TELNYX_API_KEY is set, so commands go to Telnyx and no simulated call would be answered: "
-            "unset it for `dispatchai up` and `dispatchai call`"
+            "unset it for `dispatchai up` and `dispatchai call`, or let the worker's TELNYX_API_URL name this machine, "
+            "and give --carrier"
         )
-    run = RunInfo.load(settings.state_dir)
-    if run is None:
-        return _Target(
-            gateway_url=f"http://{settings.gateway_host}:{settings.gateway_port}",
-            console_url=console_url or f"http://{settings.console_host}:{settings.console_port}",
-            carrier_port=settings.simulated_carrier_port,
-        )
-    return _Target(run.gateway_url, console_url or run.console_url, run.carrier_port)
+    run = None if elsewhere.named else RunInfo.load(settings.state_dir)
+    if run is not None:
+        return _Target(run.gateway_url, console_url or run.console_url, run.carrier_port)
+    host, port = LOOPBACK, settings.simulated_carrier_port
+    if elsewhere.carrier is not None:
+        host, port = _carrier_address(elsewhere.carrier)
+    return _Target(
+        gateway_url=(elsewhere.gateway_url or f"http://{settings.gateway_host}:{settings.gateway_port}").rstrip("/"),
+        console_url=console_url or f"http://{settings.console_host}:{settings.console_port}",
+        carrier_port=port,
+        carrier_host=host,
+    )
 
 
 def _numbers(count: int, from_number: str | None) -> list[str]:

@@ -76,10 +76,20 @@ def moment_ms(text: str, now_ms: int) -> int:
 
 
 async def list_dead_letters(
-    connection: KafkaConnection, wanted: Filter, limit: int, *, as_json: bool, out: TextIO, err: TextIO
+    connection: KafkaConnection,
+    wanted: Filter,
+    limit: int,
+    *,
+    dismissed: bool = False,
+    as_json: bool,
+    out: TextIO,
+    err: TextIO,
 ) -> int:
-    """Print the `limit` records that failed last. Returns the exit code."""
-    records, more = await DeadLetterStore(connection, Progress(err)).newest(wanted, limit)
+    """Print the `limit` records that failed last, with `dismissed` also those that were dismissed.
+
+    Returns the exit code.
+    """
+    records, more = await DeadLetterStore(connection, Progress(err)).newest(wanted, limit, dismissed=dismissed)
     if as_json:
         print(json.dumps([record_as_json(record) for record in records], indent=2), file=out)
     elif not records:
@@ -147,6 +157,22 @@ async def retry_dead_letters(
         raise DeadLetterStoreError(f"{missing} dead letters were deleted meanwhile: their topic's retention has passed")
     print(f"{sent} sent, {refused} refused; the dead letters are kept", file=out)
     return 1 if refused else 0
+
+
+async def dismiss_dead_letters(
+    connection: KafkaConnection, firsts: Sequence[Place], wanted: Filter, reason: str, *, out: TextIO, err: TextIO
+) -> int:
+    """Note that nothing more is needed of the records `firsts` or, without any, of all open ones that match `wanted`.
+
+    Returns the exit code. Raises DeadLetterStoreError.
+    """
+    store = DeadLetterStore(connection, Progress(err))
+    records = await _found(store, firsts) if firsts else await store.open_records(wanted)
+    await store.dismiss(records, reason)
+    for record in records:
+        print(f"dismissed  {record.first}", file=out)
+    print(f"{len(records)} dismissed; the dead letters are kept, and `list --dismissed` shows them", file=out)
+    return 0
 
 
 async def _found(store: DeadLetterStore, firsts: Collection[Place]) -> list[FailedRecord]:
@@ -347,6 +373,10 @@ def render_record(record: FailedRecord, dead_letter: DeadLetter, *, content: boo
     lines += [
         f"retried   {_when(note.written_ms)} as {note.sent_to}, attempt {note.attempt}" for note in record.retries
     ]
+    lines += [
+        f"dismissed {_when(note.written_ms)} after attempt {note.attempt}: {_printable(note.reason, TEXT_MAX_CHARS)}"
+        for note in record.dismissals
+    ]
     for name, value in dead_letter.headers:
         shown = _bytes(value or b"", content=content)
         lines.append(f"header    {_printable(name, KEY_MAX_CHARS)}: {_printable(shown, HEADER_MAX_CHARS)}")
@@ -396,6 +426,10 @@ def record_as_json(record: FailedRecord, *, content: bool = False) -> dict[str, 
         "retried": [
             {"at": _when(note.written_ms), "attempt": note.attempt, "sent_to": str(note.sent_to)}
             for note in record.retries
+        ],
+        "dismissed": [
+            {"at": _when(note.written_ms), "attempt": note.attempt, "reason": _printable(note.reason, TEXT_MAX_CHARS)}
+            for note in record.dismissals
         ],
     }
 

@@ -7,24 +7,26 @@ subcommands, so that each loads only what it needs.
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
 import sys
-import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
+import structlog
+from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
 from dispatchai import __version__
+from dispatchai.cli.common import kafka_of, on_kafka, run_and_exit, settings_of
+from dispatchai.cli.dead_letter_commands import dead_letters
 from dispatchai.cli.errors import CliError, UnusableError
 from dispatchai.kafka.errors import KafkaOperationError
 from dispatchai.kafka.topics import TopicsFileError
 from dispatchai.process.errors import ProcessError
+from dispatchai.process.starts import Starts
 from dispatchai.settings import Settings
-from dispatchai.settings import settings as read_settings
 from dispatchai.triage.errors import RulesError
 
 T = TypeVar("T")
@@ -52,28 +54,6 @@ class _Commands(click.Group):
         raise SystemExit(code)
 
 
-def _settings(process: str) -> Settings:
-    """The settings, with logging configured. Raises UnusableError with each setting that is wrong."""
-    from dispatchai.process.logs import configure
-
-    try:
-        settings = read_settings()
-    except ValidationError as error:
-        lines = []
-        for problem in error.errors(include_url=False, include_input=False):
-            name = "_".join(str(part) for part in problem["loc"]).upper()
-            lines.append(f"{name + ': ' if name else ''}{problem['msg'].removeprefix('Value error, ')}")
-        lines.append("set it in the environment or in .env; .env.example explains each setting")
-        raise UnusableError("\n".join(lines)) from None
-    configure(settings.log_format, settings.log_level, process)
-    return settings
-
-
-def _run(main: Coroutine[Any, Any, int]) -> NoReturn:
-    """Run `main` and end the program with its exit code."""
-    raise SystemExit(asyncio.run(main))
-
-
 async def _supervised(body: Coroutine[Any, Any, int]) -> int:
     """Run `body`, which starts processes, so that Ctrl-C at any moment stops them in order."""
     from dispatchai.cli.up import supervise
@@ -93,7 +73,7 @@ def up() -> None:
 
     One process of each kind and, without KAFKA_BOOTSTRAP_SERVERS, an embedded broker.
     """
-    settings = _settings("up")
+    settings = settings_of("up")
 
     async def run() -> int:
         from dispatchai.cli.up import UpError, up
@@ -107,7 +87,7 @@ def up() -> None:
             click.echo("Ctrl-C stops everything")
             raise UpError(await running.failure())
 
-    _run(_supervised(run()))
+    run_and_exit(_supervised(run()))
 
 
 @main.command()
@@ -119,7 +99,7 @@ def dev(provider: str | None) -> None:
 
     Like `up`, but sets HTTP_PUBLIC_URL and WS_PUBLIC_URL, and prints the URL for the Telnyx Portal.
     """
-    settings = _settings("up")
+    settings = settings_of("up")
 
     async def run() -> int:
         from dispatchai.cli.dev import Provider
@@ -127,7 +107,7 @@ def dev(provider: str | None) -> None:
 
         return await run_dev(settings, click.echo, None if provider is None else Provider(provider))
 
-    _run(_supervised(run()))
+    run_and_exit(_supervised(run()))
 
 
 @main.command()
@@ -138,26 +118,34 @@ def demo(leave: bool, as_json: bool) -> None:
 
     They call in at once; their progress, their ranks and their packets are shown.
     """
-    settings = _settings("demo")
+    settings = settings_of("demo")
 
     async def run() -> int:
         from dispatchai.cli.demo import demo as run_demo
 
         return await run_demo(settings, leave=leave, as_json=as_json)
 
-    _run(_supervised(run()))
+    run_and_exit(_supervised(run()))
 
 
 @main.command()
 def gateway() -> None:
     """Run the gateway, which takes webhooks and media."""
-    settings = _settings("gateway")
+    settings = settings_of("gateway")
 
     async def run() -> int:
         from dispatchai.gateway.app import serve
+        from dispatchai.gateway.kafka_writer import ProducerBrokenError
 
+        starts = Starts.begin(settings.state_dir, f"gateway-{settings.gateway_port}")
         where = f"{settings.gateway_host}:{settings.gateway_port}"
-        return await _serving(serve(settings, settings.kafka()), where, "GATEWAY_PORT")
+        try:
+            code = await _serving(serve(settings, settings.kafka(), starts=starts), where, "GATEWAY_PORT")
+        except ProducerBrokenError as error:
+            structlog.get_logger(__name__).error("gateway_failed", error=str(error))
+            return 1
+        starts.ended()
+        return code
 
     _need_kafka(settings)
     _run_uvloop(run())
@@ -169,13 +157,16 @@ def console() -> None:
 
     Every console shows every call. Run as many as the dispatchers need.
     """
-    settings = _settings("console")
+    settings = settings_of("console")
 
     async def run() -> int:
         from dispatchai.console.app import serve
 
+        starts = Starts.begin(settings.state_dir, f"console-{settings.console_port}")
         where = f"{settings.console_host}:{settings.console_port}"
-        return await _serving(serve(settings, settings.kafka()), where, "CONSOLE_PORT")
+        code = await _serving(serve(settings, settings.kafka(), starts=starts), where, "CONSOLE_PORT")
+        starts.ended()
+        return code
 
     _need_kafka(settings)
     _run_uvloop(run())
@@ -209,13 +200,14 @@ def worker() -> None:
 
     It has the agents calls, signals, triage and ranking.
     """
-    settings = _settings("worker")
+    settings = settings_of("worker")
 
     async def run() -> int:
         from dispatchai.app import worker_app
         from dispatchai.engine.app import run_app
 
-        return await run_app(_made(worker_app, settings))
+        app = _made(worker_app, settings)
+        return await _counted(run_app(app), settings, f"worker-{settings.worker_port}", app.metrics.registry)
 
     _need_kafka(settings)
     _run_uvloop(run())
@@ -224,13 +216,14 @@ def worker() -> None:
 @main.command()
 def speech() -> None:
     """Run a speech process, which transcribes callers."""
-    settings = _settings("speech")
+    settings = settings_of("speech")
 
     async def run() -> int:
         from dispatchai.app import speech_app
         from dispatchai.engine.app import run_app
 
-        return await run_app(_made(speech_app, settings))
+        app = _made(speech_app, settings)
+        return await _counted(run_app(app), settings, f"speech-{settings.speech_port}", app.metrics.registry)
 
     _need_kafka(settings)
     _run_uvloop(run())
@@ -240,7 +233,7 @@ def _run_uvloop(main: Coroutine[Any, Any, int]) -> NoReturn:
     from dispatchai.engine.app import use_uvloop
 
     use_uvloop()
-    _run(main)
+    run_and_exit(main)
 
 
 def _made(make: Callable[[Settings], T], settings: Settings) -> T:
@@ -256,6 +249,18 @@ def _made(make: Callable[[Settings], T], settings: Settings) -> T:
         raise
     except (OSError, ValueError, UnsupportedVersionError) as error:
         raise UnusableError(str(error)) from error
+
+
+async def _counted(
+    running: Coroutine[Any, Any, int], settings: Settings, name: str, registry: CollectorRegistry
+) -> int:
+    """Run a process, and note whether it ended in order. Returns its exit code."""
+    starts = Starts.begin(settings.state_dir, name)
+    starts.show(registry)
+    code = await running
+    if code == 0:
+        starts.ended()
+    return code
 
 
 def _need_kafka(settings: Settings) -> None:
@@ -283,6 +288,17 @@ class _CallCommand(click.Command):
 @click.option("--from", "from_number", help="The number of the first caller.")
 @click.option("--speed", default=1.0, show_default=True, help="How many times faster than in real time callers speak.")
 @click.option("--console", "console_url", help="URL of the page, if it is not that of the local run.")
+@click.option("--gateway", "gateway_url", help="URL of the gateway, if it is not that of the local run.")
+@click.option(
+    "--carrier",
+    metavar="[HOST:]PORT",
+    help="Where to take commands: the address in the worker's TELNYX_API_URL. The worker's TELNYX_API_KEY must be set.",
+)
+@click.option(
+    "--signing-key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File of the key that signs webhooks, made if it is missing. Its public key is printed.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the packets as JSON.")
 @click.option(
     "--fault",
@@ -299,6 +315,9 @@ def call(
     from_number: str | None,
     speed: float,
     console_url: str | None,
+    gateway_url: str | None,
+    carrier: str | None,
+    signing_key: Path | None,
     as_json: bool,
     faults: tuple[str, ...],
     seed: int,
@@ -314,9 +333,10 @@ def call(
         line = Faults.parse(faults, seed)
     except FaultError as error:
         raise UnusableError(f"--fault: {error}") from None
-    settings = _settings("call")
+    settings = settings_of("call")
 
     async def run() -> int:
+        from dispatchai.cli.call import Elsewhere
         from dispatchai.cli.call import call as run_call
 
         return await run_call(
@@ -325,12 +345,13 @@ def call(
             settings=settings,
             speed=speed,
             console_url=console_url,
+            elsewhere=Elsewhere(gateway_url, carrier, signing_key),
             as_json=as_json,
             faults=line,
         )
 
     use_uvloop()
-    _run(run())
+    run_and_exit(run())
 
 
 @main.command()
@@ -369,7 +390,7 @@ def doctor(as_json: bool, env_files: tuple[Path, ...], workers: str | None) -> N
         click.echo(checks.as_json(results) if as_json else checks.render(results, colours=colours))
         return checks.exit_code(results)
 
-    _run(run())
+    run_and_exit(run())
 
 
 @main.group()
@@ -387,7 +408,7 @@ def rules_check(file: Path | None) -> None:
     """
     from dispatchai.triage.rules import DEFAULT_PATH, Rules
 
-    path = file or _settings("rules").rules_file or DEFAULT_PATH
+    path = file or settings_of("rules").rules_file or DEFAULT_PATH
     loaded = Rules.load(path)
     click.echo(f"{path}: version {loaded.version}, {len(loaded.rules)} rules, {len(loaded.questions)} questions")
 
@@ -403,18 +424,18 @@ def topics_apply() -> None:
 
     Reports what differs from topics.yaml, without changing it (exit code 1).
     """
-    settings = _settings("topics")
+    settings = settings_of("topics")
 
     async def run() -> int:
         from dispatchai.cli.topics import render_report
         from dispatchai.kafka.admin import apply
         from dispatchai.kafka.topics import Topics
 
-        report = await apply(_kafka(settings), Topics.load(settings.topics_file), settings.kafka_replication_factor)
+        report = await apply(kafka_of(settings), Topics.load(settings.topics_file), settings.kafka_replication_factor)
         click.echo(render_report(report))
         return report.exit_code
 
-    _run(_on_kafka(run()))
+    run_and_exit(on_kafka(run()))
 
 
 @topics.command("upgrade")
@@ -423,7 +444,7 @@ def topics_upgrade() -> None:
 
     The workers then purge the queue. Running it again copies nothing twice. Exit code as that of `topics apply`.
     """
-    settings = _settings("topics")
+    settings = settings_of("topics")
 
     async def run() -> int:
         from dispatchai.cli.topics import render_copied, render_report
@@ -431,12 +452,12 @@ def topics_upgrade() -> None:
         from dispatchai.kafka.packet_history import copy_packets
         from dispatchai.kafka.topics import Topics
 
-        report = await apply(_kafka(settings), Topics.load(), settings.kafka_replication_factor)
+        report = await apply(kafka_of(settings), Topics.load(settings.topics_file), settings.kafka_replication_factor)
         click.echo(render_report(report))
-        click.echo(render_copied(await copy_packets(_kafka(settings))))
+        click.echo(render_copied(await copy_packets(kafka_of(settings))))
         return report.exit_code
 
-    _run(_on_kafka(run()))
+    run_and_exit(on_kafka(run()))
 
 
 @topics.command("show")
@@ -445,158 +466,20 @@ def topics_show() -> None:
 
     With partitions, policy, retention and offsets.
     """
-    settings = _settings("topics")
+    settings = settings_of("topics")
 
     async def run() -> int:
         from dispatchai.cli.topics import render_show
         from dispatchai.kafka.admin import show
         from dispatchai.kafka.topics import Topics
 
-        click.echo(render_show(await show(_kafka(settings), Topics.load(settings.topics_file))))
+        click.echo(render_show(await show(kafka_of(settings), Topics.load(settings.topics_file))))
         return 0
 
-    _run(_on_kafka(run()))
+    run_and_exit(on_kafka(run()))
 
 
-@main.group("dead-letters")
-def dead_letters() -> None:
-    """List, show or resend records that failed."""
-
-
-class _Place(click.ParamType):
-    """A record, as `dead-letters list` names it."""
-
-    name = "record"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from dispatchai.kafka.dead_letters import Place
-
-        try:
-            return Place.parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class _Moment(click.ParamType):
-    """A time, in ms since the epoch."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from dispatchai.cli.dead_letters import moment_ms
-
-        try:
-            return moment_ms(value, time.time_ns() // 1_000_000)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-def _filters(command: Callable[..., None]) -> Callable[..., None]:
-    """Options that choose dead letters. The command gets them as one `Filter` named `wanted`."""
-
-    @click.option("--topic", help="Only records of this topic.")
-    @click.option("--reader", help="Only records that this agent could not process.")
-    @click.option("--since", type=_Moment(), help="Only dead letters since then: 90m, 2h, 7d or 2026-01-31T08:00.")
-    @click.option("--until", type=_Moment(), help="Only dead letters written before then.")
-    @functools.wraps(command)
-    def filtered(topic: str | None, reader: str | None, since: int | None, until: int | None, **others: Any) -> None:
-        from dispatchai.kafka.dead_letter_store import Filter
-
-        command(wanted=Filter(topic, reader, since, until), **others)
-
-    return filtered
-
-
-@dead_letters.command("list")
-@_filters
-@click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="The most records to show."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the records as JSON.")
-def dead_letters_list(wanted: Any, limit: int, as_json: bool) -> None:
-    """List the records that could not be processed, the newest first."""
-    settings = _settings("dead-letters")
-
-    async def run() -> int:
-        from dispatchai.cli.dead_letters import list_dead_letters
-
-        return await list_dead_letters(_kafka(settings), wanted, limit, as_json=as_json, out=sys.stdout, err=sys.stderr)
-
-    _run(_on_kafka(run()))
-
-
-@dead_letters.command("show")
-@click.argument("record", type=_Place())
-@click.option("--content", is_flag=True, help="Show what callers said, their numbers, and bytes that are not a record.")
-@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON.")
-def dead_letters_show(record: Any, content: bool, as_json: bool) -> None:
-    """Show a RECORD, given as TOPIC/PARTITION/OFFSET: each reader's error, headers and value."""
-    settings = _settings("dead-letters")
-
-    async def run() -> int:
-        from dispatchai.cli.dead_letters import show_dead_letter
-
-        return await show_dead_letter(
-            _kafka(settings), record, content=content, as_json=as_json, out=sys.stdout, err=sys.stderr
-        )
-
-    _run(_on_kafka(run()))
-
-
-@dead_letters.command("retry")
-@click.argument("records", nargs=-1, type=_Place())
-@click.option("--all", "every", is_flag=True, help="All open records that match the other options.")
-@_filters
-@click.option("--yes", is_flag=True, help="Send without asking.")
-def dead_letters_retry(records: tuple[Any, ...], every: bool, wanted: Any, yes: bool) -> None:
-    """Send RECORDS to their topics again. Their dead letters are kept. See docs/dead-letters.md for the effects."""
-    from dispatchai.kafka.dead_letter_store import Filter
-
-    if every == bool(records):
-        raise UnusableError("name records as `dead-letters list` shows them, or give --all")
-    if records and wanted != Filter():
-        raise UnusableError("--topic, --reader, --since and --until need --all")
-    settings = _settings("dead-letters")
-
-    def confirm(question: str) -> bool:
-        if not yes and not sys.stdin.isatty():
-            raise UnusableError("there is no terminal to ask on: give --yes")
-        return yes or click.confirm(question)
-
-    async def run() -> int:
-        from dispatchai.cli.dead_letters import retry_dead_letters
-
-        return await retry_dead_letters(
-            _kafka(settings), settings, records, wanted, confirm=confirm, out=sys.stdout, err=sys.stderr
-        )
-
-    _run(_on_kafka(run()))
-
-
-def _kafka(settings: Settings) -> Any:
-    """The configured Kafka or, without one, the embedded broker of a run on this machine. Raises UnusableError."""
-    from dispatchai.process.run_info import RunInfo
-
-    if settings.kafka_bootstrap_servers:
-        return settings.kafka()
-    run = RunInfo.load(settings.state_dir)
-    if run is None:
-        raise UnusableError("KAFKA_BOOTSTRAP_SERVERS is not set and no `dispatchai up` is running here")
-    return settings.kafka(run.bootstrap_servers)
-
-
-async def _on_kafka(command: Coroutine[Any, Any, int]) -> int:
-    """Run a command that uses Kafka. Raises CliError with the cause when Kafka or a file fails."""
-    from aiokafka.errors import KafkaError
-
-    from dispatchai.cli.up import explain
-
-    try:
-        return await command
-    except KafkaError as error:
-        raise CliError(await explain(_kafka(read_settings()), error)) from error
-    except OSError as error:
-        raise CliError(str(error)) from error
+main.add_command(dead_letters)
 
 
 if __name__ == "__main__":

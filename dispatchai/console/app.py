@@ -22,6 +22,7 @@ from dispatchai.process import memory
 from dispatchai.process.http_server import HttpCollector, HttpServer
 from dispatchai.process.metrics import PATH as METRICS_PATH
 from dispatchai.process.metrics import ProcessMetrics
+from dispatchai.process.starts import Starts
 from dispatchai.process.watchdog import Watchdog
 from dispatchai.settings import Settings
 
@@ -50,13 +51,20 @@ def create_app(
 
 
 async def serve(
-    settings: Settings, kafka: KafkaConnection, *, listening: Callable[[str, int], None] | None = None
+    settings: Settings,
+    kafka: KafkaConnection,
+    *,
+    listening: Callable[[str, int], None] | None = None,
+    starts: Starts | None = None,
 ) -> None:
     """Run the console until cancelled. It serves at once, and is ready when the topics have been read.
 
-    `listening` is called with address and port once connections are accepted. Raises OSError if the port is taken.
+    `listening` is called with address and port once connections are accepted; `starts` becomes a metric. Raises OSError
+    if the port is taken.
     """
     process = ProcessMetrics()
+    if starts is not None:
+        starts.show(process.registry)
     writer = actions.ActionWriter(kafka)
     async with Feed(kafka, max_finals=settings.console_finished_max) as feed:
         app = create_app(settings, feed, writer, process)

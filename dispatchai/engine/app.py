@@ -33,6 +33,7 @@ from dispatchai.engine.source import Source
 from dispatchai.engine.stall_detection import StallDetector, detect_stalls
 from dispatchai.engine.write_lease import Lease
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.identity import ClusterChangedError, ClusterIdentity
 from dispatchai.kafka.readiness import wait_until_reachable
 from dispatchai.process import memory
 from dispatchai.process.http_server import CONNECTIONS_MAX
@@ -81,6 +82,7 @@ class App(FaustApp):
         self.connection = connection
         self.http_connections_max = http_connections_max
         self.failure = Failure()
+        self.identity = ClusterIdentity(connection)
         self.lease = Lease(SESSION_TIMEOUT_S)
         self.coverage = Coverage()
         self.stalls = StallDetector(stall_limit_s)
@@ -190,8 +192,8 @@ class App(FaustApp):
 
     async def _detect_stalls(self) -> None:
         try:
-            await detect_stalls(self.stalls, self.connection, f"{self.conf.id}-stall-detection")
-        except StalledError as error:
+            await detect_stalls(self.stalls, self.connection, f"{self.conf.id}-stall-detection", self.identity)
+        except (StalledError, ClusterChangedError) as error:
             self.failure.report(error)
 
     def _on_background_done(self, task: asyncio.Task[None]) -> None:
@@ -218,6 +220,10 @@ class App(FaustApp):
         """A rebalance begins. Called in the consumer thread."""
         super().on_rebalance_start()
         self.lease.revoked()
+
+    async def before_assignment(self) -> None:
+        """Raise ClusterChangedError if the partitions that are about to be assigned are of another cluster."""
+        await self.identity.check()
 
     def assigned(self, assigned: set[TP], *, new: set[TP], generation: int) -> None:
         """Discard everything in memory: tables and committed offsets hold what counts.
@@ -400,6 +406,7 @@ async def run_app(app: App) -> int:
 
 async def _start(app: App) -> None:
     await wait_until_reachable(app.connection)
+    await app.identity.check()
     await app.start()
 
 

@@ -18,6 +18,7 @@ import faust
 import structlog
 from aiokafka.partitioner import DefaultPartitioner
 from faust.app.base import App as BaseApp
+from faust.tables import recovery
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, EventT
 from faust.web.drivers import aiohttp as web_driver
@@ -31,6 +32,7 @@ from dispatchai.engine.stall_detection import StallDetector
 from dispatchai.engine.write_lease import Lease
 from dispatchai.kafka import metadata_updates
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.errors import KafkaOperationError
 from dispatchai.kafka.reading import true_ends
 from dispatchai.process.http_server import HttpCollector, HttpServer
 
@@ -76,9 +78,18 @@ _TOUCHED: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
 """Each class with the parts of it that are overridden or touched here."""
 
 
+LOST_RECORDS: Final = (
+    "the changelog {0} ends at {2}, before offset {1}, up to which this process has read it: its records are gone, "
+    "because the topic was deleted and created again, or Kafka lost data. A new process goes on with what is there"
+)
+"""What Faust says when a changelog is shorter than it was: {0} is its partition, {1} what was read, {2} its end."""
+
+
 def check() -> None:
     """Raise UnsupportedVersionError if the installed Faust is not one that this file is known to fit."""
     internals.check_library("faust-streaming", faust.__version__, KNOWN_VERSIONS, _TOUCHED)
+    # Without it: Faust tells the operator to remove the files of a RocksDB that the program does not have.
+    recovery.E_PERSISTED_OFFSET = LOST_RECORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,12 +346,21 @@ class FaustApp(faust.App):
         """Whether records in the producer's buffer may go to the broker now. Asked before each request."""
         raise NotImplementedError
 
+    async def before_assignment(self) -> None:
+        """Partitions are about to be assigned. Raises KafkaOperationError if this process cannot go on with them."""
+        raise NotImplementedError
+
     def assigned(self, assigned: set[TP], *, new: set[TP], generation: int) -> None:
         """`generation` assigned partitions, of which this process did not own `new` before."""
         raise NotImplementedError
 
     async def _on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """Without it: Faust's public signal comes after it has begun to recover tables."""
+        try:
+            await self.before_assignment()
+        except KafkaOperationError as error:
+            await self.crash(error)
+            return
         self.assigned(assigned, new=assigned - (self._assignment or set()), generation=generation_id)
         await super()._on_partitions_assigned(assigned, generation_id)
 

@@ -24,6 +24,7 @@ from faust.types import TP
 from dispatchai.engine.errors import StalledError
 from dispatchai.kafka import metadata_updates
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.identity import ClusterIdentity
 
 log = structlog.get_logger(__name__)
 
@@ -166,15 +167,22 @@ class StallDetector:
         )
 
 
-async def detect_stalls(detector: StallDetector, connection: KafkaConnection, client_id: str) -> NoReturn:
-    """Ask Kafka for the end offsets and check, again and again. Raises StalledError when a partition is stalled.
+async def detect_stalls(
+    detector: StallDetector, connection: KafkaConnection, client_id: str, identity: ClusterIdentity
+) -> NoReturn:
+    """Ask Kafka for the end offsets and check, again and again.
 
+    Raises StalledError when a partition is stalled, and ClusterChangedError when a Kafka that was away comes back as
+    another cluster.
     Uses a connection of its own: the application's may be what stalls.
     """
     offsets = _EndOffsets(connection, client_id)
     try:
         while True:
+            was_away = not detector.kafka_reachable
             ends = await offsets.of(detector.partitions())
+            if was_away and ends is not None:
+                await identity.check()
             if (stalled := detector.check(time.monotonic(), ends)) is not None:
                 raise stalled
             await asyncio.sleep(detector.every_s)

@@ -26,11 +26,13 @@ from dispatchai.gateway.metrics import GatewayCollector, GatewayMetrics
 from dispatchai.gateway.webhooks import Webhooks
 from dispatchai.kafka import metadata_updates
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.identity import ClusterIdentity
 from dispatchai.kafka.readiness import wait_until_reachable
 from dispatchai.process import health, memory
 from dispatchai.process.http_server import HttpCollector, HttpServer
 from dispatchai.process.metrics import PATH as METRICS_PATH
 from dispatchai.process.metrics import ProcessMetrics
+from dispatchai.process.starts import Starts
 from dispatchai.process.watchdog import Watchdog
 from dispatchai.settings import Settings
 
@@ -63,13 +65,24 @@ _PRODUCER_GRACE_S: Final = 2.0
 """How long the producer may take to deliver its records at shutdown, after the media records were drained."""
 
 
-def create_app(config: GatewayConfig, producer: AIOKafkaProducer) -> web.Application:
-    """The gateway's application. The caller starts `producer`, and stops it after the application."""
+def create_app(
+    config: GatewayConfig, producer: AIOKafkaProducer, identity: ClusterIdentity | None = None
+) -> web.Application:
+    """The gateway's application. The caller starts `producer`, and stops it after the application.
+
+    With `identity` the gateway breaks when Kafka comes back as another cluster.
+    """
     metrics = GatewayMetrics()
     process = ProcessMetrics()
     process.registry.register(GatewayCollector(metrics))
     answered = process.stage("webhook_answer")
-    writer = KafkaWriter(producer, metrics, max_waiting=config.records_waiting_max, ack_timeout_s=config.ack_timeout_s)
+    writer = KafkaWriter(
+        producer,
+        metrics,
+        max_waiting=config.records_waiting_max,
+        ack_timeout_s=config.ack_timeout_s,
+        identity=identity,
+    )
     ended = EndedLegs()
     webhooks = Webhooks(config, writer, metrics, ended)
     media = MediaSockets(config, writer, metrics, ended)
@@ -159,18 +172,24 @@ def http_server(app: web.Application, *, connections_max: int) -> HttpServer:
 
 
 async def serve(
-    settings: Settings, kafka: KafkaConnection, *, listening: Callable[[str, int], None] | None = None
+    settings: Settings,
+    kafka: KafkaConnection,
+    *,
+    listening: Callable[[str, int], None] | None = None,
+    starts: Starts | None = None,
 ) -> None:
     """Run the gateway until cancelled; then refuse new requests, store what was accepted, and stop.
 
-    `listening` is called with address and port once connections are accepted. At startup the gateway waits for Kafka
-    as long as it takes. Raises OSError if the port is taken, ValueError for invalid settings, and ProducerBrokenError
-    when only a new process can go on.
+    `listening` is called with address and port once connections are accepted; `starts` becomes a metric. At startup the
+    gateway waits for Kafka as long as it takes. Raises OSError if the port is taken, ValueError for invalid settings,
+    and ProducerBrokenError when only a new process can go on.
     """
     config = GatewayConfig.from_settings(settings)
     producer = await _start_producer(kafka)
     try:
-        app = create_app(config, producer)
+        app = create_app(config, producer, ClusterIdentity(kafka))
+        if starts is not None:
+            starts.show(app[_PROCESS].registry)
         server = http_server(app, connections_max=settings.http_connections_max)
         await server.start()
         memory.settle()

@@ -34,6 +34,7 @@ from aiokafka.partitioner import DefaultPartitioner
 
 from dispatchai.gateway.errors import GatewayError
 from dispatchai.gateway.metrics import GatewayMetrics
+from dispatchai.kafka.identity import ClusterChangedError, ClusterIdentity
 from dispatchai.kafka.topics import Topic
 from dispatchai.process.log_limit import LogLimit
 
@@ -109,7 +110,13 @@ class KafkaWriter:
     """
 
     def __init__(
-        self, producer: AIOKafkaProducer, metrics: GatewayMetrics, *, max_waiting: int, ack_timeout_s: float
+        self,
+        producer: AIOKafkaProducer,
+        metrics: GatewayMetrics,
+        *,
+        max_waiting: int,
+        ack_timeout_s: float,
+        identity: ClusterIdentity | None = None,
     ) -> None:
         self._producer = producer
         self._metrics = metrics
@@ -120,9 +127,13 @@ class KafkaWriter:
         self._wake = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._identity = identity
         self._broken = asyncio.Event()
+        self._why_broken = ""
         self._checking = asyncio.Lock()
         self._readiness = Readiness(reachable=False, problem="not checked yet")
+        self._identified = False
+        """Whether the cluster's id was checked since Kafka was last away."""
         self._checked_at = -CHECK_AGE_S
         self._drop_log = LogLimit()
         self._failure_log = LogLimit()
@@ -134,6 +145,7 @@ class KafkaWriter:
         async with self._checking:
             if time.monotonic() - self._checked_at >= CHECK_AGE_S:
                 self._note(await self._check())
+                await self._check_identity()
                 self._checked_at = time.monotonic()
         return self._readiness
 
@@ -141,9 +153,25 @@ class KafkaWriter:
         """Take `found` for the state of the brokers, and log whether Kafka went away or came back."""
         was_reachable, self._readiness = self._readiness.reachable, found
         if was_reachable and not found.reachable:
+            self._identified = False
             log.error("kafka_unreachable", problem=found.problem, records_waiting=self._metrics.records_waiting)
         elif found.reachable and not was_reachable:
             log.info("kafka_reachable", records_waiting=self._metrics.records_waiting)
+
+    async def _check_identity(self) -> None:
+        """Break if the Kafka that has just come back is another cluster: its producer ids are not ours."""
+        if self._identity is None or self._identified or not self._readiness.reachable:
+            return
+        try:
+            await self._identity.check()
+        except ClusterChangedError as error:
+            self._break(str(error))
+        self._identified = True
+
+    def _break(self, why: str) -> None:
+        if not self._broken.is_set():
+            self._why_broken = why
+            self._broken.set()
 
     async def watch(self) -> None:
         """Check the brokers until cancelled, so that an outage is logged even if nobody asks for the health."""
@@ -196,7 +224,7 @@ class KafkaWriter:
     async def wait_until_broken(self) -> None:
         """Wait until the producer cannot go on, then raise ProducerBrokenError."""
         await self._broken.wait()
-        raise ProducerBrokenError("Kafka's producer cannot go on: restart the process")
+        raise ProducerBrokenError(self._why_broken)
 
     # ---- single records ----------------------------------------------------------------------------------------
 
@@ -261,7 +289,7 @@ class KafkaWriter:
         """Callback for the end of `run`'s task. Unless its owner cancelled it, the writer is broken from now on."""
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("kafka_writer_failed", error=type(error).__name__)
-            self._broken.set()
+            self._break(f"the Kafka writer failed ({type(error).__name__})")
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until Kafka has acknowledged every media record. After `timeout_s` seconds give up and log it."""
@@ -314,4 +342,7 @@ class KafkaWriter:
     def _note_if_broken(self, error: BaseException) -> None:
         # aiokafka's sender fails with a bare KafkaError when a bug of its own ends it.
         if isinstance(error, _FATAL) or type(error) is KafkaError:
-            self._broken.set()
+            self._break(
+                f"Kafka's producer cannot go on ({type(error).__name__}): the brokers do not know what it sent before, "
+                "because topics were created again, Kafka was replaced, or it lost data"
+            )

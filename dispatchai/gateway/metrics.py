@@ -24,6 +24,8 @@ class WebhookOutcome(StrEnum):
     """For its signature; `refusals` says why."""
     TOO_LARGE = "too_large"
     TOO_SLOW = "too_slow"
+    BUSY = "busy"
+    """Too many large bodies were being read at once; the carrier retries."""
     CUT_OFF = "cut_off"
     """The connection ended, or its framing broke, before the body was complete."""
     UNAVAILABLE = "unavailable"

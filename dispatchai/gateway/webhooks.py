@@ -47,8 +47,19 @@ _HINTS: Final = {
 }
 
 
+SMALL_BODY_BYTES: Final = 32_768
+"""A body of this length is always read. The carrier's have a few kB."""
+
+UNVERIFIED_MAX_BYTES: Final = 33_554_432
+"""Bytes of bodies that are being read, after which only small ones are read on. Nobody has signed them yet."""
+
+
 class BodyTooLargeError(GatewayError):
     """The body is longer than allowed."""
+
+
+class TooManyBodiesError(GatewayError):
+    """Other bodies take the memory that a large one needs."""
 
 
 class Webhooks:
@@ -62,6 +73,7 @@ class Webhooks:
         self._config = config
         self._writer = writer
         self._metrics = metrics
+        self._unverified_bytes = 0
         self._refused_log = LogLimits()
         self._not_stored_log = LogLimits()
         self._dead_letter_log = LogLimits()
@@ -71,7 +83,7 @@ class Webhooks:
         received_at = self._config.clock()
         try:
             async with asyncio.timeout(self._config.body_timeout_s):
-                body = await _read(request, self._config.webhook_max_bytes)
+                body = await self._read(request, self._config.webhook_max_bytes)
         except TimeoutError:
             self._metrics.webhooks[WebhookOutcome.TOO_SLOW] += 1
             return error_response(408, "too_slow", "the body did not come in time", "send the webhook again")
@@ -82,6 +94,9 @@ class Webhooks:
             self._metrics.webhooks[WebhookOutcome.TOO_LARGE] += 1
             limit = self._config.webhook_max_bytes
             return error_response(413, "too_large", f"the body is longer than {limit} bytes", "see WEBHOOK_MAX_BYTES")
+        except TooManyBodiesError:
+            self._metrics.webhooks[WebhookOutcome.BUSY] += 1
+            return _try_again("busy", "too many large bodies are being read", "send the webhook again")
         try:
             scheme: Scheme | None = None
             if self._config.verify_webhooks:
@@ -94,6 +109,26 @@ class Webhooks:
             if count := self._not_stored_log.add(str(error)):
                 log.error("webhook_not_stored", reason=str(error), webhooks=count)
             return _try_again("unavailable", "the event cannot be stored", "send the webhook again")
+
+    async def _read(self, request: web.Request, max_bytes: int) -> bytes:
+        """The raw body. Raises BodyTooLargeError as soon as it is known to be longer than `max_bytes`.
+
+        Raises TooManyBodiesError for a large body while others take UNVERIFIED_MAX_BYTES.
+        """
+        if (request.content_length or 0) > max_bytes:
+            raise BodyTooLargeError
+        body = bytearray()
+        try:
+            async for chunk in request.content.iter_any():
+                body += chunk
+                self._unverified_bytes += len(chunk)
+                if len(body) > max_bytes:
+                    raise BodyTooLargeError
+                if len(body) > SMALL_BODY_BYTES and self._unverified_bytes > UNVERIFIED_MAX_BYTES:
+                    raise TooManyBodiesError
+        finally:
+            self._unverified_bytes -= len(body)
+        return bytes(body)
 
     def _refuse(self, refusal: Refusal) -> web.Response:
         self._metrics.webhooks[WebhookOutcome.REFUSED] += 1
@@ -153,15 +188,3 @@ def call_event(webhook: Webhook, received_at: Micros, body: bytes) -> CallEvent:
         attempt=webhook.attempt,
         payload=body,
     )
-
-
-async def _read(request: web.Request, max_bytes: int) -> bytes:
-    """The raw body. Raises BodyTooLargeError as soon as it is known to be longer than `max_bytes`."""
-    if (request.content_length or 0) > max_bytes:
-        raise BodyTooLargeError
-    body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > max_bytes:
-            raise BodyTooLargeError
-    return bytes(body)

@@ -23,8 +23,10 @@ from aiokafka.errors import KafkaError
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.dead_letters import (
     DeadLetter,
+    Dismissal,
     Place,
     RetryNote,
+    dismissal_headers,
     own_headers,
     parse_dead_letter,
     retry_headers,
@@ -58,6 +60,8 @@ class State(StrEnum):
     """A reader could not process it, and it has not been sent again since."""
     RETRIED = "RETRIED"
     """It was sent again, and no reader has failed on it since."""
+    DISMISSED = "DISMISSED"
+    """An operator needs nothing more of it, and no reader has failed on it at a later attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class FailedRecord:
     failures: dict[tuple[int, str], Failure] = field(default_factory=dict)
     """By attempt and reader."""
     retries: list[RetryNote] = field(default_factory=list)
+    dismissals: list[Dismissal] = field(default_factory=list)
     newest_dead_letter: Place | None = None
     """The dead letter to send from. Any would do: all hold the same bytes."""
     newest_ms: int = 0
@@ -99,12 +104,17 @@ class FailedRecord:
     @property
     def state(self) -> State:
         """Whether the record needs attention."""
+        if any(dismissal.attempt >= self.attempt for dismissal in self.dismissals):
+            return State.DISMISSED
         return State.OPEN if self.failed_attempt >= self.attempt else State.RETRIED
 
-    def add(self, item: DeadLetter | RetryNote) -> None:
+    def add(self, item: DeadLetter | RetryNote | Dismissal) -> None:
         """Add what one record of the dead-letter topic says."""
-        self.newest_ms = max(self.newest_ms, item.written_ms)
+        if not isinstance(item, Dismissal):
+            self.newest_ms = max(self.newest_ms, item.written_ms)
         match item:
+            case Dismissal():
+                self.dismissals.append(item)
             case RetryNote():
                 self.retries.append(item)
             case DeadLetter():
@@ -129,8 +139,8 @@ class Filter:
     since_ms: int | None = None
     until_ms: int | None = None
 
-    def matches(self, item: DeadLetter | RetryNote) -> bool:
-        """Whether `item` is a dead letter that matches. A retry note never does."""
+    def matches(self, item: DeadLetter | RetryNote | Dismissal) -> bool:
+        """Whether `item` is a dead letter that matches. A note never does."""
         return (
             isinstance(item, DeadLetter)
             and (self.topic is None or (item.origin is not None and item.origin.topic == self.topic))
@@ -167,16 +177,17 @@ class DeadLetterStore:
         self._connection = connection
         self._on_read = on_read
 
-    async def newest(self, wanted: Filter, limit: int) -> tuple[list[FailedRecord], bool]:
+    async def newest(self, wanted: Filter, limit: int, *, dismissed: bool = False) -> tuple[list[FailedRecord], bool]:
         """The `limit` records that failed last, newest first, and whether there are more. Of records that failed in
-        the same millisecond the later record comes first.
+        the same millisecond the later record comes first. Dismissed ones are left out unless `dismissed` is set.
 
-        Reads the topic twice: the first reading finds the records, the second collects all their dead letters.
+        Reads the topic up to three times: for the dismissals, then for the records, then for all their dead letters.
         """
+        hidden = {} if dismissed else await self._dismissals(wanted.since_ms)
         failed_at_ms: dict[Place, int] = {}
         more = False
         async for item in self.read(wanted.since_ms):
-            if wanted.matches(item):
+            if wanted.matches(item) and not _is_hidden(item, hidden):
                 failed_at_ms[item.first] = max(item.written_ms, failed_at_ms.get(item.first, 0))
                 if len(failed_at_ms) > 2 * limit:
                     more = True
@@ -184,6 +195,31 @@ class DeadLetterStore:
         more = more or len(failed_at_ms) > limit
         found = await self.failed_records({first for first, _ in _newest(failed_at_ms, limit)})
         return sorted(found.values(), key=lambda record: (record.newest_ms, record.first), reverse=True), more
+
+    async def _dismissals(self, since_ms: int | None) -> dict[Place, int]:
+        """The last attempt after which each record was dismissed."""
+        found: dict[Place, int] = {}
+        async for item in self.read(since_ms):
+            if isinstance(item, Dismissal):
+                found[item.first] = max(item.attempt, found.get(item.first, 0))
+        return found
+
+    async def dismiss(self, records: Sequence[FailedRecord], reason: str) -> None:
+        """Note beside the dead letters of each record that nothing more is needed of it. Nothing is deleted."""
+        async with aiokafka.AIOKafkaProducer(**self._connection.producer_options()) as producer:
+            notes = [
+                await producer.send(
+                    Topic.DEAD_LETTERS,
+                    b"",
+                    key=record.key,
+                    partition=record.newest_dead_letter.partition,
+                    headers=dismissal_headers(record.first, record.attempt, reason),
+                )
+                for record in records
+                if record.newest_dead_letter is not None
+            ]
+            for note in notes:
+                await note
 
     async def failed_records(self, firsts: Collection[Place]) -> dict[Place, FailedRecord]:
         """The records `firsts`, with all their dead letters. A record without a dead letter is left out."""
@@ -219,8 +255,8 @@ class DeadLetterStore:
             return dead_letter
         raise DeadLetterStoreError(f"the dead letter {place} was deleted: the topic's retention has passed")
 
-    async def read(self, since_ms: int | None = None) -> AsyncIterator[DeadLetter | RetryNote]:
-        """Every dead letter and retry note that is stored now, in order within a partition.
+    async def read(self, since_ms: int | None = None) -> AsyncIterator[DeadLetter | RetryNote | Dismissal]:
+        """Every dead letter and note that is stored now, in order within a partition.
 
         `since_ms` skips most of the older ones. Raises DeadLetterStoreError.
         """
@@ -383,8 +419,12 @@ def _reason(error: KafkaError) -> str:
     return f"Kafka refuses it: {type(error).__name__}"
 
 
-def _add(found: dict[Place, FailedRecord], item: DeadLetter | RetryNote) -> None:
+def _add(found: dict[Place, FailedRecord], item: DeadLetter | RetryNote | Dismissal) -> None:
     found.setdefault(item.first, FailedRecord(item.first, key=None, is_record=True)).add(item)
+
+
+def _is_hidden(item: DeadLetter | RetryNote | Dismissal, dismissed: Mapping[Place, int]) -> bool:
+    return isinstance(item, DeadLetter) and item.attempt <= dismissed.get(item.first, 0)
 
 
 def _newest(failed_at_ms: Mapping[Place, int], count: int) -> list[tuple[Place, int]]:

@@ -31,6 +31,9 @@ TRUNCATED_KEY_BYTES: Final = 1_024
 TRUNCATED_HEADERS_BYTES: Final = 65_536
 """How much is kept of the headers of a record that is too large, in their order."""
 
+REASON_MAX_CHARS: Final = 500
+"""How much is kept of the reason why a record was dismissed."""
+
 ATTEMPT_MAX: Final = 1_000_000
 """This program never writes a higher number."""
 
@@ -38,6 +41,7 @@ _ORIGIN_HEADER: Final = "origin.header."
 _RETRY_ATTEMPT: Final = "retry.attempt"
 _RETRY_OF: Final = "retry.of"
 _RETRIED: Final = "retried"
+_DISMISSED: Final = "dismissed"
 
 Headers = tuple[tuple[str, bytes | None], ...]
 
@@ -105,6 +109,17 @@ class RetryNote:
     first: Place
     attempt: int
     sent_to: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Dismissal:
+    """Records that an operator needs nothing more of the record `first`, after its attempt number `attempt`."""
+
+    place: Place
+    written_ms: int
+    first: Place
+    attempt: int
+    reason: str
 
 
 def describe(error: Exception) -> str:
@@ -180,7 +195,13 @@ def retry_note_headers(first: Place, attempt: int, sent_to: Place) -> list[tuple
     return [("first", str(first).encode()), (_RETRIED, str(attempt).encode()), ("retried.to", str(sent_to).encode())]
 
 
-def parse_dead_letter(record: aiokafka.ConsumerRecord) -> DeadLetter | RetryNote:
+def dismissal_headers(first: Place, attempt: int, reason: str) -> list[tuple[str, bytes]]:
+    """Headers of the note, in the dead-letter topic, that `first` is dismissed."""
+    text = reason[:REASON_MAX_CHARS].encode(errors="replace")
+    return [("first", str(first).encode()), (_DISMISSED, str(attempt).encode()), ("dismissed.reason", text)]
+
+
+def parse_dead_letter(record: aiokafka.ConsumerRecord) -> DeadLetter | RetryNote | Dismissal:
     """Interpret a record of the dead-letter topic. Never raises: a missing or invalid header leaves its field empty."""
     headers = {name: content or b"" for name, content in record.headers}
     place = Place(record.topic, record.partition, record.offset)
@@ -188,6 +209,9 @@ def parse_dead_letter(record: aiokafka.ConsumerRecord) -> DeadLetter | RetryNote
     sent_to = _place(headers.get("retried.to"))
     if first is not None and sent_to is not None:
         return RetryNote(place, record.timestamp, first, _number(headers.get(_RETRIED)) or 1, sent_to)
+    if first is not None and _DISMISSED in headers:
+        reason = headers.get("dismissed.reason", b"").decode(errors="replace")
+        return Dismissal(place, record.timestamp, first, _attempt(headers[_DISMISSED]), reason)
     origin = _place(b"/".join(headers.get(f"origin.{part}", b"") for part in ("topic", "partition", "offset")))
     length = _number(headers.get("truncated"))
     return DeadLetter(

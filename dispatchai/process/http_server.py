@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 import structlog
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.typedefs import Handler
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -51,6 +51,9 @@ HEAD_MAX_BYTES: Final = 32_768
 HEAD_FIELDS_MAX: Final = 64
 FIELD_MAX_BYTES: Final = 8_190
 """Largest head of a request, its number of fields, and the size of each. Browsers send 20 fields, proxies add five."""
+
+FRAMING_MAX_BYTES: Final = 16_384
+"""Bytes between the pieces of a chunked body. A body in pieces of one byte costs a hundred times what it should."""
 
 PIPELINED_MAX: Final = 4
 """Requests that may wait behind the one that is being answered. Neither browsers nor proxies send any."""
@@ -159,7 +162,7 @@ class HttpServer:
 
 @web.middleware
 async def refuse_encoded_bodies(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer 415 to a request whose body is encoded.
+    """Answer 415 to a request whose body is encoded, and 501 if it is encoded for the transfer.
 
     A signature covers the bytes as they were sent, and a stranger could make 255 kB inflate to 255 MB.
     """
@@ -170,6 +173,13 @@ async def refuse_encoded_bodies(request: web.Request, handler: Handler) -> web.S
             "hint": "send the body as it is, without Content-Encoding",
         }
         return web.json_response({"error": error}, status=415, headers={"Accept-Encoding": _IDENTITY})
+    if any(value.strip().lower() != "chunked" for value in request.headers.getall("Transfer-Encoding", ())):
+        error = {
+            "code": "transfer_encoding",
+            "message": "the body has a transfer coding that is not served",
+            "hint": "send it with Content-Length, or chunked",
+        }
+        return web.json_response({"error": error}, status=501)
     return await handler(request)
 
 
@@ -219,13 +229,11 @@ class _Connections:
 
     def oversized(self, connection: _Connection) -> None:
         """The peer sends more than it may."""
-        self._counts.oversized += 1
-        self._cut(connection)
+        self._counts.oversized += self._cut(connection)
 
     def timed_out(self, connection: _Connection) -> None:
         """The peer takes too long."""
-        self._counts.timed_out += 1
-        self._cut(connection)
+        self._counts.timed_out += self._cut(connection)
 
     def stop(self) -> None:
         """Stop looking for connections that take too long."""
@@ -236,8 +244,7 @@ class _Connections:
         for _ in range(min(EVICTION_LOOKS, len(self._open))):
             connection = next(iter(self._open))
             if connection.waits_for_peer:
-                self._counts.evicted += 1
-                self._cut(connection)
+                self._counts.evicted += self._cut(connection)
                 self._report_full("evicted")
                 return True
             self._open.move_to_end(connection)
@@ -248,9 +255,12 @@ class _Connections:
         if count := self._full_log.add():
             log.warning("connections_full", connections_max=self._most, outcome=outcome, connections=count)
 
-    def _cut(self, connection: _Connection) -> None:
+    def _cut(self, connection: _Connection) -> bool:
+        """Cut `connection` off. Returns whether it was open."""
+        was_open = connection in self._open
         self.discard(connection)
         connection.abort()
+        return was_open
 
     def _sweep(self) -> None:
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
@@ -277,7 +287,16 @@ class _Connection(web.RequestHandler):
     wait), `_current_request` and `_payload_parser` (set after an upgrade).
     """
 
-    __slots__ = ("_bounds", "_closing_since", "_head_bytes", "_slow_body", "_socket", "_write_timer")
+    __slots__ = (
+        "_aborted",
+        "_bounds",
+        "_closing_since",
+        "_framed_bytes",
+        "_head_bytes",
+        "_slow_body",
+        "_socket",
+        "_write_timer",
+    )
 
     def __init__(
         self, bounds: _Connections, server: web.Server, loop: asyncio.AbstractEventLoop, logger: logging.Logger
@@ -298,7 +317,11 @@ class _Connection(web.RequestHandler):
         self._bounds = bounds
         self._socket: asyncio.Transport | None = None
         """Also after aiohttp has closed it: it may still have something to write."""
+        self._aborted = False
         self._head_bytes = 0
+        """Bytes of a head that is not complete."""
+        self._framed_bytes = 0
+        """Bytes of a request whose body is not complete: the body and what frames it."""
         self._slow_body: tuple[web.BaseRequest, float] | None = None
         self._closing_since: float | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -326,14 +349,15 @@ class _Connection(web.RequestHandler):
         return now - self._slow_body[1] >= BODY_TIMEOUT_S
 
     def abort(self) -> None:
-        """Close the connection at once."""
+        """Close the connection at once, and read nothing more of it."""
+        self._aborted = True
         if self._socket is not None:
             self._socket.abort()
 
     def _body_is_coming(self) -> web.BaseRequest | None:
         """The request whose body is not complete."""
-        request = self._current_request
-        return None if request is None or request.content.is_eof() else request
+        content = self._content()
+        return None if content is None or content.is_eof() else self._current_request
 
     # ---- called by the event loop ------------------------------------------------------------------------------------
 
@@ -353,15 +377,33 @@ class _Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
-        super().data_received(data)
-        if self._waiter is None or self._waiter.done():
-            self._head_bytes = 0
-            if len(self._messages) > PIPELINED_MAX:
-                self._bounds.oversized(self)
+        if self._aborted:
             return
-        self._head_bytes += len(data)
-        if self._head_bytes > HEAD_MAX_BYTES:
-            self._bounds.oversized(self)
+        if self._payload_parser is not None:  # upgraded, as the busiest connections are
+            super().data_received(data)
+            return
+        for at in range(0, len(data) or 1, READ_BYTES):  # aiohttp itself passes nothing when it reads on
+            piece = data[at : at + READ_BYTES]
+            super().data_received(piece)
+            if self._is_oversized(len(piece)):
+                self._bounds.oversized(self)
+                return
+
+    def _is_oversized(self, received: int) -> bool:
+        """Whether the peer sends more than it may. `received` is the length of what was parsed since the last call."""
+        if self._waiter is not None and not self._waiter.done():
+            self._head_bytes += received
+            return self._head_bytes > HEAD_MAX_BYTES
+        body = self._messages[-1][1] if self._messages else self._content()
+        if body is None or body.is_eof():
+            self._head_bytes = self._framed_bytes = 0
+            return len(self._messages) > PIPELINED_MAX
+        self._framed_bytes += received
+        return self._framed_bytes - body.total_bytes > HEAD_MAX_BYTES + FRAMING_MAX_BYTES
+
+    def _content(self) -> StreamReader | None:
+        """The body of the request that is being answered."""
+        return None if self._current_request is None else self._current_request.content
 
     def pause_writing(self) -> None:
         """The peer does not read: give it some time. See asyncio.Protocol."""

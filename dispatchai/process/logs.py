@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from enum import StrEnum
+from types import TracebackType
 from typing import Any, Final
 
 import structlog
 
 from dispatchai.process.log_limit import LimitedLines
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 class LogFormat(StrEnum):
@@ -73,3 +77,23 @@ def configure(log_format: LogFormat, level: str, process: str) -> None:
     for name, at_least in QUIET.items():
         logging.getLogger(name).setLevel(max(at_least, logging.getLevelName(level)))
     structlog.contextvars.bind_contextvars(process=process)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Write an exception that ends the process as one line like any other, and not as Python's bare traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, traceback)
+        return
+    log.critical("uncaught_exception", error=f"{kind.__name__}: {error}", exc_info=(kind, error, traceback))
+
+
+def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    """The same for an exception that ends a thread. asyncio reports those of its callbacks to its logger by itself."""
+    error = args.exc_value
+    if error is None or isinstance(error, SystemExit):
+        return
+    name = args.thread.name if args.thread else ""
+    exc_info = (type(error), error, args.exc_traceback)
+    log.critical("uncaught_exception", thread=name, error=f"{type(error).__name__}: {error}", exc_info=exc_info)

@@ -45,7 +45,14 @@ class SimulatedAccount:
 
         If several programs create it at the same time, one wins and the others load its key. Raises AccountError.
         """
-        path = state_dir / KEY_FILE
+        return cls.from_file(state_dir / KEY_FILE)
+
+    @classmethod
+    def from_file(cls, path: Path, api_key: str = SIMULATED_API_KEY) -> Self:
+        """The account whose key is in the file `path`, created if it is missing. `api_key` is that of commands.
+
+        Raises AccountError.
+        """
         try:
             if not path.exists():
                 _create(path)
@@ -57,7 +64,7 @@ class SimulatedAccount:
             raise AccountError(f"{path} holds no key: delete it and start `dispatchai up` again") from error
         if not isinstance(key, Ed25519PrivateKey):
             raise AccountError(f"{path} holds no Ed25519 key: delete it and start `dispatchai up` again")
-        return cls(key)
+        return cls(key, api_key)
 
     @classmethod
     def stranger(cls) -> Self:

@@ -80,9 +80,11 @@ class SimulatedCarrier:
         timing: Timing | None = None,
         webhooks: WebhookPolicy | None = None,
         faults: Faults = NO_FAULTS,
+        host: str = HOST,
     ) -> None:
-        """`port` 0 selects a free one. `gateway_url` is such as ``http://127.0.0.1:8000``."""
+        """Commands are served at `host` and `port`; `port` 0 selects a free one. `gateway_url` is such as ``http://127.0.0.1:8000``."""
         self._account = account
+        self._host = host
         self._port = port
         self._gateway_url = gateway_url
         self._timing = timing or Timing()
@@ -103,7 +105,7 @@ class SimulatedCarrier:
     @property
     def api_url(self) -> str:
         """The TELNYX_API_URL of this carrier."""
-        return f"http://{HOST}:{self._port}/v2"
+        return f"http://{self._host}:{self._port}/v2"
 
     async def __aenter__(self) -> Self:
         """Start to serve. Raises PortTakenError."""
@@ -112,7 +114,7 @@ class SimulatedCarrier:
         server = HttpServer(application, grace_s=SHUTDOWN_S)
         await server.start()
         try:
-            _, self._port = await server.listen(HOST, self._port)
+            _, self._port = await server.listen(self._host, self._port)
         except OSError as error:
             await server.stop()
             if error.errno != errno.EADDRINUSE:

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from dispatchai.cli.call import EXIT_INCOMPLETE, EXIT_OK, call
+from dispatchai.cli.call import EXIT_INCOMPLETE, EXIT_OK, Elsewhere, call
 from dispatchai.cli.errors import UnusableError
+from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.process.run_info import RunInfo, RunInfoError
 from dispatchai.settings import Settings
 from dispatchai.simulator import Faults, SimulatedAccount, SimulatedCarrier, Timing
@@ -244,3 +245,26 @@ def test_a_run_that_cannot_be_read_is_explained(tmp_path: Path, content: str) ->
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(RunInfoError, match=r"run\.json .*`dispatchai up`"):
         RunInfo.load(tmp_path)
+
+
+async def test_processes_that_run_by_themselves_are_called_with_addresses_and_keys_of_their_own(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """No file of a local run is there: the gateway has the key's public half, the worker the carrier's address."""
+    key, port = tmp_path / "smoke.pem", free_port()
+    account = SimulatedAccount.from_file(key)
+    settings = Settings(_env_file=None, state_dir=tmp_path / "none", telnyx_api_key="KEY-of-the-worker")
+    async with Platform(account.public_key) as platform:
+        platform.packets["*"] = PACKET
+        platform.commands_to(f"http://127.0.0.1:{port}/v2", "KEY-of-the-worker")
+        elsewhere = Elsewhere(platform.url, f"127.0.0.1:{port}", key)
+        assert (
+            await bench.call(bench.wav(), settings=settings, console_url=platform.url, elsewhere=elsewhere) == EXIT_OK
+        )
+    assert account.public_key in bench.err.getvalue()
+    assert not (tmp_path / "none").exists()
+
+
+async def test_an_address_of_the_carrier_that_is_none_is_named(bench: Bench) -> None:
+    refusal = await bench.refusal(bench.wav(), elsewhere=Elsewhere("http://127.0.0.1:1", "here:"))
+    assert "give PORT or HOST:PORT" in refusal

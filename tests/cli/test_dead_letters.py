@@ -284,6 +284,31 @@ async def test_a_retry_asks_sends_and_is_listed(left: Left) -> None:
     assert f"sent     {left.topic}/0/1 as {left.topic}/0/2, attempt 3" in out
 
 
+async def test_a_dismissed_record_is_kept_and_listed_on_demand_alone(left: Left) -> None:
+    code, out, err = await left.run("dismiss", f"{left.topic}/0/1")
+    assert code == 2
+    assert "--reason" in err
+    code, out, _ = await left.run("dismiss", f"{left.topic}/0/1", "--reason", "a scanner's noise")
+    assert code == 0
+    assert f"dismissed  {left.topic}/0/1" in out
+    _, out, _ = await left.run("list", "--topic", left.topic, "--limit", "1", "--json")
+    assert [entry["record"] for entry in json.loads(out)] == [f"{left.topic}/0/2"]
+    _, out, _ = await left.run("list", "--topic", left.topic, "--dismissed", "--json")
+    states = {
+        entry["record"]: (entry["state"], [note["reason"] for note in entry["dismissed"]]) for entry in json.loads(out)
+    }
+    assert states == {
+        f"{left.topic}/0/1": ("DISMISSED", ["a scanner's noise"]),
+        f"{left.topic}/0/2": ("OPEN", []),
+    }
+    _, out, _ = await left.run("show", f"{left.topic}/0/1")
+    assert "after attempt 1: a scanner's noise" in out
+    code, out, _ = await left.run("dismiss", "--all", "--topic", left.topic, "--reason", "the rest")
+    assert "1 dismissed" in out
+    code, out, _ = await left.run("retry", "--all", "--topic", left.topic, "--yes")
+    assert (code, out) == (0, "nothing to send: no open record matches\n")
+
+
 async def records_of(left: Left, count: int) -> list[aiokafka.ConsumerRecord]:
     async with (
         aiokafka.AIOKafkaConsumer(

@@ -26,10 +26,12 @@ from dispatchai.kafka.dead_letters import (
     DEAD_LETTER_MAX_BYTES,
     TRUNCATED_VALUE_BYTES,
     DeadLetter,
+    Dismissal,
     Place,
     RetryNote,
     Truncated,
     dead_letter_of,
+    dismissal_headers,
     parse_dead_letter,
     retry_headers,
     retry_note_headers,
@@ -180,7 +182,7 @@ def test_what_is_no_place_is_refused(text: str) -> None:
 # -- what belongs to one record
 
 
-def failed_record(*items: DeadLetter | RetryNote) -> FailedRecord:
+def failed_record(*items: DeadLetter | RetryNote | Dismissal) -> FailedRecord:
     made = FailedRecord(items[0].first, key=None, is_record=True)
     for one in items:
         made.add(one)
@@ -201,6 +203,14 @@ def sent_again(attempt: int) -> RetryNote:
     )
 
 
+def dismissed(attempt: int) -> Dismissal:
+    headers = dismissal_headers(Place("source", 3, 17), attempt, "known fault")
+    read = parse_dead_letter(record(b"", headers=headers, topic=Topic.DEAD_LETTERS))
+    assert isinstance(read, Dismissal)
+    assert read.reason == "known fault"
+    return read
+
+
 @pytest.mark.parametrize(
     ("items", "state", "attempt"),
     [
@@ -212,10 +222,14 @@ def sent_again(attempt: int) -> RetryNote:
         ([failed(1), failed(2), sent_again(2)], State.OPEN, 2),
         ([failed(1), sent_again(2), failed(1)], State.RETRIED, 2),
         ([failed(1), sent_again(2), failed(2), sent_again(3)], State.RETRIED, 3),
+        ([failed(1), dismissed(1)], State.DISMISSED, 1),
+        ([dismissed(1), failed(1), failed(1, "other")], State.DISMISSED, 1),
+        ([failed(1), dismissed(1), sent_again(2)], State.RETRIED, 2),
+        ([failed(1), dismissed(1), sent_again(2), failed(2)], State.OPEN, 2),
     ],
 )
 def test_a_record_is_open_until_it_is_sent_again_and_when_that_failed(
-    items: list[DeadLetter | RetryNote], state: State, attempt: int
+    items: list[DeadLetter | RetryNote | Dismissal], state: State, attempt: int
 ) -> None:
     assert (failed_record(*items).state, failed_record(*items).attempt) == (state, attempt)
 
