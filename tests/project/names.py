@@ -34,7 +34,7 @@ OF_OTHERS: Final = frozenset(
         # Telnyx, HTTP, nginx, systemd
         *("len", "Upgrade", "Connection", "MemoryDenyWriteExecute", "worker_shutdown_timeout"),
         # Python, its tools and packages that are no dependencies
-        *("except", "silero-vad", "apache2-utils"),
+        *("except", "silero-vad", "apache2-utils", "ss"),
         # Folders of an installation, and files that a run or a failed test leaves
         *(".dispatchai/run.json", "strikes.log", "records.txt", "outcome.json", "/opt/dispatchai/NEW"),
         # Stand-ins in instructions
