@@ -30,8 +30,9 @@ from dispatchai.process.log_limit import LogLimit, LogLimits
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-CONNECTIONS_MAX: Final = 2_000
-"""Open connections of a server, unless it is set otherwise. Each costs about 20 kB and one file descriptor."""
+CONNECTIONS_MAX: Final = 5_000
+"""Open connections of a server, unless it is set otherwise: 2000 calls, each of which may reconnect, and as many slow
+strangers. Each costs about 20 kB and one file descriptor."""
 
 DESCRIPTORS_RESERVED: Final = 256
 """File descriptors of the process that connections do not get: Kafka, files, child processes, accepted connections."""
