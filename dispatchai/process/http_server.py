@@ -32,7 +32,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 CONNECTIONS_MAX: Final = 5_000
 """Open connections of a server, unless it is set otherwise: 2000 calls, each of which may reconnect, and as many slow
-strangers. Each costs about 20 kB and one file descriptor."""
+strangers. One that waits costs 6 kB and a file descriptor."""
 
 DESCRIPTORS_RESERVED: Final = 256
 """File descriptors of the process that connections do not get: Kafka, files, child processes, accepted connections."""
