@@ -203,7 +203,7 @@ class Settings(BaseSettings):
         description="Port on which `dispatchai call` serves call control while TELNYX_API_KEY is empty.",
     )
     http_connections_max: int = Field(
-        2_000, ge=1, description="Open HTTP connections of a process. A new one then takes the place of one that waits."
+        5_000, ge=1, description="Open HTTP connections of a process. A new one then takes the place of one that waits."
     )
     state_dir: Path = Field(
         Path(".dispatchai"), description="Folder of the files by which the commands on this machine find each other."

@@ -5,7 +5,6 @@ Body: ``{"error": {"code", "message", "hint"}}``. It holds no content of the req
 
 from __future__ import annotations
 
-import traceback
 from http import HTTPStatus
 from typing import Final
 
@@ -14,6 +13,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from dispatchai.gateway.metrics import GatewayMetrics
+from dispatchai.process.http_server import places_of
 from dispatchai.process.log_limit import LogLimits
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -21,9 +21,6 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 _ROUTES: Final = "POST /api/v1/call/incoming, GET /ws, GET /health/live, GET /health/ready, GET /metrics"
 
 _NOT_SERVED: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.UPGRADE_REQUIRED})
-
-_LOGGED_FRAMES: Final = 5
-"""Innermost stack frames of an unexpected error that are logged."""
 
 
 def error_response(status: int, code: str, message: str, hint: str) -> web.Response:
@@ -66,8 +63,7 @@ async def _answer(request: web.Request, handler: Handler, failed_log: LogLimits)
         code = phrase.lower().replace(" ", "_")
         return error_response(error.status, code, phrase, f"served: {_ROUTES}")
     except Exception as error:  # noqa: BLE001 - the boundary
-        # Neither its message nor local variables are logged: they may hold what the caller said.
-        places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
-        if count := failed_log.add(type(error).__name__):
-            log.error("request_failed", error=type(error).__name__, places=places[-_LOGGED_FRAMES:], requests=count)
+        name = type(error).__name__
+        if count := failed_log.add(name):
+            log.error("request_failed", error=name, places=places_of(error), requests=count)
         return error_response(500, "internal_error", "the request failed", "send it again; the log has the cause")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,15 +22,17 @@ from typing import Final, cast
 
 import structlog
 from aiohttp import StreamReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from dispatchai.process.log_limit import LogLimit
+from dispatchai.process.log_limit import LogLimit, LogLimits
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-CONNECTIONS_MAX: Final = 2_000
-"""Open connections of a server, unless it is set otherwise. Each costs about 20 kB and one file descriptor."""
+CONNECTIONS_MAX: Final = 5_000
+"""Open connections of a server, unless it is set otherwise: 2000 calls, each of which may reconnect, and as many slow
+strangers. One that waits costs 6 kB and a file descriptor."""
 
 DESCRIPTORS_RESERVED: Final = 256
 """File descriptors of the process that connections do not get: Kafka, files, child processes, accepted connections."""
@@ -63,6 +66,9 @@ READ_BYTES: Final = 16_384
 
 BACKLOG: Final = 1024
 """Connections that may wait to be accepted: all calls of a gateway may reconnect at once."""
+
+PLACES_MAX: Final = 5
+"""Innermost stack frames of an unexpected error that are logged."""
 
 EVICTION_LOOKS: Final = 64
 """Connections that are looked at to find one that may give way. Those that stay move to the end of the line."""
@@ -421,7 +427,8 @@ class _Connection(web.RequestHandler):
 class _UnreadableRequests(logging.Handler):
     """The log handler of aiohttp's server: counts the requests it cannot read, and logs them without their content.
 
-    aiohttp's own lines quote the request, which may hold a token or a caller's number.
+    aiohttp's own lines quote the request, which may hold a token or a caller's number. Errors of the program are logged
+    with their places in the code.
     """
 
     def __init__(self, counts: HttpCounts, on_unreadable: Callable[[], None]) -> None:
@@ -429,6 +436,7 @@ class _UnreadableRequests(logging.Handler):
         self._counts = counts
         self._on_unreadable = on_unreadable
         self._limit = LogLimit()
+        self._failed_log = LogLimits()
 
     @classmethod
     def logger(cls, counts: HttpCounts, on_unreadable: Callable[[], None]) -> logging.Logger:
@@ -439,11 +447,22 @@ class _UnreadableRequests(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Count one request."""
+        error = record.exc_info[1] if record.exc_info else None
+        name = type(error).__name__ if error else ""
+        if error is not None and not isinstance(error, HttpProcessingError):
+            if count := self._failed_log.add(name):
+                log.error("request_failed", error=name, places=places_of(error), requests=count)
+            return
         self._counts.unreadable += 1
         self._on_unreadable()
         if count := self._limit.add():
-            error = record.exc_info[0] if record.exc_info else None
-            log.warning("requests_unreadable", requests=count, error=error.__name__ if error else "")
+            log.warning("requests_unreadable", requests=count, error=name)
+
+
+def places_of(error: BaseException) -> list[str]:
+    """The innermost places in the code where `error` was raised, without values: they may hold what a caller said."""
+    frames = traceback.extract_tb(error.__traceback__)[-PLACES_MAX:]
+    return [f"{frame.filename}:{frame.lineno}" for frame in frames]
 
 
 def _descriptors_for(connections: int) -> int:
@@ -453,7 +472,10 @@ def _descriptors_for(connections: int) -> int:
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return connections
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    except (OSError, ValueError):  # macOS allows less than its hard limit says
+        allowed = soft
     if allowed < wanted:
         most = max(1, allowed - DESCRIPTORS_RESERVED)
         log.warning("connections_limited", connections_max=most, setting=connections, open_files_max=allowed)

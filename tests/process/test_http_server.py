@@ -31,6 +31,10 @@ async def large(_: web.Request) -> web.Response:
     return web.Response(body=bytes(50_000_000))
 
 
+async def broken(request: web.Request) -> web.Response:
+    raise RuntimeError(request.query_string)
+
+
 class Held:
     """A handler that answers when it is let."""
 
@@ -51,6 +55,7 @@ async def serving(
     app = web.Application()
     app.router.add_route("*", "/", answer)
     app.router.add_get("/large", large)
+    app.router.add_get("/broken", broken)
     if held is not None:
         app.router.add_get("/held", held.__call__)
     server = HttpServer(app, grace_s=0.1, connections_max=connections_max)
@@ -161,6 +166,20 @@ async def test_nothing_is_decoded(header: str, status: int) -> None:
         rest = "\r\n0\r\n\r\n" if "Transfer" in header else "Content-Length: 0\r\n\r\n"
         peer, _ = await connected(address, f"POST / HTTP/1.1\r\nHost: here\r\n{header}\r\n{rest}".encode())
         assert (await peer.readuntil(b"\r\n")).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+async def test_an_error_of_the_program_is_logged_with_its_place_and_without_content(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with serving() as (server, address):
+        peer, _ = await connected(address, b"GET /broken?said=fire HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert (await peer.readuntil(b"\r\n")).startswith(b"HTTP/1.1 500 ")
+        assert server.counts.unreadable == 0
+    logged = capsys.readouterr().out
+    assert "request_failed" in logged
+    assert "RuntimeError" in logged
+    assert "test_http_server.py:" in logged
+    assert "fire" not in logged
 
 
 async def test_an_answer_before_the_end_of_the_body_closes_the_connection() -> None:
