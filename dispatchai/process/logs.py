@@ -11,7 +11,7 @@ import sys
 import threading
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import structlog
 
@@ -63,6 +63,15 @@ class _Repeats(logging.Filter):
         return bool(lines)
 
 
+def writes_json() -> bool:
+    """Whether `configure` has set up lines of JSON in this process."""
+    return any(isinstance(one, _JsonHandler) for one in logging.getLogger().handlers)
+
+
+class _JsonHandler(logging.StreamHandler[TextIO]):
+    """The handler of lines of JSON."""
+
+
 def configure(log_format: LogFormat, level: str, process: str) -> None:
     """Set up the logging of this process. Each line names it as `process`."""
     shared: list[Any] = [
@@ -83,7 +92,7 @@ def configure(log_format: LogFormat, level: str, process: str) -> None:
         final += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
         final += [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-    handler = logging.StreamHandler(sys.stderr)
+    handler = (_JsonHandler if log_format is LogFormat.JSON else logging.StreamHandler)(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
     handler.addFilter(_Repeats())
     logging.basicConfig(handlers=[handler], level=level, force=True)
