@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -24,6 +25,7 @@ from dispatchai.cli.dead_letter_commands import dead_letters
 from dispatchai.cli.errors import CliError, UnusableError
 from dispatchai.kafka.errors import KafkaOperationError
 from dispatchai.kafka.topics import TopicsFileError
+from dispatchai.process import logs
 from dispatchai.process.errors import ProcessError
 from dispatchai.process.starts import Starts
 from dispatchai.settings import Settings
@@ -50,7 +52,10 @@ class _Commands(click.Group):
             message, code = str(error), CliError.exit_code
         except KeyboardInterrupt:
             raise SystemExit(EXIT_INTERRUPTED) from None
-        click.echo(f"dispatchai: {message}", err=True)
+        if logs.writes_json():
+            structlog.get_logger(__name__).critical("command_failed", error=message, exit_code=code)
+        else:
+            click.echo(f"dispatchai: {message}", err=True)
         raise SystemExit(code)
 
 
@@ -207,6 +212,7 @@ def worker() -> None:
         from dispatchai.engine.app import run_app
 
         app = _made(worker_app, settings)
+        _need_port(settings.console_host, settings.worker_port, "WORKER_PORT")
         return await _counted(run_app(app), settings, f"worker-{settings.worker_port}", app.metrics.registry)
 
     _need_kafka(settings)
@@ -223,6 +229,7 @@ def speech() -> None:
         from dispatchai.engine.app import run_app
 
         app = _made(speech_app, settings)
+        _need_port(settings.console_host, settings.speech_port, "SPEECH_PORT")
         return await _counted(run_app(app), settings, f"speech-{settings.speech_port}", app.metrics.registry)
 
     _need_kafka(settings)
@@ -271,6 +278,19 @@ def _need_kafka(settings: Settings) -> None:
         settings.kafka().ssl_context()
     except (ValueError, OSError) as error:
         raise UnusableError(f"the Kafka settings cannot be used: {error}; see KAFKA_* in .env.example") from error
+
+
+def _need_port(host: str, port: int, setting: str) -> None:
+    """Raise UnusableError unless a process can listen there: Faust would end with a traceback after it has begun."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise UnusableError(
+            f"cannot listen on {host}:{port}: {error.strerror}; set {setting} to a free port"
+        ) from error
 
 
 class _CallCommand(click.Command):

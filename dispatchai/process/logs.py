@@ -11,7 +11,7 @@ import sys
 import threading
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import structlog
 
@@ -48,6 +48,15 @@ LIMITED_S: Final[dict[str, float]] = {
 """The least time between two lines of one kind, by library, in seconds."""
 
 
+def writes_json() -> bool:
+    """Whether `configure` has set up lines of JSON in this process."""
+    return any(isinstance(one, _JsonHandler) for one in logging.getLogger().handlers)
+
+
+class _JsonHandler(logging.StreamHandler[TextIO]):
+    """The handler of lines of JSON."""
+
+
 def configure(log_format: LogFormat, level: str, process: str) -> None:
     """Set up the logging of this process. Each line names it as `process`."""
     shared: list[Any] = [
@@ -70,7 +79,7 @@ def configure(log_format: LogFormat, level: str, process: str) -> None:
         # Where rich is installed, structlog's default would print every frame's variables: records, numbers, words.
         plain = structlog.dev.plain_traceback
         final += [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
-    handler = logging.StreamHandler(sys.stderr)
+    handler = (_JsonHandler if log_format is LogFormat.JSON else logging.StreamHandler)(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final))
     handler.addFilter(LimitedLines(LIMITED_S))
     logging.basicConfig(handlers=[handler], level=level, force=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,11 +21,12 @@ from prometheus_client.core import CounterMetricFamily, Metric
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-FILE: Final = "{name}.starts.json"
+FILE: Final = "{name}.{host}.starts.json"
+"""With the host: replicas in containers may share a volume, and each has a host name of its own."""
 
 
 class Starts:
-    """The starts of one process, known by its name and its port."""
+    """The starts of one process, known by its name, its port and its host."""
 
     def __init__(self, path: Path, unclean: int) -> None:
         self._path = path
@@ -34,7 +36,7 @@ class Starts:
     @classmethod
     def begin(cls, state_dir: Path, name: str) -> Self:
         """Note that the process `name` runs. A folder that cannot be written costs the metric and not the start."""
-        path = state_dir / FILE.format(name=name)
+        path = state_dir / FILE.format(name=name, host=socket.gethostname())
         before, running = _read(path)
         starts = cls(path, before + running)
         starts._note(running=True)

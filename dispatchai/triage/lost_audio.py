@@ -22,9 +22,13 @@ second to open a stream after `call.answered`, and reports a hangup up to a seco
 the carrier's and those of frames the gateway's, so the two clocks' difference comes on top. Of a stream without an END
 the last signal is known, which may be a second older than the last frame."""
 
-BETWEEN_S: Final = 0.5
+BETWEEN_S: Final = 0.2
 """Time that may pass between two streams. Both times are the gateways', whose clocks agree to some hundredths of a
-second. Half a second is the length of a short word."""
+second. A fifth of a second is a syllable."""
+
+WRONG_TIMES_S: Final = 0.5
+"""If the audio that came in leaves so much less room than the recorded times, these times are wrong: a gateway was
+frozen or its clock is off. What is left is then judged as the time at the edges is."""
 
 FRAMES_S: Final = 1.0
 """Missing frames of this length within streams make a call degraded. Single frames are lost on any line and cost no
@@ -91,8 +95,9 @@ def lost_audio(state: TriageState) -> LostAudio:
     if lost and call.answered_at is not None:
         line = max(0, (state.as_of if call.ended_at is None else call.ended_at) - call.answered_at)
         heard = _heard(state.last_signal)
-        if heard <= line + micros(FASTER_S):
-            lost = min(lost, max(0, line - heard))
+        room = max(0, line - heard)
+        if heard <= line + micros(FASTER_S) and room < lost:
+            lost = 0 if lost - room > micros(WRONG_TIMES_S) and room < micros(EDGE_S) else room
     if lost < micros(BETWEEN_S):
         return LostAudio()
     never_heard = not spans and call.status is CallStatus.ENDED

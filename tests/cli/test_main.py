@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -120,3 +122,26 @@ def test_rules_that_can_be_read_are_named_with_their_version(tmp_path: Path) -> 
     code, output = run(tmp_path, "rules", "check")
     assert code == 0
     assert "rules.yaml: version 2026.1+" in output
+
+
+@pytest.mark.parametrize(("process", "setting"), [("worker", "CONSOLE_PORT"), ("speech", "SPEECH_PORT")])
+def test_a_port_that_is_taken_ends_a_process_for_good(tmp_path: Path, process: str, setting: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, output = run(tmp_path, process, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1", **{setting: str(port)})
+    assert f"cannot listen on 127.0.0.1:{port}" in output
+    assert f"set {setting} to a free port" in output
+    assert code == 2
+
+
+def test_what_ends_a_process_is_one_line_of_json_where_logs_are_json(tmp_path: Path) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(BROKEN_RULES, encoding="utf-8")
+    settings = {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1", "RULES_FILE": str(file), "LOG_FORMAT": "json"}
+    code, output = run(tmp_path, "worker", **settings)
+    assert code == 2
+    (line,) = [json.loads(line) for line in output.splitlines()]
+    assert line["exit_code"] == 2
+    assert f"{file}:3: " in line["error"]

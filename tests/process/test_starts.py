@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def test_the_count_is_a_metric(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"running": 1, "unclean": -1}'])
 def test_a_file_that_cannot_be_used_counts_from_nothing(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / FILE.format(name="speech-6067")).write_bytes(content)
+    (tmp_path / FILE.format(name="speech-6067", host=socket.gethostname())).write_bytes(content)
     assert Starts.begin(tmp_path, "speech-6067").unclean == 0
 
 
