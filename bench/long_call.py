@@ -124,15 +124,15 @@ async def through_a_worker(kafka: Broker, records: Sequence[list[Record]]) -> st
                         await producer.send(topic, encode(value), key=CALL.encode())
                     await producer.flush()
 
-                await send(
-                    Topic.CALL_EVENTS,
-                    [event("call.initiated"), event("call.answered", 1), event("streaming.started", 2)],
-                )
+                # Just now: the worker gives up a call that began hours ago.
+                start = time.time_ns() // 1_000 - 60_000_000
+                begin = ("call.initiated", "call.answered", "streaming.started")
+                await send(Topic.CALL_EVENTS, [event(kind, at_s, start=start) for at_s, kind in enumerate(begin)])
                 await send(Topic.SIGNALS, [signal(0, SignalKind.START)])
                 await send(Topic.TRANSCRIPTS, [one for batch in records for one in batch if isinstance(one, Utterance)])
                 await send(Topic.TRANSCRIPTS, [speech_end(after=len(records) + 1)])
                 await send(Topic.SIGNALS, [signal(10**9, SignalKind.END)])
-                await send(Topic.CALL_EVENTS, [event("call.hangup", 14_000, hangup_cause="normal_clearing")])
+                await send(Topic.CALL_EVENTS, [event("call.hangup", 59, start=start, hangup_cause="normal_clearing")])
                 async with follow(kafka.connection, Topic.DISPATCH_QUEUE, on) as progress:
                     await progress.until(lambda: any(one.complete for one in packets), PATIENCE_S)
             took_s = time.monotonic() - begun

@@ -370,12 +370,12 @@ ABSURD: Mapping[str, Sequence[Any]] = {
     ],
     "signals": [
         replace(signal(5), sequence=LARGEST, captured_at=LARGEST),
-        replace(signal(5), loudness_distress=float("nan"), loudness_distress_max=float("inf"), stream_id="nan"),
+        replace(signal(5), loudness_distress=1e308, loudness_distress_max=-1e308, stream_id="huge"),
     ],
     "transcripts": [
         replace(utterance(1, "Help."), start_ms=LARGEST, end_ms=-LARGEST, sequence=LARGEST, recognized_at=-LARGEST),
         utterance(2, "fire " * 50_000),
-        replace(utterance(3, "\u0000\u202e\ud7ff"), confidence=float("nan")),
+        replace(utterance(3, "\u0000\u202e\ud7ff"), confidence=-1e308),
     ],
     "assessments": [replace(assessment(), as_of=LARGEST, started_at=-LARGEST, version=LARGEST)],
     "dispatch-actions": [example(record_class("Action"))],
