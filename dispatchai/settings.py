@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.connection import Compression, KafkaConnection
 from dispatchai.process.logs import LogFormat
 from dispatchai.process.loopback import is_loopback
 
@@ -97,6 +97,10 @@ class Settings(BaseSettings):
     )
     kafka_ssl_cert_file: Path | None = Field(None, description="PEM file of this client's certificate, for mutual TLS.")
     kafka_ssl_key_file: Path | None = Field(None, description="PEM file of this client's private key, for mutual TLS.")
+    kafka_compression: Compression = Field(
+        Compression.ZSTD,
+        description="How producers compress records: none, gzip, snappy, lz4 or zstd.",
+    )
     kafka_replication_factor: int = Field(1, ge=1, description="Replicas of each topic; 3 on a cluster.")
 
     # Telnyx
@@ -255,7 +259,7 @@ class Settings(BaseSettings):
         without any address.
         """
         if bootstrap_servers is not None and bootstrap_servers != self.kafka_bootstrap_servers:
-            return KafkaConnection(bootstrap_servers, embedded=True)
+            return KafkaConnection(bootstrap_servers, embedded=True, compression=self.kafka_compression)
         return KafkaConnection(
             bootstrap_servers=self.kafka_bootstrap_servers,
             embedded=self.kafka_is_embedded,
@@ -266,6 +270,7 @@ class Settings(BaseSettings):
             ssl_ca_file=self.kafka_ssl_ca_file,
             ssl_cert_file=self.kafka_ssl_cert_file,
             ssl_key_file=self.kafka_ssl_key_file,
+            compression=self.kafka_compression,
         )
 
     @field_validator(

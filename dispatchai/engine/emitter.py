@@ -5,8 +5,9 @@ writes wait, because another process may own the partitions. A write that belong
 refused: the new owner makes it again. After Kafka has refused a record for good nothing more is written: a snapshot
 would say that the record is stored, and a commit that it need not be made again.
 
-The exception is a record that is too large. It would be as large after every restart, wherever its partition goes. So
-it is set aside: the beginning of it goes to the dead-letter topic, `on_set_aside` is told, and the rest goes on.
+A record that is too large never gets there. It would be as large after every restart, wherever its partition goes. So
+it is set aside before it is sent: its beginning goes to the dead-letter topic, `on_set_aside` is called, and the rest
+goes on. `topics.yaml` sets how much the topics take, which is more.
 """
 
 from __future__ import annotations
@@ -38,14 +39,9 @@ SET_ASIDE_MAX: Final = 1_000
 large is too large at each of its snapshots."""
 
 Headers = Sequence[tuple[str, bytes]]
-KeyValue = tuple[bytes | None, bytes | None]
 
 SetAside = Callable[[str, str, int | None], Awaitable[None]]
 """(topic, key, partition): a record was too large for Kafka."""
-
-
-_HARMLESS: Final = (AssignmentOverError, MessageSizeTooLargeError)
-"""Errors of a delivery after which the process goes on."""
 
 
 def _size(key: bytes | None, value: bytes | None, headers: Headers = ()) -> int:
@@ -95,10 +91,10 @@ class Emitter:
     ) -> None:
         """Put a record into the producer's buffer. Waits while the buffer is full or this process may not write.
 
-        `value` None is a tombstone. If the broker refuses the record after all retries the application fails, unless
-        it is too large: an output must not be skipped, and its input is read again after the restart. If `partition`
-        is given, the record follows everything that `send_soon` was given for it before. Raises AssignmentOverError if
-        partitions were reassigned meanwhile: the caller's work belongs to another process now.
+        `value` None is a tombstone. If the broker refuses the record after all retries the application fails: an
+        output must not be skipped, and its input is read again after the restart. If `partition` is given, the record
+        follows everything that `send_soon` was given for it before. Raises AssignmentOverError if partitions were
+        reassigned meanwhile: the caller's work belongs to another process now.
         """
         generation = self._lease.generation
         await self._wait_writable()
@@ -107,12 +103,9 @@ class Emitter:
             await asyncio.wait([ahead])
             self._check(generation)
         if _is_too_large(key, value, headers):
-            await self._put_aside(topic, partition, [(key, value)])
+            await self._put_aside(topic, partition, key, value)
         else:
-            delivery = await producer.send(topic, value, key=key, partition=partition, headers=list(headers))
-            delivery.add_done_callback(self._fail_if_refused)
-            settled = self._settled(delivery, topic, partition, [(key, value)], headers, None)
-            self._sent(asyncio.ensure_future(settled), 1)
+            self._sent(await producer.send(topic, value, key=key, partition=partition, headers=list(headers)), 1)
             self._metrics.sent(topic)
         self._check(generation)
 
@@ -191,7 +184,7 @@ class Emitter:
         producer = self._producer()
         sent: list[tuple[asyncio.Future[object], int]] = []
         own = list(headers)
-        batch, built = producer.create_batch(), list[KeyValue]()
+        batch = producer.create_batch()
 
         async def send_built() -> None:
             self._check(generation)
@@ -199,68 +192,37 @@ class Emitter:
             delivery, count = await producer.send_batch(batch, topic, partition=partition), batch.record_count()
             # Now, and not after the last batch: a commit that waits for this batch must see a refusal.
             delivery.add_done_callback(self._fail_if_refused)
-            settled = self._settled(delivery, topic, partition, built, own, timestamp_ms)
-            sent.append((asyncio.ensure_future(settled), count))
+            sent.append((delivery, count))
             self._metrics.sent(topic, count)
 
         for key, value in records:
             if _is_too_large(key, value, own):
-                await self._put_aside(topic, partition, [(key, value)])
+                await self._put_aside(topic, partition, key, value)
                 continue
             if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=own) is None:
                 # The batch is full: the record goes into a new one.
                 await send_built()
-                batch, built = producer.create_batch(), []
+                batch = producer.create_batch()
                 batch.append(timestamp=timestamp_ms, key=key, value=value, headers=own)
-            built.append((key, value))
-        if built:
+        if batch.record_count():
             await send_built()
         return sent
 
-    async def _settled(
-        self,
-        delivery: asyncio.Future[Any],
-        topic: str,
-        partition: int | None,
-        records: Sequence[KeyValue],
-        headers: Headers,
-        timestamp_ms: int | None,
-    ) -> None:
-        """Wait for the delivery of `records`. If they are too large for the broker, send each by itself, and set aside
-        what is too large alone: where a topic takes less than a batch of this producer has."""
-        await asyncio.wait([delivery])
-        error = None if delivery.cancelled() else delivery.exception()
-        if not isinstance(error, MessageSizeTooLargeError):
-            return  # it was delivered, or `_fail_if_refused` knows
-        if len(records) == 1:
-            await self._put_aside(topic, partition, records, error)
+    async def _put_aside(self, topic: str, partition: int | None, key: bytes | None, value: bytes | None) -> None:
+        """Send the beginning of a record that is too large to the dead-letter topic instead, and report it."""
+        size, known = _size(key, value), (topic, key) in self._set_aside
+        log.error("record_too_large", topic=topic, partition=partition, bytes=size, reported=known)
+        self._metrics.set_aside(topic)
+        if known or topic == self._dead_letter_topic:
             return
-        for key, value in records:
-            one = await self._producer().send(
-                topic, value, key=key, partition=partition, headers=list(headers), timestamp_ms=timestamp_ms
-            )
-            one.add_done_callback(self._fail_if_refused)
-            await self._settled(one, topic, partition, [(key, value)], headers, timestamp_ms)
-
-    async def _put_aside(
-        self, topic: str, partition: int | None, records: Sequence[KeyValue], refusal: Exception | None = None
-    ) -> None:
-        """Send the beginning of each of `records` to the dead-letter topic instead, and report it."""
-        for key, value in records:
-            size = _size(key, value)
-            error = refusal or MessageSizeTooLargeError(f"a record of {size:,} bytes is more than {RECORD_MAX_BYTES:,}")
-            known = (topic, key) in self._set_aside
-            log.error("record_too_large", topic=topic, partition=partition, bytes=size, reported=known)
-            self._metrics.set_aside(topic)
-            if known or topic == self._dead_letter_topic:
-                continue
-            self._set_aside[topic, key] = None
-            if len(self._set_aside) > SET_ASIDE_MAX:
-                del self._set_aside[next(iter(self._set_aside))]
-            letter_key, letter, headers = dead_letter_of_output(topic, partition, key, value, error=error)
-            await self.send(self._dead_letter_topic, letter_key, letter, headers=headers)
-            if self.on_set_aside is not None and key:
-                await self.on_set_aside(topic, key.decode(errors="replace"), partition)
+        self._set_aside[topic, key] = None
+        if len(self._set_aside) > SET_ASIDE_MAX:
+            del self._set_aside[next(iter(self._set_aside))]
+        error = MessageSizeTooLargeError(f"a record of {size:,} bytes is more than {RECORD_MAX_BYTES:,}")
+        letter_key, letter, headers = dead_letter_of_output(topic, partition, key, value, error=error)
+        await self.send(self._dead_letter_topic, letter_key, letter, headers=headers)
+        if self.on_set_aside is not None and key:
+            await self.on_set_aside(topic, key.decode(errors="replace"), partition)
 
     async def _wait_writable(self) -> None:
         """Wait until writing is allowed. Raises AssignmentOverError if the assignment is over by then."""
@@ -288,7 +250,7 @@ class Emitter:
         if sent.cancelled():
             return
         error = sent.exception()
-        if error is not None and not isinstance(error, _HARMLESS) and not self._failure.has_failed:
+        if error is not None and not isinstance(error, AssignmentOverError) and not self._failure.has_failed:
             log.error("record_refused", error=type(error).__name__)
             self._metrics.send_failures.inc()
             self._failure.report(error)

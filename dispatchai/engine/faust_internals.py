@@ -278,7 +278,12 @@ class Producer(driver.Producer):
     logger = SERVICE_LOG
 
     def _settings_extra(self) -> Mapping[str, Any]:
-        return {**super()._settings_extra(), "enable_idempotence": not self.app.collaborators.connection.embedded}
+        connection = self.app.collaborators.connection
+        return {
+            **super()._settings_extra(),
+            "enable_idempotence": not connection.embedded,
+            "compression_type": connection.compression_type,
+        }
 
     def _new_producer(self, transactional_id: str | None = None) -> aiokafka.AIOKafkaProducer:
         producer = super()._new_producer(transactional_id)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,16 @@ _TLS: Final = frozenset({"SSL", "SASL_SSL"})
 _SASL: Final = frozenset({"SASL_PLAINTEXT", "SASL_SSL"})
 _PROTOCOLS: Final = frozenset({"PLAINTEXT"}) | _TLS | _SASL
 _MECHANISMS: Final = frozenset({"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"})
+
+
+class Compression(StrEnum):
+    """How producers compress their batches. Consumers read all of them, whatever is set."""
+
+    NONE = "none"
+    GZIP = "gzip"
+    SNAPPY = "snappy"
+    LZ4 = "lz4"
+    ZSTD = "zstd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +50,7 @@ class KafkaConnection:
     ssl_key_file: Path | None = None
     embedded: bool = False
     """Whether this is the embedded broker, which has neither idempotent producers nor an exact high watermark."""
+    compression: Compression = Compression.ZSTD
 
     def __post_init__(self) -> None:
         if not self.servers:
@@ -102,7 +114,17 @@ class KafkaConnection:
     def producer_options(self) -> dict[str, Any]:
         """Keyword arguments of a producer that loses nothing: acknowledged by all replicas and, except on the embedded
         broker, idempotent, so that a retried request neither duplicates nor reorders records."""
-        return {**self.client_options(), "acks": "all", "enable_idempotence": not self.embedded}
+        return {
+            **self.client_options(),
+            "acks": "all",
+            "enable_idempotence": not self.embedded,
+            "compression_type": self.compression_type,
+        }
+
+    @property
+    def compression_type(self) -> str | None:
+        """The codec of a producer's batches, as aiokafka names it."""
+        return None if self.compression is Compression.NONE else self.compression.value
 
     def faust_options(self) -> dict[str, Any]:
         """Keyword arguments for ``faust.App``: `broker` (URLs of the program's transport) and `broker_credentials`."""

@@ -39,6 +39,10 @@ TIMESTAMP_AHEAD_MS: Final = 2**63 - 1
 """How far a record's time may be in the future: without limit. By default Kafka 4 refuses a record an hour ahead, so a
 machine with a wrong clock would lose everything that its callers say."""
 
+MESSAGE_MAX_BYTES: Final = 1_048_588
+"""Largest batch: Kafka's own default, whatever a cluster's is. Producers send no larger record
+(`engine.emitter.RECORD_MAX_BYTES`), and a batch that a broker refuses ends its process."""
+
 _EXAMPLES: Final = "30d, 12h, 1m or 30s"
 _DURATION: Final = re.compile(r"(\d+)(ms|s|m|h|d)")
 UNIT_MS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -86,7 +90,10 @@ class TopicSpec:
     @property
     def configs(self) -> dict[str, str]:
         """The topic's configuration on the broker, by Kafka's names."""
-        of_all = {"message.timestamp.after.max.ms": str(TIMESTAMP_AHEAD_MS)}
+        of_all = {
+            "message.timestamp.after.max.ms": str(TIMESTAMP_AHEAD_MS),
+            "max.message.bytes": str(MESSAGE_MAX_BYTES),
+        }
         match self.policy:
             case Policy.DELETE:
                 assert self.retention_ms is not None  # noqa: S101 - the reader requires it

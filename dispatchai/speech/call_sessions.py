@@ -133,8 +133,7 @@ class CallSessions(Generic[R]):
 
     async def _hear(self, call_id: str, tp: TP, heard: CallInputs[R]) -> None:
         call = self._calls.get(call_id) or self._new_call(call_id, tp)
-        # A time ahead of this clock would say that the call goes on after any deadline.
-        call.heard_ms = max(call.heard_ms, min(heard.records[-1].timestamp, self._clock() // 1000))
+        call.heard_ms = max(call.heard_ms, heard.records[-1].timestamp)
         for one in heard.inputs:
             if one.heard.track is Track.INBOUND:
                 call.pending.add(one.heard.stream_id, min(one.sequences), max(one.sequences), one.offset)

@@ -60,6 +60,13 @@ MAX_FAILURES: Final = 5
 MAX_ENDED_STREAMS: Final = 32
 """Ended streams that a call's state remembers. Each reconnect of the carrier makes one."""
 
+MAX_OPEN_STREAMS: Final = 32
+"""Streams of a call that are heard at once: one speaks, and those whose gateway was killed wait for the deadline."""
+
+MAX_TEXT_CHARS: Final = 16_384
+MAX_WORDS: Final = 2_048
+"""Longest text and most words of an utterance: far above a segment's. Triage shows a call as degraded that has one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Open:
@@ -291,7 +298,7 @@ class CallSpeech:
         for frame in frames:
             if frame.track is not Track.INBOUND:
                 continue
-            stream = self._streams.get(frame.stream_id) or self._new_stream(frame.stream_id, output)
+            stream = self._streams.get(frame.stream_id) or self._new_stream(frame.stream_id, now, output)
             if stream.phase in (_Phase.FINISHING, _Phase.ENDED):
                 continue
             match frame:
@@ -340,7 +347,10 @@ class CallSpeech:
                 self._end(stream, now, output)
         return output.step()
 
-    def _new_stream(self, stream_id: str, output: _Output) -> _Stream:
+    def _new_stream(self, stream_id: str, now: Micros, output: _Output) -> _Stream:
+        open_streams = [s for s in self._streams.values() if s.phase in (_Phase.IDLE, _Phase.LISTENING)]
+        if len(open_streams) >= MAX_OPEN_STREAMS:
+            self._abandon(open_streams[0], "too many streams", now, output)
         ended = [s.stream_id for s in self._streams.values() if s.phase is _Phase.ENDED]
         if len(ended) >= MAX_ENDED_STREAMS:
             del self._streams[ended[0]]
@@ -510,11 +520,11 @@ class CallSpeech:
             utterance_id=f"{stream.stream_id}:{stream.utterances}",
             revision=revision,
             kind=kind,
-            text=event.text,
+            text=event.text[:MAX_TEXT_CHARS],
             start_ms=event.start_ms,
             end_ms=event.end_ms,
             confidence=event.confidence,
-            words=event.words,
+            words=event.words if len(event.words) <= MAX_WORDS and len(event.text) <= MAX_TEXT_CHARS else (),
             engine=self._engine,
             recognized_at=now,
             sequence=_reach(stream, event.end_ms),

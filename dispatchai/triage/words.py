@@ -337,10 +337,14 @@ def fold(words: StreamWords | None, utterance: Utterance, streams: int, analyses
         facts=tuple(sorted(facts.union(words.facts))),
         place=better_place(words.place, analysis.places),
         seam_place=seam_place,
-        fear=strongest((*words.fear, weight_of(analysis, Mood.FEAR, rules))),
-        anger=strongest((*words.anger, weight_of(analysis, Mood.ANGER, rules))),
-        relief=strongest((*words.relief, weight_of(analysis, Mood.RELIEF, rules))),
+        fear=_stronger(words.fear, analysis, Mood.FEAR, rules),
+        anger=_stronger(words.anger, analysis, Mood.ANGER, rules),
+        relief=_stronger(words.relief, analysis, Mood.RELIEF, rules),
     )
+
+
+def _stronger(known: tuple[float, ...], analysis: Analysis, mood: Mood, rules: Rules) -> tuple[float, ...]:
+    return strongest((*known, weight_of(analysis, mood, rules))) if analysis.cues else known
 
 
 def folded_weights(words: StreamWords, mood: Mood) -> tuple[float, ...]:

@@ -21,6 +21,7 @@ import aiohttp
 import aiokafka
 import pytest
 
+from dispatchai.engine.agent import KEY_MAX_BYTES
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.dead_letter_store import DeadLetterStore, FailedRecord
 from dispatchai.kafka.dead_letters import DEAD_LETTER_MAX_BYTES, DeadLetter, Place
@@ -78,6 +79,8 @@ POISON: Mapping[str, Callable[[bytes, bytes], Raw]] = {
     "a header alone": lambda key, good: (key, good[:HEADER_LENGTH]),
     "empty": lambda key, good: (key, b""),
     "no key": lambda key, good: (None, good),
+    "a tombstone": lambda key, good: (key, None),
+    "a key that is too long": lambda key, good: (key + bytes(KEY_MAX_BYTES), good),
     "neither key nor value": lambda key, good: (None, None),
     "an empty key": lambda key, good: (b"", good),
     "a key that is no text": lambda key, good: (b"\xff\xfe\xfd", good),
@@ -367,12 +370,12 @@ ABSURD: Mapping[str, Sequence[Any]] = {
     ],
     "signals": [
         replace(signal(5), sequence=LARGEST, captured_at=LARGEST),
-        replace(signal(5), loudness_distress=float("nan"), loudness_distress_max=float("inf"), stream_id="nan"),
+        replace(signal(5), loudness_distress=1e308, loudness_distress_max=-1e308, stream_id="huge"),
     ],
     "transcripts": [
         replace(utterance(1, "Help."), start_ms=LARGEST, end_ms=-LARGEST, sequence=LARGEST, recognized_at=-LARGEST),
         utterance(2, "fire " * 50_000),
-        replace(utterance(3, "\u0000\u202e\ud7ff"), confidence=float("nan")),
+        replace(utterance(3, "\u0000\u202e\ud7ff"), confidence=-1e308),
     ],
     "assessments": [replace(assessment(), as_of=LARGEST, started_at=-LARGEST, version=LARGEST)],
     "dispatch-actions": [example(record_class("Action"))],

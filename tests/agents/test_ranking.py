@@ -45,12 +45,12 @@ async def test_live_entries_come_at_a_readable_pace_and_a_packet_replaces_them(
         entries = await read_call(broker, Topic.LIVE_CALLS, talking, lambda found: last in found)
         took_s = time.monotonic() - began
 
-        not_a_number = Risk(RiskLevel.HIGH, float("nan"))
+        no_weight = Risk(RiskLevel.HIGH, 1e300)
         broken = [
             b"no record",
             event("call.initiated", call=poison),
-            replace(assessment(call=poison), risk=not_a_number),
-            replace(final, risk=not_a_number),
+            replace(assessment(call=poison), risk=no_weight),
+            replace(final, risk=no_weight),
         ]
         await produce(broker, Topic.ASSESSMENTS, poison, [*broken, replace(final, version=2)])
         await produce(broker, Topic.ASSESSMENTS, over, [burst[0], burst[1], burst[2], final])

@@ -216,7 +216,7 @@ async def test_an_expired_call_makes_no_packet() -> None:
 
 async def test_an_assessment_without_a_valid_entry_is_dead_lettered_and_holds_nothing() -> None:
     process = Process()
-    broken = replace(said("one"), risk=Risk(RiskLevel.HIGH, float("nan")))
+    broken = replace(said("one"), risk=Risk(RiskLevel.HIGH, 1e300))
     offset = await process.read(("call", broken), ("other", said("one")))
     assert process.dead == [offset]
     assert process.live("other") == ["one"]

@@ -238,7 +238,10 @@ async def test_a_topic_with_the_brokers_defaults_is_never_called_as_declared(bro
     await create(broker, NewTopic(log.name, 2, 1))
     report = await apply(broker, topics)
     assert {item.what for item in report.drift} >= {"retention.ms"} or report.not_reported == (
-        NotReported(log.name, ("message.timestamp.after.max.ms", "cleanup.policy", "retention.ms", "segment.ms")),
+        NotReported(
+            log.name,
+            ("message.timestamp.after.max.ms", "max.message.bytes", "cleanup.policy", "retention.ms", "segment.ms"),
+        ),
     )
 
 

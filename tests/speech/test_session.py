@@ -12,13 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispatchai.records import codec
-from dispatchai.records.values import AudioFrame, FrameKind, SpeechState, Track, Utterance, UtteranceKind
+from dispatchai.records.values import AudioFrame, FrameKind, SpeechState, Track, Utterance, UtteranceKind, Word
 from dispatchai.speech.recognizer import AudioFormat, Ended, Event, Failed, Hypothesis, Progress, StreamKey
 from dispatchai.speech.scripted import ScriptedRecognizer
 from dispatchai.speech.session import (
     LONGEST_GAP_MS,
     LONGEST_RETAINED_MS,
+    MAX_ENDED_STREAMS,
     MAX_FAILURES,
+    MAX_OPEN_STREAMS,
+    MAX_TEXT_CHARS,
     CallSpeech,
     Feed,
     Finish,
@@ -98,6 +101,28 @@ async def whole_run() -> list[Utterance]:
     agent = Agent()
     await agent.read(records(SPEECH))
     return agent.written
+
+
+def test_a_call_of_a_thousand_streams_without_an_end_has_a_bounded_state() -> None:
+    heard, ends = session(), list[str]()
+    for number in range(1_000):
+        frames = [dataclasses.replace(one, stream_id=f"s{number}") for one in records(pcmu(quiet(40)))[:2]]
+        step = heard.frames(frames, NOW)
+        ends += [one.stream_id for one in step.utterances if one.kind is UtteranceKind.END]
+        for finish in step.commands:
+            if isinstance(finish, Finish):
+                ended = heard.event(Ended(StreamKey("call", finish.stream_id)), NOW)
+                ends += [one.stream_id for one in ended.utterances]
+    assert len(heard.state.streams) <= MAX_OPEN_STREAMS + MAX_ENDED_STREAMS
+    assert ends == [f"s{number}" for number in range(1_000 - MAX_OPEN_STREAMS)], "each gets its END, the oldest first"
+
+
+def test_a_text_of_a_megabyte_is_cut() -> None:
+    heard = session()
+    heard.frames(records(pcmu(quiet(40))), NOW)
+    words = tuple(Word("word", 0, 1, None) for _ in range(200_000))
+    [written] = heard.event(Hypothesis(KEY, 0, True, "word " * 200_000, 0, 20, words), NOW).utterances
+    assert (len(written.text), written.words) == (MAX_TEXT_CHARS, ())
 
 
 async def test_a_stream_becomes_numbered_finals_and_one_end() -> None:
