@@ -143,7 +143,10 @@ class QueuePurge:
                 await self._follow(self._app.lease.generation)
             except AssignmentOverError:
                 raise
-            except (KafkaError, SilentKafkaError) as error:
+            except (KafkaError, SilentKafkaError, asyncio.CancelledError) as error:
+                # aiokafka leaks the cancellation of its own requests when their connection closes.
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                    raise
                 log.warning("queue_reading_interrupted", error=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(RETRY_S)
 
@@ -185,6 +188,11 @@ class QueuePurge:
 
     async def _write(self, partition: int, call_id: str, event: CallEvent) -> None:
         await self._app.emitter.send(Topic.CALL_EVENTS, call_id.encode(), encode(event), partition=partition)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def make(app: App, keep: KeepFor) -> QueuePurge:
