@@ -26,7 +26,7 @@ from dispatchai.engine.app import App
 from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.engine.fetch import Fetch, Record
 from dispatchai.kafka.packet_history import assessed_at_ms, copied_up_to
-from dispatchai.kafka.reading import SilentKafkaError, current_ends, open_reader, unread
+from dispatchai.kafka.reading import FETCH_PARTITION_BYTES, SilentKafkaError, current_ends, open_reader, unread
 from dispatchai.kafka.topics import Topic
 from dispatchai.process.clock import now_micros
 from dispatchai.records import CallEvent, DecodeError, Micros, decode_as, encode
@@ -159,7 +159,11 @@ class QueuePurge:
         queue = [TopicPartition(Topic.DISPATCH_QUEUE, number) for number in numbers]
         copied = await copied_up_to(self._app.connection, numbers)
         reader = QueueReader(self._keep, copied)
-        options = {"fetch_max_wait_ms": int(POLL_S * 1000), "max_poll_records": POLL_RECORDS}
+        options = {
+            "fetch_max_wait_ms": int(POLL_S * 1000),
+            "max_poll_records": POLL_RECORDS,
+            "max_partition_fetch_bytes": FETCH_PARTITION_BYTES,
+        }
         async with open_reader(self._app.connection, **options) as consumer:
             consumer.assign(queue)
             await consumer.seek_to_beginning(*queue)
