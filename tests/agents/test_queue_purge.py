@@ -74,7 +74,7 @@ async def test_what_is_due_is_recorded_and_removed_and_what_is_not_stays(
         # A packet that comes back, as the late write of a former owner, is removed once more.
         await queue(broker, packet_of(due, 3, version=5))
         again = await read_call(
-            broker, Topic.DISPATCH_QUEUE, due, lambda found: found[-1] is None and 5 in versions(found)
+            broker, Topic.DISPATCH_QUEUE, due, lambda found: found[-1:] == [None] and 5 in versions(found)
         )
         # An event of a packet that is gone, once more and by somebody else, removes nothing else.
         await produce(broker, Topic.CALL_EVENTS, due, [purged_event(QueueEntry(0, due, 1, 0), 0)] * 2)
