@@ -26,7 +26,7 @@ from dispatchai.engine.app import App
 from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.engine.fetch import Fetch, Record
 from dispatchai.kafka.packet_history import assessed_at_ms, copied_up_to
-from dispatchai.kafka.reading import SilentKafkaError, current_ends, open_reader, unread
+from dispatchai.kafka.reading import FETCH_PARTITION_BYTES, SilentKafkaError, current_ends, open_reader, unread
 from dispatchai.kafka.topics import Topic
 from dispatchai.process.clock import now_micros
 from dispatchai.records import CallEvent, DecodeError, Micros, decode_as, encode
@@ -143,7 +143,10 @@ class QueuePurge:
                 await self._follow(self._app.lease.generation)
             except AssignmentOverError:
                 raise
-            except (KafkaError, SilentKafkaError) as error:
+            except (KafkaError, SilentKafkaError, asyncio.CancelledError) as error:
+                # aiokafka leaks the cancellation of its own requests when their connection closes.
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                    raise
                 log.warning("queue_reading_interrupted", error=f"{type(error).__name__}: {error}")
                 await asyncio.sleep(RETRY_S)
 
@@ -156,7 +159,11 @@ class QueuePurge:
         queue = [TopicPartition(Topic.DISPATCH_QUEUE, number) for number in numbers]
         copied = await copied_up_to(self._app.connection, numbers)
         reader = QueueReader(self._keep, copied)
-        options = {"fetch_max_wait_ms": int(POLL_S * 1000), "max_poll_records": POLL_RECORDS}
+        options = {
+            "fetch_max_wait_ms": int(POLL_S * 1000),
+            "max_poll_records": POLL_RECORDS,
+            "max_partition_fetch_bytes": FETCH_PARTITION_BYTES,
+        }
         async with open_reader(self._app.connection, **options) as consumer:
             consumer.assign(queue)
             await consumer.seek_to_beginning(*queue)
@@ -185,6 +192,11 @@ class QueuePurge:
 
     async def _write(self, partition: int, call_id: str, event: CallEvent) -> None:
         await self._app.emitter.send(Topic.CALL_EVENTS, call_id.encode(), encode(event), partition=partition)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def make(app: App, keep: KeepFor) -> QueuePurge:

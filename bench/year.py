@@ -68,6 +68,12 @@ MIN_LAG_S: Final = 30.0
 
 CLEAN_LONGEST_S: Final = 900.0
 
+SEGMENT_MS: Final = 700_000
+"""Longer than a segment stays open in any of the topics."""
+
+STIRRED: Final = 150
+"""Records of 1 kB for each partition: a hundredth of the tombstones of a year, which nothing else would remove soon."""
+
 POLL_S: Final = 0.05
 
 READY_S: Final = 240.0
@@ -148,10 +154,9 @@ def size(log_dir: Path, topics: Sequence[str]) -> int:
 async def compacted(kafka: Broker, topics: Sequence[str], log_dir: Path) -> None:
     """Return when the broker has compacted `topics` and removed the tombstones in them. Sets their configuration."""
     shortest, since, begun = float("inf"), time.monotonic(), time.monotonic()
-    async for _ in rounds(5.0):
+    async for _ in rounds(15.0):
         for topic in topics:
-            # A record that is newer than the open segment may be lets the broker close it.
-            await write_each_partition(kafka, topic)
+            await stir(kafka, topic)
         now = await asyncio.to_thread(size, log_dir, topics)
         if now < 0.98 * shortest:
             shortest, since = now, time.monotonic()
@@ -160,10 +165,14 @@ async def compacted(kafka: Broker, topics: Sequence[str], log_dir: Path) -> None
     await set_config(kafka, topics, "delete.retention.ms", str(TOMBSTONE_RETENTION_MS))
 
 
-async def write_each_partition(kafka: Broker, topic: str) -> None:
-    async with AIOKafkaProducer(**kafka.connection.producer_options()) as producer:
+async def stir(kafka: Broker, topic: str) -> None:
+    """Let the broker close the open segments of `topic`, and give its cleaner a reason: a hundredth of the log."""
+    now_ms = time.time_ns() // 1_000_000
+    async with AIOKafkaProducer(**kafka.connection.producer_options(), linger_ms=20) as producer:
         for partition in range(Topics.load().partitions):
-            await producer.send_and_wait(topic, None, key=b"nobody", partition=partition)
+            for at_ms in (*[now_ms - SEGMENT_MS // 2] * STIRRED, now_ms + SEGMENT_MS):
+                await producer.send(topic, None, key=b"nobody".ljust(1_000), partition=partition, timestamp_ms=at_ms)
+        await producer.flush()
 
 
 @asynccontextmanager
@@ -256,11 +265,11 @@ async def _measure(arguments: argparse.Namespace) -> str:
 
         await asyncio.gather(write_queue(), *(write(kafka, changelog, gone, None) for changelog in changelogs))
         say(f"written in {time.monotonic() - begun:.0f} s")
+        await write_live(kafka, arguments.live, template)
         begun = time.monotonic()
         await compacted(kafka, topics, kafka.log_dir)
         left = size(kafka.log_dir, topics)
         say(f"compacted to {left / 1e6:.1f} MB in {time.monotonic() - begun:.0f} s")
-        await write_live(kafka, arguments.live, template)
         rows.append(row("a year later", await measure(kafka, arguments.starts), empty))
         say(" · ".join(rows[-1]))
     about = (

@@ -22,7 +22,7 @@ from dispatchai.console.errors import ConsoleError
 from dispatchai.console.queue_view import MAX_FINALS, Change, Entry, QueueView, StoredPacket
 from dispatchai.kafka import metadata_updates
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.reading import partitions_of, unread
+from dispatchai.kafka.reading import FETCH_PARTITION_BYTES, partitions_of, unread
 from dispatchai.kafka.topics import Topic
 from dispatchai.process.clock import now_micros
 from dispatchai.process.log_limit import LogLimit
@@ -466,6 +466,7 @@ class Feed:
             auto_offset_reset="none",
             fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
             fetch_min_bytes=FETCH_MIN_BYTES,
+            max_partition_fetch_bytes=FETCH_PARTITION_BYTES,
             max_poll_records=POLL_RECORDS,
             request_timeout_ms=int(REQUEST_S * 1_000),
         )

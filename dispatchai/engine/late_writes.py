@@ -30,7 +30,7 @@ from dispatchai.engine.metrics import EngineMetrics
 from dispatchai.engine.snapshots import EPOCH, EPOCH_MAX, epoch_of, key_of
 from dispatchai.engine.write_lease import Lease
 from dispatchai.kafka.connection import KafkaConnection
-from dispatchai.kafka.reading import SilentKafkaError, open_reader, read_to_end
+from dispatchai.kafka.reading import FETCH_PARTITION_BYTES, SilentKafkaError, open_reader, read_to_end
 
 log = structlog.get_logger(__name__)
 
@@ -265,4 +265,9 @@ class FencedTopics:
 
     def _reader(self, *, min_bytes: int) -> AbstractAsyncContextManager[aiokafka.AIOKafkaConsumer]:
         """A consumer without a group, whose fetches wait for `min_bytes` or `FOLLOW_MAX_WAIT_MS`."""
-        return open_reader(self._connection, fetch_max_wait_ms=FOLLOW_MAX_WAIT_MS, fetch_min_bytes=min_bytes)
+        return open_reader(
+            self._connection,
+            fetch_max_wait_ms=FOLLOW_MAX_WAIT_MS,
+            fetch_min_bytes=min_bytes,
+            max_partition_fetch_bytes=FETCH_PARTITION_BYTES,
+        )

@@ -32,6 +32,10 @@ EMBEDDED_FETCH_MAX_WAIT_MS: Final = 20
 END_READ_MS: Final = 500
 """How long to look for records behind the embedded broker's end offset. One that is there takes a fetch, 20 ms."""
 
+FETCH_PARTITION_BYTES: Final = 131_072
+"""How much of a partition one fetch of a view may bring. With aiokafka's 1 MiB the readers of the queue held all of it
+several times over when a process started, and Python keeps the memory: 30 MB for 2,000 packets."""
+
 OnProgress = Callable[[int, int], None]
 """Called with (records read, records to read at least) after each poll."""
 
