@@ -28,6 +28,9 @@ class AudioRecord(Protocol):
     value: bytes | None
 
 
+KEY_MAX_BYTES = 1_024
+"""Longest key of a record that a run takes; `engine.agent` dead-letters a longer one."""
+
 R = TypeVar("R", bound=AudioRecord)
 
 
@@ -74,7 +77,10 @@ class FrameBatch(Generic[R]):
             layouts[run.rows] = number
         self._layouts: list[int] = layouts.tolist()
         # The texts of keys and stream ids, of which there are few among the records of a fetch.
-        keys = {key: key is not None and bool(_text(key)) for key in {record.key for record in records}}
+        keys = {
+            key: key is not None and len(key) <= KEY_MAX_BYTES and bool(_text(key))
+            for key in {record.key for record in records}
+        }
         stream_ids = columns.stream.view(f"S{columns.stream.shape[1]}")[:, 0].tolist()
         texts = {stream_id: _text(stream_id) for stream_id in set(stream_ids)}
         self._stream_ids = [
