@@ -124,7 +124,9 @@ def test_rules_that_can_be_read_are_named_with_their_version(tmp_path: Path) -> 
     assert "rules.yaml: version 2026.1+" in output
 
 
-@pytest.mark.parametrize(("process", "setting"), [("worker", "CONSOLE_PORT"), ("speech", "SPEECH_PORT")])
+@pytest.mark.parametrize(
+    ("process", "setting"), [("console", "CONSOLE_PORT"), ("worker", "WORKER_PORT"), ("speech", "SPEECH_PORT")]
+)
 def test_a_port_that_is_taken_ends_a_process_for_good(tmp_path: Path, process: str, setting: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
