@@ -112,6 +112,8 @@ def apply(state: CallState | None, event: CallEvent, payload: EventPayload) -> C
         state = replace(state, deadline_passed=True, deadline_seen_at=seen_at)
     if event.type == EventType.RECORD_REFUSED:
         state = replace(state, record_refused=True)
+    if event.type == EventType.HANGUP and not is_of_transfer_leg(payload):
+        state = replace(state, hangup_seen_at=_earliest(state.hangup_seen_at, event.received_at))
     state = _applied(state, event, payload)
     return replace(state, stray=_is_stray(state))
 

@@ -421,6 +421,7 @@ class CallState:
     seen_event_ids: tuple[str, ...]
     seen_action_ids: tuple[str, ...]
     record_refused: bool = False
+    hangup_seen_at: Micros | None = None
 
 
 @dataclass(frozen=True, slots=True)

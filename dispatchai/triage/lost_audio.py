@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from dispatchai.calls.events import micros
-from dispatchai.records import CallStatus, Micros, Signal, SignalKind, StreamFold, TriageState
+from dispatchai.records import CallState, CallStatus, Micros, Signal, SignalKind, StreamFold, TriageState
 
 FRAME_MS: Final = 20
 """Length of a frame, as the carrier sends them. Lost time is counted in frames of this length."""
@@ -90,10 +90,11 @@ def lost_audio(state: TriageState) -> LostAudio:
         for fold in state.signals
         if fold.began_at is not None and fold.heard_until is not None
     )
-    gaps = list(_gaps(spans, call.answered_at, call.ended_at))
+    ended_at = _end_of(call)
+    gaps = list(_gaps(spans, call.answered_at, ended_at))
     lost = sum(gap for _, gap in gaps)
     if lost and call.answered_at is not None:
-        line = max(0, (state.as_of if call.ended_at is None else call.ended_at) - call.answered_at)
+        line = max(0, (state.as_of if ended_at is None else ended_at) - call.answered_at)
         heard = _heard(state.last_signal)
         room = max(0, line - heard)
         if heard <= line + micros(FASTER_S) and room < lost:
@@ -102,6 +103,13 @@ def lost_audio(state: TriageState) -> LostAudio:
         return LostAudio()
     never_heard = not spans and call.status is CallStatus.ENDED
     return LostAudio(lost / 1e6, tuple(dict.fromkeys(place for place, _ in gaps)), never_heard)
+
+
+def _end_of(call: CallState) -> Micros | None:
+    """When the caller hung up: by the carrier's clock or, if that is ahead, when the gateway received the hangup."""
+    if call.ended_at is None or call.hangup_seen_at is None:
+        return call.ended_at
+    return min(call.ended_at, call.hangup_seen_at)
 
 
 def _is_unknown(fold: StreamFold) -> bool:
