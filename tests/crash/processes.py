@@ -100,16 +100,24 @@ class Process:
             finally:
                 os.kill(pid, signal.SIGCONT)
 
+    async def restart(self, down_s: float) -> None:
+        """Send SIGTERM, and start it again `down_s` after its end."""
+        if self._running.is_set() and self._child is not None:
+            self._down_s = down_s
+            await self._end_in_order(self._child)
+
     async def leave(self) -> None:
         """Send SIGTERM. It is not started again."""
         self._leaving = True
-        if self._child is None:
-            return
+        if self._child is not None:
+            await self._end_in_order(self._child)
+
+    async def _end_in_order(self, child: Child) -> None:
         began = self._has_said
-        code = await self._child.stop(LEAVE_GRACE_S)
+        code = await child.stop(LEAVE_GRACE_S)
         # A process that is asked before it has set its handlers ends as any program does.
         if code != 0 and (began or code != -signal.SIGTERM):
-            self.left_badly = f"{self.name} was asked to leave and ended with {code}"
+            self.left_badly = f"{self.name} was asked to end and ended with {code}"
 
     async def stop(self) -> None:
         """End it in whatever state it is."""

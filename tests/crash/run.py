@@ -182,10 +182,11 @@ async def _call_and_strike(
 
 
 def _lossy_from(strikes: Sequence[Strike], first_call_at: float) -> list[float]:
-    """For each kill of the gateway the time from which it may have held frames: a little before, or before Kafka went
-    away."""
+    """For each end of the gateway the time from which it may have held frames, or its sockets: a little before, or
+    before Kafka went away."""
     away = [strike for strike in strikes if strike.victim is Victim.BROKER]
-    kills = [strike for strike in strikes if strike.victim is Victim.GATEWAY and strike.kind is Kind.KILL]
+    ends = (Kind.KILL, Kind.RESTART)
+    kills = [strike for strike in strikes if strike.victim is Victim.GATEWAY and strike.kind in ends]
     since = (
         min([kill.at_s, *(each.at_s for each in away if each.at_s < kill.at_s < each.ends_s + KAFKA_AWAY_S)])
         for kill in kills
@@ -202,6 +203,8 @@ async def _strike(running: System, strike: Strike) -> None:
     match strike.kind:
         case Kind.KILL:
             await process.kill(strike.lasts_s)
+        case Kind.RESTART:
+            await process.restart(strike.lasts_s)
         case Kind.FREEZE:
             await process.freeze(strike.lasts_s)
         case Kind.JOIN:

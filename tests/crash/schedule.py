@@ -30,6 +30,9 @@ FREEZE_S: Final = (2.0, 10.0)
 LONG_FREEZE_S: Final = (10.5, 14.0)
 """Beyond the session timeout of ten seconds: the group goes on without the worker, which wakes up as a zombie."""
 
+RESTARTS: Final = 0.4
+"""The share of restarts in order among those of kills, except of the broker's."""
+
 LONG_FREEZES: Final = 0.3
 """The share of long freezes among those of processes with a session."""
 
@@ -100,6 +103,8 @@ class Kind(StrEnum):
 
     KILL = "kill"
     """SIGKILL; started again after `lasts_s`."""
+    RESTART = "restart"
+    """SIGTERM; started again `lasts_s` after its end."""
     FREEZE = "freeze"
     """SIGSTOP, and after `lasts_s` SIGCONT."""
     JOIN = "join"
@@ -195,6 +200,7 @@ def schedule(seed: int, groups: Set[Group], until_s: float) -> tuple[Strike, ...
     if seed == UNDISTURBED:
         return ()
     dice = Random(f"crash:{seed}")
+    in_order = Random(f"restart:{seed}")  # of its own, so that all else of a seed stays as it is
     strikes: list[Strike] = []
     gone_from: dict[Victim, float] = {}
     if Group.WORKERS in groups:
@@ -224,7 +230,9 @@ def schedule(seed: int, groups: Set[Group], until_s: float) -> tuple[Strike, ...
         if not free:
             continue
         victim = dice.choice(free)
-        lasts_s = down if kind is Kind.KILL else long if is_long and victim in WITH_SESSION else short
+        if kind is Kind.KILL and victim is not Victim.BROKER and in_order.random() < RESTARTS:
+            kind = Kind.RESTART
+        lasts_s = down if kind in (Kind.KILL, Kind.RESTART) else long if is_long and victim in WITH_SESSION else short
         strike = Strike(round(at_s, 2), victim, kind, round(lasts_s, 2))
         strikes.append(strike)
         runs_from[victim] = strike.ends_s + REST_S

@@ -43,12 +43,23 @@ def test_a_spared_group_is_not_hit(spared: Group) -> None:
     assert hit >= {victim for group in EVERYONE - {spared} for victim in MEMBERS[group]}
 
 
+HITS = (Kind.KILL, Kind.RESTART, Kind.FREEZE)
+
+
+def test_processes_are_restarted_in_order_too_and_the_broker_is_not() -> None:
+    restarts = [strike for seed in SEEDS for strike in schedule(seed, EVERYONE, UNTIL_S) if strike.kind is Kind.RESTART]
+    assert len(restarts) > len(SEEDS) / 2
+    hit = {strike.victim for strike in restarts}
+    assert hit >= {Victim.GATEWAY, Victim.SPEECH, Victim.WORKER_1, Victim.WORKER_2}
+    assert Victim.BROKER not in hit
+
+
 def test_a_process_is_hit_again_only_after_it_has_run() -> None:
     for seed in SEEDS:
         free_from: dict[Victim, float] = {}
         for strike in schedule(seed, EVERYONE, UNTIL_S):
             assert strike.at_s >= free_from.get(strike.victim, 0.0)
-            free_from[strike.victim] = strike.ends_s + (REST_S if strike.kind in (Kind.KILL, Kind.FREEZE) else 0.0)
+            free_from[strike.victim] = strike.ends_s + (REST_S if strike.kind in HITS else 0.0)
 
 
 def test_one_worker_joins_and_one_of_the_others_leaves() -> None:

@@ -6,10 +6,12 @@ import json
 import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
+import structlog
 
-from dispatchai.process.logs import LIMITED_S, LogFormat, configure
+from dispatchai.process.logs import LIMITED_S, QUIET, LogFormat, configure
 
 FAIL = """
 import sys
@@ -41,12 +43,17 @@ def test_a_traceback_shows_the_lines_of_code_and_no_variables(log_format: LogFor
 
 
 @pytest.fixture(autouse=True)
-def restored() -> object:
-    """The logging of the tests, put back afterwards."""
-    root = logging.getLogger()
+def restored() -> Iterator[None]:
+    """The logging of the tests, put back afterwards: loggers that `configure` lets be cached cannot be captured."""
+    root, structured = logging.getLogger(), structlog.get_config()
     handlers, level = root.handlers[:], root.level
+    levels = {name: logging.getLogger(name).level for name in QUIET}
     yield
     root.handlers, root.level = handlers, level
+    for name, before in levels.items():
+        logging.getLogger(name).setLevel(before)
+    structlog.configure(**structured)
+    structlog.contextvars.unbind_contextvars("process")
 
 
 def test_a_repeated_line_of_the_client_is_written_once_a_minute(
