@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import structlog
 
+from dispatchai.kafka.headers import number_in
+
 log = structlog.get_logger(__name__)
 
 EPOCH: Final = "epoch"
@@ -25,15 +27,12 @@ EPOCH_MAX: Final = 2**31 - 1
 none of this program's. A record that claims this one ends the fencing of its partition and nothing else: every owner
 has this epoch then, and among records of one epoch the last counts."""
 
-_EPOCH_DIGITS: Final = len(str(EPOCH_MAX))
-
 
 def epoch_of(headers: Iterable[tuple[str, bytes | None]]) -> int:
     """The epoch of a record's writer; 0 if the header is missing or is no epoch."""
     for name, value in headers:
-        if name == EPOCH and value is not None and len(value) <= _EPOCH_DIGITS and value.isdigit():
-            epoch = int(value)
-            return epoch if epoch <= EPOCH_MAX else 0
+        if name == EPOCH and (epoch := number_in(value, EPOCH_MAX)) is not None:
+            return epoch
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 import aiokafka
 
 from dispatchai.kafka.errors import KafkaOperationError
+from dispatchai.kafka.headers import LONG_MAX, number_in
 
 ERROR_MAX_CHARS: Final = 500
 """An error's text is cut here: some libraries put the data they failed on into it."""
@@ -208,18 +209,18 @@ def parse_dead_letter(record: aiokafka.ConsumerRecord) -> DeadLetter | RetryNote
     first = _place(headers.get("first"))
     sent_to = _place(headers.get("retried.to"))
     if first is not None and sent_to is not None:
-        return RetryNote(place, record.timestamp, first, _number(headers.get(_RETRIED)) or 1, sent_to)
+        return RetryNote(place, record.timestamp, first, number_in(headers.get(_RETRIED), LONG_MAX) or 1, sent_to)
     if first is not None and _DISMISSED in headers:
         reason = headers.get("dismissed.reason", b"").decode(errors="replace")
         return Dismissal(place, record.timestamp, first, _attempt(headers[_DISMISSED]), reason)
     origin = _place(b"/".join(headers.get(f"origin.{part}", b"") for part in ("topic", "partition", "offset")))
-    length = _number(headers.get("truncated"))
+    length = number_in(headers.get("truncated"), LONG_MAX)
     return DeadLetter(
         place=place,
         written_ms=record.timestamp,
         first=first or origin or place,
         origin=origin,
-        origin_timestamp_ms=_number(headers.get("origin.timestamp_ms")),
+        origin_timestamp_ms=number_in(headers.get("origin.timestamp_ms"), LONG_MAX),
         reader=headers.get("reader", b"").decode(errors="replace"),
         error=headers.get("error", b"").decode(errors="replace"),
         attempt=_attempt(headers.get("attempt")),
@@ -247,12 +248,8 @@ def _place(text: bytes | None) -> Place | None:
         return None
 
 
-def _number(text: bytes | None) -> int | None:
-    return int(text) if text is not None and text.isdigit() and len(text) <= 19 else None
-
-
 def _attempt(text: bytes | None) -> int:
-    return min(max(_number(text) or 1, 1), ATTEMPT_MAX)
+    return min(max(number_in(text, LONG_MAX) or 1, 1), ATTEMPT_MAX)
 
 
 def _size(headers: Iterable[tuple[str, Any]], prefix: str = "") -> int:

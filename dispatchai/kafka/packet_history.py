@@ -17,6 +17,7 @@ from aiokafka import TopicPartition
 
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.errors import KafkaOperationError
+from dispatchai.kafka.headers import LONG_MAX, number_in
 from dispatchai.kafka.reading import OnProgress, open_reader, partitions_of, read_to_end
 from dispatchai.kafka.topics import Topic
 
@@ -44,11 +45,11 @@ class Copied:
     present: int
 
 
-def assessed_at_ms(headers: Iterable[tuple[str, bytes]]) -> int | None:
+def assessed_at_ms(headers: Iterable[tuple[str, bytes | None]]) -> int | None:
     """The time in the header of a packet; None if a version of the program wrote it that did not know `packets`."""
     for name, value in headers:
-        if name == ASSESSED_AT and value.isdigit():
-            return int(value)
+        if name == ASSESSED_AT and (time_ms := number_in(value, LONG_MAX)) is not None:
+            return time_ms
     return None
 
 
