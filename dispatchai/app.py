@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -78,13 +79,11 @@ def worker_app(settings: Settings) -> App:
     queue_purge.make(app, keep)
     app.on_close.append(client.close)
 
-    app.web.web_app.add_routes(health.routes(app.checks))
-    app.metrics.checks(app.checks)
+    _pages(app, app.checks)
     app.metrics.registry.register(CommandCollector(client.counts))
     Info("dispatchai_rules", "The rules by which this worker triages.", registry=app.metrics.registry).info(
         {"version": rules.version}
     )
-    _metrics(app)
     for name, states in tables.items():
         _table_view(app, name, states)
     return app
@@ -123,10 +122,8 @@ def speech_app(settings: Settings) -> App:
     )
     made = speech.make(app, partitions, settings)
     checks = {**app.checks, "recognizer": made.is_listening}
-    app.web.web_app.add_routes(health.routes(checks))
-    app.metrics.checks(checks)
+    _pages(app, checks)
     app.metrics.registry.register(speech_metrics.Exposed(made.recognizer))
-    _metrics(app)
     _table_view(app, speech.NAME, made.states)
     return app
 
@@ -138,8 +135,10 @@ def _data_dir(settings: Settings, name: str) -> Path:
     return folder
 
 
-def _metrics(app: App) -> None:
-    app.web.web_app.add_routes([web.get("/metrics", app.metrics.show)])
+def _pages(app: App, checks: Mapping[str, Callable[[], bool]]) -> None:
+    """The health pages, and the metrics, which show the checks too."""
+    app.web.web_app.add_routes([*health.routes(checks), web.get("/metrics", app.metrics.show)])
+    app.metrics.checks(checks)
 
 
 def _table_view(app: App, name: str, states: KeyedStates[Any] | signals.SignalStates) -> None:

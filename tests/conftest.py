@@ -79,6 +79,14 @@ def broker(request: pytest.FixtureRequest, brokers: Brokers) -> KafkaConnection:
 
 
 @pytest.fixture
+def embedded(brokers: Brokers) -> KafkaConnection:
+    """The embedded broker with the topics, for tests that do not depend on the broker."""
+    connection = brokers.connection("embedded")
+    brokers.topics(connection)
+    return connection
+
+
+@pytest.fixture
 def secured_kafka(brokers: Brokers) -> KafkaConnection:
     """Apache Kafka by a listener that asks for a certificate, a name and a password."""
     try:

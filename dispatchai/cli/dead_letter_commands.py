@@ -102,6 +102,16 @@ def dead_letters_show(record: Any, content: bool, as_json: bool) -> None:
     run_and_exit(on_kafka(run()))
 
 
+def _need_records_or_all(records: tuple[Any, ...], every: bool, wanted: Any) -> None:
+    """Raise UnusableError unless either records are named or --all is given, and filters come with --all."""
+    from dispatchai.kafka.dead_letter_store import Filter
+
+    if every == bool(records):
+        raise UnusableError("name records as `dead-letters list` shows them, or give --all")
+    if records and wanted != Filter():
+        raise UnusableError("--topic, --reader, --since and --until need --all")
+
+
 @dead_letters.command("retry")
 @click.argument("records", nargs=-1, type=_Place())
 @click.option("--all", "every", is_flag=True, help="All open records that match the other options.")
@@ -109,12 +119,7 @@ def dead_letters_show(record: Any, content: bool, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Send without asking.")
 def dead_letters_retry(records: tuple[Any, ...], every: bool, wanted: Any, yes: bool) -> None:
     """Send RECORDS to their topics again. Their dead letters are kept. See docs/dead-letters.md for the effects."""
-    from dispatchai.kafka.dead_letter_store import Filter
-
-    if every == bool(records):
-        raise UnusableError("name records as `dead-letters list` shows them, or give --all")
-    if records and wanted != Filter():
-        raise UnusableError("--topic, --reader, --since and --until need --all")
+    _need_records_or_all(records, every, wanted)
     settings = settings_of("dead-letters")
 
     def confirm(question: str) -> bool:
@@ -142,12 +147,7 @@ def dead_letters_dismiss(records: tuple[Any, ...], every: bool, wanted: Any, rea
 
     Nothing is deleted; `list` leaves them out unless asked. A record that fails again after a retry is open again.
     """
-    from dispatchai.kafka.dead_letter_store import Filter
-
-    if every == bool(records):
-        raise UnusableError("name records as `dead-letters list` shows them, or give --all")
-    if records and wanted != Filter():
-        raise UnusableError("--topic, --reader, --since and --until need --all")
+    _need_records_or_all(records, every, wanted)
     if not reason.strip():
         raise UnusableError("--reason must not be empty")
     settings = settings_of("dead-letters")

@@ -19,7 +19,7 @@ from aiokafka.errors import KafkaError
 from dispatchai.console.errors import ConsoleError
 from dispatchai.console.queue_view import Entry, EntryStatus
 from dispatchai.console.topic_feed import Feed
-from dispatchai.kafka import metadata_updates
+from dispatchai.kafka.clients import make_producer
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.topics import Topic
 from dispatchai.process.clock import now_micros
@@ -86,12 +86,11 @@ class ActionWriter:
     async def _connected(self) -> AIOKafkaProducer:
         async with self._connecting:
             if self._producer is None:
-                producer = AIOKafkaProducer(
-                    **self._connection.producer_options(),
+                producer = make_producer(
+                    self._connection,
                     client_id="dispatchai-actions",
                     request_timeout_ms=round(self._ack_timeout_s * 1000),
                 )
-                metadata_updates.limit(producer)
                 try:
                     await producer.start()
                 except BaseException:

@@ -20,7 +20,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from dispatchai.console.errors import ConsoleError
 from dispatchai.console.queue_view import MAX_FINALS, Change, Entry, QueueView, StoredPacket
-from dispatchai.kafka import metadata_updates
+from dispatchai.kafka.clients import make_consumer
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.reading import FETCH_PARTITION_BYTES, partitions_of, unread
 from dispatchai.kafka.topics import Topic
@@ -458,8 +458,8 @@ class Feed:
 
     async def _session(self) -> NoReturn:
         """Read both topics from their beginning, then follow them until something fails. Raises that failure."""
-        consumer = AIOKafkaConsumer(
-            **self._connection.client_options(),
+        consumer = make_consumer(
+            self._connection,
             client_id=CLIENT_ID,
             enable_auto_commit=False,
             # A missing position means that this is another log than the one that was read: start with an empty view.
@@ -470,7 +470,6 @@ class Feed:
             max_poll_records=POLL_RECORDS,
             request_timeout_ms=int(REQUEST_S * 1_000),
         )
-        metadata_updates.limit(consumer)
         try:
             async with asyncio.timeout(REQUEST_S):
                 partitions = await _partitions(self._connection, (self._live_topic, self._queue_topic))

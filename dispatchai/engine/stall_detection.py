@@ -22,7 +22,7 @@ from aiokafka.errors import KafkaError
 from faust.types import TP
 
 from dispatchai.engine.errors import StalledError
-from dispatchai.kafka import metadata_updates
+from dispatchai.kafka.clients import make_consumer
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.identity import ClusterIdentity
 
@@ -217,13 +217,12 @@ class _EndOffsets:
 
     async def _started(self) -> AIOKafkaConsumer:
         if self._consumer is None:
-            consumer = AIOKafkaConsumer(
-                **self._connection.client_options(),
+            consumer = make_consumer(
+                self._connection,
                 client_id=self._client_id,
                 enable_auto_commit=False,
                 request_timeout_ms=int(REQUEST_TIMEOUT_S * 1000),
             )
-            metadata_updates.limit(consumer)
             try:
                 await consumer.start()
             except BaseException:

@@ -24,7 +24,7 @@ from dispatchai.gateway.kafka_writer import KafkaWriter
 from dispatchai.gateway.media_sockets import MediaSockets
 from dispatchai.gateway.metrics import GatewayCollector, GatewayMetrics
 from dispatchai.gateway.webhooks import Webhooks
-from dispatchai.kafka import metadata_updates
+from dispatchai.kafka.clients import make_producer
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.identity import ClusterIdentity
 from dispatchai.kafka.readiness import wait_until_reachable
@@ -214,15 +214,14 @@ async def _start_producer(kafka: KafkaConnection) -> AIOKafkaProducer:
     """A started producer, once Kafka can be reached, however long that takes."""
     while True:
         await wait_until_reachable(kafka)
-        producer = AIOKafkaProducer(
-            # Idempotent, except on the embedded broker: there a retried request can store a record twice, and consumers
-            # skip the duplicate by event id and sequence.
-            **kafka.producer_options(),
+        # Idempotent, except on the embedded broker: there a retried request can store a record twice, and consumers
+        # skip the duplicate by event id and sequence.
+        producer = make_producer(
+            kafka,
             client_id="dispatchai-gateway",
             linger_ms=5,
             max_batch_size=_BATCH_BYTES,
         )
-        metadata_updates.limit(producer)
         try:
             await producer.start()
         except KafkaConnectionError:  # it was reachable a moment ago

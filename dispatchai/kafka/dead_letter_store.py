@@ -20,6 +20,7 @@ from aiokafka import TopicPartition
 from aiokafka.cluster import ClusterMetadata
 from aiokafka.errors import KafkaError
 
+from dispatchai.kafka.clients import make_producer
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.dead_letters import (
     DeadLetter,
@@ -206,7 +207,7 @@ class DeadLetterStore:
 
     async def dismiss(self, records: Sequence[FailedRecord], reason: str) -> None:
         """Note beside the dead letters of each record that nothing more is needed of it. Nothing is deleted."""
-        async with aiokafka.AIOKafkaProducer(**self._connection.producer_options()) as producer:
+        async with make_producer(self._connection) as producer:
             notes = [
                 await producer.send(
                     Topic.DEAD_LETTERS,
@@ -280,8 +281,7 @@ class DeadLetterStore:
         Raises DeadLetterStoreError.
         """
         by_place = {one.newest_dead_letter: one for one in records if one.newest_dead_letter is not None}
-        options = self._connection.producer_options()
-        async with aiokafka.AIOKafkaProducer(**options, max_request_size=MAX_REQUEST_BYTES) as producer:
+        async with make_producer(self._connection, max_request_size=MAX_REQUEST_BYTES) as producer:
             cluster = await producer.client.fetch_all_metadata()
             batch: list[tuple[FailedRecord, DeadLetter]] = []
             size = 0

@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaError
-from aiokafka.protocol.metadata import MetadataRequest
 
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.errors import KafkaOperationError
+from dispatchai.kafka.readiness import cluster_metadata, server_options
 
 ASK_S: Final = 5.0
 """The longest wait for one broker's answer."""
@@ -52,17 +51,11 @@ class ClusterIdentity:
 
 async def cluster_id(connection: KafkaConnection) -> str | None:
     """The id of the cluster, of the first broker that answers; None if none does or it has no id."""
-    options = connection.client_options()
-    del options["bootstrap_servers"]
+    options = server_options(connection)
     for server in connection.servers:
-        host, _, port = server.rpartition(":")
         try:
             async with asyncio.timeout(ASK_S):
-                wire = await create_conn(host, int(port), **options)
-                try:
-                    metadata = (await wire.send(MetadataRequest([]))).to_object()
-                finally:
-                    wire.close()
+                metadata = (await cluster_metadata(server, options)).to_object()
         except (KafkaError, OSError, TimeoutError):
             continue
         found = metadata.get("cluster_id")

@@ -15,6 +15,7 @@ from typing import Final
 import aiokafka
 from aiokafka import TopicPartition
 
+from dispatchai.kafka.clients import make_producer
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.errors import KafkaOperationError
 from dispatchai.kafka.headers import LONG_MAX, number_in
@@ -75,7 +76,7 @@ async def copy_packets(connection: KafkaConnection, on_progress: OnProgress = la
             "run `dispatchai topics apply`"
         )
     copied = present = 0
-    async with aiokafka.AIOKafkaProducer(**connection.producer_options(), linger_ms=10) as producer:
+    async with make_producer(connection, linger_ms=10) as producer:
         for source, target in zip(queue, packets, strict=True):
             of_partition = await _copy(connection, producer, source, target, on_progress)
             copied, present = copied + of_partition.copied, present + of_partition.present

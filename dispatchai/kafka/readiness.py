@@ -40,7 +40,7 @@ async def wait_until_ready(connection: KafkaConnection, timeout_s: float) -> Non
     Raises BrokerNotReadyError after `timeout_s` seconds, naming the last failure; OSError at once if a TLS file
     cannot be read.
     """
-    options = _options(connection)
+    options = server_options(connection)
     failure: Exception | None = None
     try:
         async with asyncio.timeout(timeout_s):
@@ -60,7 +60,7 @@ async def wait_until_reachable(connection: KafkaConnection) -> None:
     A process that ended because Kafka is down would only be restarted again and again. Raises OSError at once if a
     TLS file cannot be read.
     """
-    options = _options(connection)
+    options = server_options(connection)
     limit = LogLimit(LOG_EVERY_S)
     while (failure := await _probe(connection, options)) is not None:
         if tries := limit.add():
@@ -74,7 +74,8 @@ async def wait_until_reachable(connection: KafkaConnection) -> None:
         await asyncio.sleep(RETRY_S)
 
 
-def _options(connection: KafkaConnection) -> dict[str, Any]:
+def server_options(connection: KafkaConnection) -> dict[str, Any]:
+    """How to connect to one server of `connection`. Raises OSError if a TLS file cannot be read."""
     options = connection.client_options()
     del options["bootstrap_servers"]
     return options
@@ -94,13 +95,20 @@ async def _probe(connection: KafkaConnection, options: dict[str, Any]) -> Except
 
 
 async def _ask(server: str, options: dict[str, Any]) -> None:
+    if not (await cluster_metadata(server, options)).brokers:
+        raise KafkaError("the cluster names no broker yet")
+
+
+async def cluster_metadata(server: str, options: dict[str, Any]) -> Any:
+    """The metadata response of the broker at `server`, without topics. `options`: `server_options`.
+
+    Raises OSError, KafkaError.
+    """
     host, _, port = server.rpartition(":")
     # Connecting asks for the versions of the protocol and, with SASL, authenticates.
     wire: AIOKafkaConnection = await create_conn(host, int(port), **options)
     try:
-        metadata = await wire.send(MetadataRequest([]))
-        if not metadata.brokers:
-            raise KafkaError("the cluster names no broker yet")
+        return await wire.send(MetadataRequest([]))
     finally:
         wire.close()
 

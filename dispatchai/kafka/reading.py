@@ -16,7 +16,7 @@ import aiokafka
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.client import AIOKafkaClient
 
-from dispatchai.kafka import metadata_updates
+from dispatchai.kafka.clients import make_consumer
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.errors import KafkaOperationError
 
@@ -51,9 +51,7 @@ async def open_reader(connection: KafkaConnection, **options: Any) -> AsyncItera
     A position that the log no longer has moves to the beginning of the log.
     """
     settings = {"enable_auto_commit": False, "auto_offset_reset": "earliest", **options}
-    reader = AIOKafkaConsumer(**connection.client_options(), **settings)
-    metadata_updates.limit(reader)
-    async with reader as consumer:
+    async with make_consumer(connection, **settings) as consumer:
         await asyncio.sleep(0)  # a consumer whose tasks have not run yet raises CancelledError when it is stopped
         yield consumer
 

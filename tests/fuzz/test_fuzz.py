@@ -24,7 +24,7 @@ from tests.fuzz import gateway_fuzzer, inputs
 from tests.support.gateway import KEY, SECRET, STREAM_SECRET, Gateway, running_gateway
 
 if TYPE_CHECKING:
-    from tests.support.kafka.brokers import Brokers
+    pass
 
 NOW = int(time.time())
 VERIFIER = WebhookVerifier((KEY.public_key(),), SECRET.encode(), 300)
@@ -34,14 +34,6 @@ OVER_LOOPBACK = settings(SHORT, max_examples=60, database=None)
 
 KEPT_BYTES = 16_384
 """Memory that twenty runs over the same input may keep in the interpreter's caches. One kept payload is as large."""
-
-
-@pytest.fixture
-def embedded(brokers: Brokers) -> KafkaConnection:
-    """The embedded broker with the topics."""
-    connection = brokers.connection("embedded")
-    brokers.topics(connection)
-    return connection
 
 
 @SHORT

@@ -11,15 +11,7 @@ from dispatchai.kafka.connection import KafkaConnection
 from tests.support.gateway import Gateway, running_gateway
 
 if TYPE_CHECKING:
-    from tests.support.kafka.brokers import Brokers
-
-
-@pytest.fixture
-def embedded(brokers: Brokers) -> KafkaConnection:
-    """The embedded broker with the topics, for tests that do not depend on the broker."""
-    connection = brokers.connection("embedded")
-    brokers.topics(connection)
-    return connection
+    pass
 
 
 @pytest.fixture

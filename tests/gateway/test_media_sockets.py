@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import WSServerHandshakeError
@@ -37,10 +36,6 @@ from tests.support.gateway import (
     start,
     stream_token,
 )
-
-if TYPE_CHECKING:
-    pass
-
 
 # ---- who may open a stream -----------------------------------------------------------------------------------------
 
