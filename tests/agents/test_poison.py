@@ -208,19 +208,25 @@ class Line:
                 ):
                     return found
 
-    async def committed(self) -> None:
+    async def committed(self, running: Processes) -> None:
         """Wait until both groups have committed everything written here."""
         for group, topics in GROUPS.items():
-            async with (
-                aiokafka.AIOKafkaConsumer(
-                    group_id=group, enable_auto_commit=False, **self._broker.client_options()
-                ) as consumer,
-                asyncio.timeout(PATIENCE_S),
-            ):
+            async with aiokafka.AIOKafkaConsumer(
+                group_id=group, enable_auto_commit=False, **self._broker.client_options()
+            ) as consumer:
                 for topic in topics:
-                    partition = aiokafka.TopicPartition(topic, self._partition)
-                    while (await consumer.committed(partition) or 0) <= self.last[topic]:  # noqa: ASYNC110 - there is no event
-                        await asyncio.sleep(0.1)
+                    await self._committed(consumer, topic, f"{group} in {topic}/{self._partition}", running)
+
+    async def _committed(self, consumer: aiokafka.AIOKafkaConsumer, topic: str, name: str, running: Processes) -> None:
+        partition = aiokafka.TopicPartition(topic, self._partition)
+        position = None
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while ((position := await consumer.committed(partition)) or 0) <= self.last[topic]:  # noqa: ASYNC110 - there is no event
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            log = "\n".join(running.output)
+            pytest.fail(f"{name} is committed up to {position}, not past {self.last[topic]}:\n{log}")
 
 
 def call_records(call_id: str, now: int) -> tuple[list[CallEvent], list[AudioFrame], CallEvent]:
@@ -330,7 +336,7 @@ async def test_poison_that_was_dead_lettered_and_committed_is_not_dead_lettered_
         for topic in READERS:
             await line.spoil(topic, key, kinds)
         await line.entries(running)
-        await line.committed()
+        await line.committed(running)
         await running.kill()
         await running.start()
         # More poison: when it is dead-lettered, the earlier poison would have been read again too.
