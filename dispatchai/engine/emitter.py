@@ -40,6 +40,18 @@ large is too large at each of its snapshots."""
 
 Headers = Sequence[tuple[str, bytes]]
 
+
+class TopicTakesTooLittleError(MessageSizeTooLargeError):
+    """Kafka refused a batch that the declared topics take."""
+
+    def __str__(self) -> str:
+        """What to do."""
+        return (
+            "a topic's max.message.bytes, or the brokers' message.max.bytes, is less than topics.yaml declares: "
+            "`dispatchai doctor` names the topic"
+        )
+
+
 SetAside = Callable[[str, str, int | None], Awaitable[None]]
 """(topic, key, partition): a record was too large for Kafka."""
 
@@ -251,6 +263,8 @@ class Emitter:
             return
         error = sent.exception()
         if error is not None and not isinstance(error, AssignmentOverError) and not self._failure.has_failed:
+            if isinstance(error, MessageSizeTooLargeError):
+                error = TopicTakesTooLittleError()
             log.error("record_refused", error=type(error).__name__)
             self._metrics.send_failures.inc()
             self._failure.report(error)

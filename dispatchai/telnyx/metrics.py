@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import get_args
 
 from prometheus_client.core import CounterMetricFamily, Metric
+
+from dispatchai.telnyx.commands import COMMANDS, Outcome
 
 
 @dataclass(slots=True)
@@ -37,12 +41,13 @@ class CommandCollector:
         outcomes = CounterMetricFamily(
             "dispatchai_commands", "Commands to the carrier by how they ended.", labels=["action", "outcome"]
         )
-        for (action, outcome), count in self._counts.outcomes.items():
-            outcomes.add_metric([action, outcome], count)
+        # Zeros too: Prometheus sees no increase in a counter that begins with its first failure.
+        for action, outcome in itertools.product(COMMANDS, get_args(Outcome)):
+            outcomes.add_metric([action, outcome.__name__], self._counts.outcomes[action, outcome.__name__])
         yield outcomes
         retries = CounterMetricFamily(
             "dispatchai_command_retries", "Tries beyond the first of a command.", labels=["action"]
         )
-        for action, count in self._counts.retries.items():
-            retries.add_metric([action], count)
+        for action in COMMANDS:
+            retries.add_metric([action], self._counts.retries[action])
         yield retries

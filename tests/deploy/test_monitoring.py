@@ -30,6 +30,7 @@ from tests.deploy.monitoring import (
 )
 from tests.support.paths import ROOT
 
+EXAMPLES = Path(__file__).parent / "alerts_test.yml"
 GUIDE = ROOT / "docs/operations.md"
 WIDTH = 24
 """Columns of Grafana's grid."""
@@ -127,3 +128,16 @@ def test_prometheus_takes_configuration_alerts_and_the_expressions_of_every_pane
     for arguments in (["check", "config", SCRAPE], ["check", "rules", ALERTS], ["check", "rules", of_panels]):
         done = subprocess.run([PROMTOOL, *map(str, arguments)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_each_alert_fires_for_what_it_watches_and_is_silent_in_a_rolling_restart() -> None:
+    assert PROMTOOL is not None
+    done = subprocess.run([PROMTOOL, "test", "rules", str(EXAMPLES)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_example_fires_each_alert() -> None:
+    examples = yaml.safe_load(EXAMPLES.read_text(encoding="utf-8"))["tests"]
+    fired = {one["alertname"] for test in examples for one in test.get("alert_rule_test", ()) if one["exp_alerts"]}
+    assert fired == set(alerts())

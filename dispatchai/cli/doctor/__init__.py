@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 
 from dispatchai.cli.doctor.files import check_rules_file, check_topics_file
-from dispatchai.cli.doctor.kafka import check_durability, check_kafka
+from dispatchai.cli.doctor.kafka import check_durability, check_kafka, check_topics
 from dispatchai.cli.doctor.processes import check_carrier_port, check_processes
 from dispatchai.cli.doctor.public import check_media, check_webhook
 from dispatchai.cli.doctor.result import Check, Limits, Result, Verdict, as_json, exit_code, fail, ok, render, skipped
@@ -88,6 +88,7 @@ __all__ = [
     "check_speech_model",
     "check_state_dir",
     "check_telnyx",
+    "check_topics",
     "check_urls",
     "check_webhook",
     "examine",

@@ -25,7 +25,7 @@ from dispatchai.cli.doctor.result import Check, Limits, Result, fail, ok, skippe
 from dispatchai.kafka.admin import TopicState, drift_of, show
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.errors import KafkaOperationError
-from dispatchai.kafka.topics import Topics, TopicsFileError
+from dispatchai.kafka.topics import MESSAGE_MAX_BYTES, Topics, TopicsFileError
 from dispatchai.process.run_info import RunInfo
 from dispatchai.settings import Settings
 
@@ -207,7 +207,7 @@ async def _check_topics(settings: Settings, connection: KafkaConnection, brokers
     except TopicsFileError:
         return [skipped(Check.TOPICS, "the list of topics cannot be read: see `topics-file`")]
     states = await show(connection, topics)
-    results = [_topics_result(topics, states, settings.kafka_replication_factor)]
+    results = [check_topics(topics, states, settings.kafka_replication_factor)]
     there = [state.name for state in states if state.exists]
     if connection.embedded:
         results.append(warn(Check.DURABILITY, "the embedded broker keeps records only in memory", _OWN_KAFKA))
@@ -217,10 +217,13 @@ async def _check_topics(settings: Settings, connection: KafkaConnection, brokers
     return results
 
 
+MAX_BATCH: Final = "max.message.bytes"
+
 _OWN_KAFKA: Final = "set KAFKA_BOOTSTRAP_SERVERS to a Kafka that keeps its records on disk"
 
 
-def _topics_result(topics: Topics, states: Sequence[TopicState], replicas: int) -> Result:
+def check_topics(topics: Topics, states: Sequence[TopicState], replicas: int) -> Result:
+    """Whether the topics are as declared, with this replication factor."""
     check = Check.TOPICS
     missing = [state.name for state in states if not state.exists]
     if missing:
@@ -235,6 +238,13 @@ def _topics_result(topics: Topics, states: Sequence[TopicState], replicas: int) 
     differences = "; ".join(f"{item.topic}: {item.what} is {item.found}, declared {item.declared}" for item in drift)
     if any(item.what == "partitions" for item in drift):
         return fail(check, differences, "all topics need the same number of partitions: docs/deploy.md, Kafka")
+    if small := [item.topic for item in drift if item.what == MAX_BATCH and int(item.found) < int(item.declared)]:
+        return fail(
+            check,
+            differences,
+            f"a process ends when Kafka refuses its batch: set {MAX_BATCH}={MESSAGE_MAX_BYTES} for {', '.join(small)} "
+            "with kafka-configs.sh",
+        )
     return warn(
         check, differences, "change it with Kafka's own tools, or change topics.yaml or KAFKA_REPLICATION_FACTOR"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic import SecretStr
 
 from dispatchai.cli import doctor
 from dispatchai.cli.doctor import Check, Limits, Result, Verdict
-from dispatchai.kafka.admin import apply
+from dispatchai.kafka.admin import TopicState, apply
 from dispatchai.kafka.broker_binary import broker_binary
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import EmbeddedBroker, free_port
@@ -104,6 +105,16 @@ def test_durability_follows_from_copies_brokers_and_acknowledgements(
 ) -> None:
     result = doctor.check_durability(copies, brokers, {"call-events": min_insync})
     assert (result.verdict, seen in result.seen) == (verdict, True), result
+
+
+def test_a_topic_that_takes_smaller_batches_than_declared_is_a_failure_and_not_a_warning() -> None:
+    topics = Topics.load()
+    states = [TopicState(spec.name, topics.partitions, 1, spec.configs) for spec in topics.every_topic()]
+    assert doctor.check_topics(topics, states, 1).verdict is Verdict.OK
+    smaller = replace(states[0], configs={**states[0].configs, "max.message.bytes": "100000"})
+    result = doctor.check_topics(topics, [smaller, *states[1:]], 1)
+    assert result.verdict is Verdict.FAIL
+    assert f"max.message.bytes=1048588 for {smaller.name}" in result.todo
 
 
 async def test_no_broker_is_reported_with_its_address() -> None:
