@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Final
 
-import aiokafka
 import structlog
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
@@ -30,7 +29,7 @@ from dispatchai.kafka.reading import FETCH_PARTITION_BYTES, SilentKafkaError, cu
 from dispatchai.kafka.topics import Topic
 from dispatchai.process.clock import now_micros
 from dispatchai.records import CallEvent, DecodeError, Micros, decode_as, encode
-from dispatchai.triage.purging import ENTRIES_MAX, KeepFor, QueueEntries, purged_event, queue_entry
+from dispatchai.triage.purging import KeepFor, QueueContent, QueueEntries, purged_event
 
 log = structlog.get_logger(__name__)
 
@@ -57,36 +56,6 @@ RETRY_S: Final = 5.0
 
 _MARK: Final = EventType.PURGED.value.encode()
 """These bytes are in every event of the type, so that other events need not be decoded here."""
-
-
-class QueueReader:
-    """Folds the queue's partitions that this process owns into the entries of one assignment."""
-
-    def __init__(self, keep: KeepFor, copied: Mapping[int, int], entries: QueueEntries | None = None) -> None:
-        """`copied`: the offsets before which every packet is in `packets` because it was copied, by partition."""
-        self.entries = QueueEntries() if entries is None else entries
-        self.not_copied: set[bytes] = set()
-        """Calls whose packets may not be in `packets`, and are left alone; ENTRIES_MAX of them at most."""
-        self._keep = keep
-        self._copied = copied
-
-    def read(self, partition: int, record: aiokafka.ConsumerRecord) -> None:
-        """Fold one record. One that cannot be read is left alone: nobody can say when it is due."""
-        key, value = record.key or b"", record.value
-        assessed_ms = assessed_at_ms(record.headers)
-        self.not_copied.discard(key)
-        if value is None:
-            self.entries.put(key, None)
-        elif assessed_ms is None and record.offset >= self._copied.get(partition, 0):
-            if len(self.not_copied) < ENTRIES_MAX:
-                self.not_copied.add(key)
-            self.entries.put(key, None)
-        else:
-            assessed_at = 1000 * (record.timestamp if assessed_ms is None else assessed_ms)
-            try:
-                self.entries.put(key, queue_entry(partition, key, value, assessed_at, self._keep))
-            except (DecodeError, UnicodeDecodeError):
-                self.entries.put(key, None)
 
 
 Write = Callable[[int, str, CallEvent], Awaitable[None]]
@@ -158,7 +127,7 @@ class QueuePurge:
             return
         queue = [TopicPartition(Topic.DISPATCH_QUEUE, number) for number in numbers]
         copied = await copied_up_to(self._app.connection, numbers)
-        reader = QueueReader(self._keep, copied)
+        content = QueueContent(self._keep, copied)
         options = {
             "fetch_max_wait_ms": int(POLL_S * 1000),
             "max_poll_records": POLL_RECORDS,
@@ -169,23 +138,24 @@ class QueuePurge:
             await consumer.seek_to_beginning(*queue)
             ends = await current_ends(self._app.connection, consumer, queue)
             complete, asked_at = False, time.monotonic()
-            while generation == self._app.lease.generation and not reader.entries.must_read_again:
+            while generation == self._app.lease.generation and not content.entries.must_read_again:
                 fetched = await consumer.getmany(timeout_ms=int(POLL_S * 1000) if complete else 100)
                 begun = time.perf_counter()
                 for tp, records in fetched.items():
                     for record in records:
-                        reader.read(tp.partition, record)
+                        place = tp.partition, record.offset, record.timestamp
+                        content.put(*place, record.key or b"", record.value, assessed_at_ms(record.headers))
                 # Calls in progress come first, however long the queue is.
                 await asyncio.sleep(PAUSE_FACTOR * (time.perf_counter() - begun))
                 if not complete and not await unread(consumer, ends):
                     complete = True
-                    if reader.not_copied:
+                    if content.not_copied:
                         log.warning(
-                            "packets_not_copied", packets=len(reader.not_copied), do="dispatchai topics upgrade"
+                            "packets_not_copied", packets=len(content.not_copied), do="dispatchai topics upgrade"
                         )
-                if complete and await record_due(reader.entries, now_micros(), PURGES_PER_S, self._write):
+                if complete and await record_due(content.entries, now_micros(), PURGES_PER_S, self._write):
                     await asyncio.sleep(POLL_S)
-                if reader.not_copied and time.monotonic() - asked_at > COPIED_EVERY_S:
+                if content.not_copied and time.monotonic() - asked_at > COPIED_EVERY_S:
                     asked_at = time.monotonic()
                     if await copied_up_to(self._app.connection, numbers) != copied:
                         return

@@ -21,7 +21,6 @@ from dispatchai.engine import agent
 from dispatchai.engine.app import App
 from dispatchai.engine.commits import Coverage
 from dispatchai.engine.emitter import Headers
-from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.engine.fetch import Fetch, Record, consumer_record
 from dispatchai.engine.throttle import Throttle
 from dispatchai.kafka.packet_history import ASSESSED_AT
@@ -165,14 +164,7 @@ def make(app: App) -> None:
         by_partition: defaultdict[int, list[tuple[bytes, bytes | None]]] = defaultdict(list)
         for one in packets:
             by_partition[one.partition].append((one.key, one.value))
-        generation = app.lease.generation
-        await app.emitter.ready()
-        now_ms = time.time_ns() // 1_000_000
-        for partition, records in by_partition.items():
-            app.emitter.send_soon(Topic.PACKETS, partition, records, timestamp_ms=now_ms)
-        await app.emitter.delivered()
-        if generation != app.lease.generation:
-            raise AssignmentOverError
+        await app.emitter.store(Topic.PACKETS, by_partition)
 
     for topic in (Topic.LIVE_CALLS, Topic.DISPATCH_QUEUE):
         app.fenced.add(topic)

@@ -13,7 +13,8 @@ goes on. `topics.yaml` sets how much the topics take, which is more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import aiokafka
@@ -181,6 +182,19 @@ class Emitter:
 
         self._sent(asyncio.ensure_future(send_in_turn()), len(records))
         return buffered
+
+    async def store(self, topic: str, records: Mapping[int, Sequence[tuple[bytes, bytes | None]]]) -> None:
+        """Send `records`, (key, value) by partition, and return once Kafka has stored them.
+
+        Raises AssignmentOverError.
+        """
+        generation = self._lease.generation
+        await self.ready()
+        now_ms = time.time_ns() // 1_000_000
+        for partition, of_partition in records.items():
+            self.send_soon(topic, partition, of_partition, timestamp_ms=now_ms)
+        await self.delivered()
+        self._check(generation)
 
     async def _send_all(
         self,

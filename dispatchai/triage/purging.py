@@ -7,12 +7,14 @@ version of a packet stays in `packets`. Pure: the times are recorded ones, and `
 
 from __future__ import annotations
 
+import contextlib
 import heapq
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from dispatchai.calls.events import EventType, PacketPurged, derived_id, micros, own_event
-from dispatchai.records import CallEvent, CallPacket, Micros, PacketStatus, decode_only
+from dispatchai.records import CallEvent, CallPacket, DecodeError, Micros, PacketStatus, decode_only
 
 UNSEEN_S: Final = 3600.0
 """An open packet of a call that ended longer ago than this, when it was assessed, counts from its assessment less this:
@@ -122,3 +124,34 @@ class QueueEntries:
     def _due_at(self, key: bytes, entry: QueueEntry) -> Micros:
         asked_at = self._asked.get(key)
         return entry.due_at if asked_at is None else asked_at + micros(AGAIN_S)
+
+
+class QueueContent:
+    """What was read of the queue, record by record: the entries, and the packets that may not be purged."""
+
+    def __init__(self, keep: KeepFor, copied: Mapping[int, int]) -> None:
+        """`copied`: the offsets before which every packet is in `packets` because it was copied, by partition."""
+        self.entries = QueueEntries()
+        self.not_copied: set[bytes] = set()
+        """Calls whose packets may not be in `packets`, and are left alone; ENTRIES_MAX of them at most."""
+        self._keep = keep
+        self._copied = copied
+
+    def put(
+        self, partition: int, offset: int, written_ms: int, key: bytes, value: bytes | None, assessed_ms: int | None
+    ) -> None:
+        """Fold one record, which was written and whose packet was assessed at these times, in ms since the epoch.
+
+        `assessed_ms` is None for a record of a version that did not write to `packets`. One that cannot be read is left
+        alone: nobody can say when it is due.
+        """
+        self.not_copied.discard(key)
+        entry = None
+        if value is not None and assessed_ms is None and offset >= self._copied.get(partition, 0):
+            if len(self.not_copied) < ENTRIES_MAX:
+                self.not_copied.add(key)
+        elif value is not None:
+            assessed_at = 1000 * (written_ms if assessed_ms is None else assessed_ms)
+            with contextlib.suppress(DecodeError, UnicodeDecodeError):
+                entry = queue_entry(partition, key, value, assessed_at, self._keep)
+        self.entries.put(key, entry)
