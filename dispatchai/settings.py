@@ -132,6 +132,11 @@ class Settings(BaseSettings):
     )
     webhook_max_bytes: int = Field(262_144, ge=1024, description="Largest webhook body, in bytes.")
     media_message_max_bytes: int = Field(65_536, ge=1024, description="Largest media message, in bytes.")
+    media_ahead_s: float = Field(
+        60.0,
+        ge=1,
+        description="Seconds of audio that a stream may bring faster than speech. Then its socket is read no faster.",
+    )
     l16_byte_order: ByteOrder = Field(
         ByteOrder.LITTLE, description="Byte order of L16 audio, little or big, if the audio itself does not show it."
     )

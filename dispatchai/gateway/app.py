@@ -12,14 +12,14 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
 from dispatchai.gateway.config import GatewayConfig
 from dispatchai.gateway.ended_legs import EndedLegs
-from dispatchai.gateway.error_responses import errors_as_json
+from dispatchai.gateway.error_responses import error_response, errors_as_json
 from dispatchai.gateway.kafka_writer import KafkaWriter
 from dispatchai.gateway.media_sockets import MediaSockets
 from dispatchai.gateway.metrics import GatewayCollector, GatewayMetrics
@@ -32,6 +32,7 @@ from dispatchai.process import health, memory
 from dispatchai.process.http_server import HttpCollector, HttpServer
 from dispatchai.process.metrics import PATH as METRICS_PATH
 from dispatchai.process.metrics import ProcessMetrics
+from dispatchai.process.origin_check import origin_check
 from dispatchai.process.starts import Starts
 from dispatchai.process.watchdog import Watchdog
 from dispatchai.settings import Settings
@@ -123,7 +124,8 @@ def create_app(
     async def close_sockets(_: web.Application) -> None:
         media.close_all()
 
-    app = web.Application(middlewares=[errors_as_json(metrics), _public_alone_at(config.tunnel_port)])
+    checks = [_public_alone_at(config.tunnel_port), _own_pages_alone(config)]
+    app = web.Application(middlewares=[errors_as_json(metrics), *checks])
     app[METRICS] = metrics
     app[_PROCESS] = process
     app[_KAFKA_WRITER] = writer
@@ -154,6 +156,26 @@ def _public_alone_at(port: int) -> Middleware:
             local = None if request.transport is None else request.transport.get_extra_info("sockname")
             if local is None or local[1] == port:
                 raise web.HTTPNotFound
+        return await handler(request)
+
+    return middleware
+
+
+def _own_pages_alone(config: GatewayConfig) -> Middleware:
+    """A middleware that refuses what a page of another site has sent.
+
+    The pages for monitoring are checked as those of the other processes are. The carrier's webhooks and sockets come
+    from anywhere and prove by signature and token where they come from; where these are not verified, what a browser
+    has sent is refused.
+    """
+    check_origin = origin_check(config.host_names)
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path not in _PUBLIC_PATHS:
+            return await check_origin(request, handler)
+        if not config.verify_webhooks and (hdrs.ORIGIN in request.headers or "Sec-Fetch-Site" in request.headers):
+            return error_response(403, "browser", "a browser has sent this", "only the carrier may ask here")
         return await handler(request)
 
     return middleware

@@ -31,6 +31,8 @@ class GatewayConfig:
     stream_secret: bytes | None = field(default=None, repr=False)
     clock: Callable[[], Micros] = now_micros
 
+    host_names: frozenset[str] = frozenset()
+    """Names under which the pages for monitoring are reached, besides the addresses of this machine."""
     tunnel_port: int = 0
     """The local port at which only webhooks and media are served; 0 for none."""
 
@@ -49,6 +51,11 @@ class GatewayConfig:
     """This many unusable messages in a row close a socket: one second of a stream without anything usable."""
     heartbeat_s: float = 30.0
     """A media socket that is silent for this long is pinged, and closed if no answer comes within half of it."""
+    media_ahead_s: float = 60.0
+    """How much faster than speech a stream may come: seconds of audio beyond those since it began. Then its socket is
+    read no faster than speech. A carrier that was cut off sends a few seconds at once."""
+    stream_longest_s: float = 14_400.0
+    """After this time a stream is closed. A call that goes on starts another."""
     records_waiting_max: int = 100_000
     """Media records that may wait for Kafka: five seconds of 400 calls, enough to elect another leader; 40 MB."""
     drain_timeout_s: float = 5.0
@@ -71,8 +78,11 @@ class GatewayConfig:
             stream_secret=stream_tokens.stream_secret(
                 settings.stream_token_secret.get_secret_value(), settings.telnyx_api_key.get_secret_value()
             ),
+            host_names=frozenset(settings.console_names),
             tunnel_port=settings.gateway_tunnel_port,
             webhook_max_bytes=settings.webhook_max_bytes,
             l16_encoding=L16_BIG if settings.l16_byte_order is ByteOrder.BIG else L16_LITTLE,
             media_message_max_bytes=settings.media_message_max_bytes,
+            media_ahead_s=settings.media_ahead_s,
+            stream_longest_s=settings.call_longest_s,
         )

@@ -80,6 +80,7 @@ class Connection:
         self._unread_bytes = 0
         self._queued = False
         self._paused = False
+        self._held: asyncio.TimerHandle | None = None
         self._receiving = True
         self._at_eof = False
         self._controls = 0
@@ -102,9 +103,33 @@ class Connection:
         """Drop all messages from now on."""
         self._receiving = False
 
+    def hold(self, seconds: float) -> None:
+        """Process and read nothing for `seconds`: what comes waits in the kernel, and then with the peer."""
+        if self._held is None and self._receiving:
+            self._held = asyncio.get_running_loop().call_later(seconds, self._go_on)
+            if not self._paused and not self._transport.is_closing():
+                self._paused = True
+                self._transport.pause_reading()
+
+    def _go_on(self) -> None:
+        """Process and read again."""
+        if self._held is not None:
+            self._held.cancel()
+            self._held = None
+        if self._unread or self._at_eof:
+            self._queue()
+        self._resume_if_drained()
+
+    def _resume_if_drained(self) -> None:
+        is_drained = self._unread_bytes <= UNREAD_MAX_BYTES // 2
+        if self._paused and self._held is None and is_drained and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
+
     async def close(self, code: int, reason: str) -> None:
         """Perform the closing handshake. Gives up after CLOSE_TIMEOUT_S."""
         self._receiving = False
+        self._go_on()
         try:
             if not self._peer_gone.done():
                 self._write(close_frame(code, reason))
@@ -141,6 +166,9 @@ class Connection:
 
     def process_piece(self) -> bool:
         """Process the messages of one piece. Returns whether more wait."""
+        if self._held is not None:
+            self._queued = False
+            return False
         succeeded = False
         try:
             if self._unread:
@@ -162,9 +190,7 @@ class Connection:
                 self._control(message)
             elif self._receiving:
                 self._receive(message)
-        if self._paused and self._unread_bytes <= UNREAD_MAX_BYTES // 2 and not self._transport.is_closing():
-            self._paused = False
-            self._transport.resume_reading()
+        self._resume_if_drained()
 
     def _queue(self) -> None:
         if not self._queued:
@@ -225,8 +251,8 @@ class Connection:
     def _check_heartbeat(self) -> None:
         """Ping a peer that has been silent for a heartbeat."""
         silent_s = self._time() - self._heard_at
-        if self._unread or silent_s < self._heartbeat_s:
-            delay_s = self._heartbeat_s - silent_s
+        if self._unread or self._held is not None or silent_s < self._heartbeat_s:
+            delay_s = self._heartbeat_s - silent_s if silent_s < self._heartbeat_s else self._heartbeat_s
             self._heartbeat = asyncio.get_running_loop().call_later(delay_s, self._check_heartbeat)
             return
         self._write(frame(WSMsgType.PING, b""))

@@ -27,7 +27,7 @@ from dispatchai.gateway.media_stream import QUIET_S, Emit, Stream, refusal_of
 from dispatchai.gateway.metrics import GatewayMetrics, SocketRefusal
 from dispatchai.gateway.websocket import NO_STATUS, Binary
 from dispatchai.process.log_limit import LogLimit, LogLimits
-from dispatchai.records import Micros
+from dispatchai.records import Micros, Track
 from dispatchai.telnyx import stream_tokens
 from dispatchai.telnyx.fields import call_id_of
 from dispatchai.telnyx.media_messages import (
@@ -47,6 +47,9 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 QUIET_CHECKS: Final = 5
 """Checks of a socket within QUIET_S, each of which must find nothing to read. The event loop reads its sockets between
 two of them, so a gateway that falls behind cannot take its own delay for the carrier's silence."""
+
+HANGUP_GRACE_S: Final = 5.0
+"""How long a stream may go on after its leg has hung up. The last frames and the stop come within a second."""
 
 STOPPED: Final = "stop"
 CLOSED: Final = "closed"
@@ -72,7 +75,21 @@ _CALL_OVER: Final = Closing(WSCloseCode.POLICY_VIOLATION, "the call is over", CL
 _BAD_MESSAGES: Final = Closing(
     WSCloseCode.POLICY_VIOLATION, "too many unusable messages", f"{CLOSED}: too many unusable messages"
 )
+_TOO_LONG: Final = Closing(WSCloseCode.GOING_AWAY, "the stream is too long", f"{CLOSED}: the stream is too long")
 _NO_KAFKA: Final = Closing(WSCloseCode.TRY_AGAIN_LATER, "the stream cannot be stored", CLOSED)
+
+
+@dataclass(slots=True)
+class Heard:
+    """How much audio a stream has brought, against the time since it began."""
+
+    began_at: Micros = 0
+    seconds: dict[Track, float] = field(default_factory=lambda: dict.fromkeys(Track, 0.0))
+
+    def ahead_s(self, more_s: float, track: Track, now: Micros) -> float:
+        """Count `more_s` of a track. Returns by how much its audio exceeds the time since the stream began."""
+        self.seconds[track] += more_s
+        return self.seconds[track] - (now - self.began_at) / 1_000_000
 
 
 @dataclass(slots=True, eq=False)
@@ -87,7 +104,11 @@ class _Socket:
     """None until the handshake is complete."""
     start_timer: asyncio.TimerHandle | None = None
     call_id: str | None = None
+    call_control_id: str | None = None
     stream: Stream | None = None
+    end_timer: asyncio.TimerHandle | None = None
+    """When the stream is closed: at its longest, or soon after its call's hangup."""
+    heard: Heard = field(default_factory=Heard)
     bad_in_a_row: int = 0
     bad_log: LogLimit = field(default_factory=LogLimit)
     received: int = 0
@@ -131,6 +152,7 @@ class MediaSockets:
     def __init__(self, config: GatewayConfig, writer: KafkaWriter, metrics: GatewayMetrics, ended: EndedLegs) -> None:
         """`ended` has the legs that no stream may be opened for any more."""
         self._ended = ended
+        ended.on_ended = self._leg_ended
         self._config = config
         self._writer = writer
         self._metrics = metrics
@@ -251,8 +273,9 @@ class MediaSockets:
 
     def _close(self, socket: _Socket, closing: Closing) -> None:
         """Record the end of the socket's stream and have its handler close it. A second call does nothing."""
-        if socket.start_timer is not None:
-            socket.start_timer.cancel()
+        for timer in (socket.start_timer, socket.end_timer):
+            if timer is not None:
+                timer.cancel()
         if not socket.closing.done():
             socket.closing.set_result(closing)
         if socket.connection is not None:
@@ -268,7 +291,11 @@ class MediaSockets:
                 stream = socket.stream
                 if stream is None:
                     raise BadMessage(BadMessageKind.ORDER)
-                stream.receive(media, self._config.clock())
+                now = self._config.clock()
+                stream.receive(media, now)
+                ahead_s = socket.heard.ahead_s(stream.seconds_of(media), media.track, now) - self._config.media_ahead_s
+                if ahead_s > 0 and socket.connection is not None:
+                    socket.connection.hold(ahead_s)
                 if stream.holds or socket.quiet_timer is not None:
                     socket.watch_silence(stream)
             case Start() as start:
@@ -317,10 +344,25 @@ class MediaSockets:
             stream_id, start.media_format, emit, self._metrics, now, l16_encoding=self._config.l16_encoding
         )
         self._of_call[call_id] = socket
+        socket.call_control_id = start.call_control_id
+        socket.heard.began_at = now
+        socket.end_timer = asyncio.get_running_loop().call_later(
+            self._config.stream_longest_s, self._close, socket, _TOO_LONG
+        )
         if socket.start_timer is not None:
             socket.start_timer.cancel()
         log.info("media_stream_started", call_id=call_id, stream_id=stream_id)
         return None
+
+    def _leg_ended(self, call_control_id: str) -> None:
+        """The leg has hung up: close its stream once the carrier had time to send the rest and to stop it."""
+        for socket in self._open:
+            if socket.call_control_id == call_control_id and not socket.closing.done():
+                if socket.end_timer is not None:
+                    socket.end_timer.cancel()
+                socket.end_timer = asyncio.get_running_loop().call_later(
+                    HANGUP_GRACE_S, self._close, socket, _CALL_OVER
+                )
 
     def _emitter(self, call_id: str) -> Emit:
         key = call_id.encode()

@@ -126,6 +126,13 @@ class Stream:
         if media_format is not None:
             self._open(media_format)
 
+    def seconds_of(self, message: Media) -> float:
+        """How long the audio of a message is."""
+        if self._format is None or not self._format.sample_rate:
+            return 0.0
+        sample_bytes = 2 if self._format.encoding.startswith("L16") else 1
+        return len(message.payload) / (self._format.sample_rate * sample_bytes)
+
     def receive(self, message: Media, now: Micros) -> None:
         """Take one frame, received at `now`. It is dropped after the end: a replaced socket may still have read it."""
         if self._ended:

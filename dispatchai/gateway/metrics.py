@@ -74,6 +74,9 @@ class GatewayMetrics:
     refusals: Counter[Refusal] = field(
         default_factory=Counter, metadata=_by("reason", Refusal, "Webhooks refused for their signature.")
     )
+    webhooks_repaired: int = _counter(
+        "Webhooks with text that could not be read as it came: it was replaced, and the raw body is kept."
+    )
     requests_not_served: int = _counter(
         "Requests for a path or method that is not served, or for the media socket without a websocket handshake."
     )

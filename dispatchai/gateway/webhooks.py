@@ -164,6 +164,7 @@ class Webhooks:
         event = call_event(webhook, received_at, body)
         await self._writer.publish(Topic.CALL_EVENTS, webhook.call_id.encode(), encode(event))
         self._metrics.webhooks[WebhookOutcome.STORED] += 1
+        self._metrics.webhooks_repaired += webhook.repaired
         log.info("webhook_stored", type=webhook.type, call_id=webhook.call_id, attempt=webhook.attempt)
         return web.json_response({"result": "stored"})
 

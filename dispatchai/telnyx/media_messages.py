@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from dispatchai.records import Track
+from dispatchai.telnyx import json_text
 from dispatchai.telnyx.errors import TelnyxError
 from dispatchai.telnyx.fields import as_number, as_object, identifier
 
@@ -133,7 +134,7 @@ _USUAL_TRACKS: Final = {b"inbound": Track.INBOUND, b"outbound": Track.OUTBOUND}
 
 
 def parse_media_message(text: bytes) -> MediaMessage:
-    """One text message of the media socket. Raises BadMessage, also for bytes that are not UTF-8."""
+    """One text message of the media socket. Raises BadMessage."""
     usual = _USUAL_MEDIA.match(text)
     if usual is not None and text.endswith(_USUAL_END):  # nearly every message: 50 a second and call
         track, number = usual.groups()
@@ -152,7 +153,7 @@ def parse_media_json(text: bytes) -> MediaMessage:
     try:
         message = orjson.loads(text)
     except orjson.JSONDecodeError:
-        raise BadMessage(BadMessageKind.JSON) from None
+        message = _start_with_broken_text(text)
     if not isinstance(message, dict):
         raise BadMessage(BadMessageKind.JSON)
     event = message.get("event")
@@ -172,6 +173,17 @@ def parse_media_json(text: bytes) -> MediaMessage:
             return Stop()
         case _:
             raise BadMessage(BadMessageKind.EVENT)
+
+
+def _start_with_broken_text(text: bytes) -> object:
+    """A start message whose names or parameters are broken. Any other message that is no JSON is not worth the time."""
+    if b'"start"' not in text:
+        raise BadMessage(BadMessageKind.JSON)
+    try:
+        message, _ = json_text.load(text)
+    except json_text.NotJsonError:
+        raise BadMessage(BadMessageKind.JSON) from None
+    return message
 
 
 def _media(media: Any) -> Media:

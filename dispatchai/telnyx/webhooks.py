@@ -17,6 +17,7 @@ from typing import Any, Final
 import orjson
 
 from dispatchai.records import Micros
+from dispatchai.telnyx import json_text
 from dispatchai.telnyx.commands import TRANSFER_LEG_STATE
 from dispatchai.telnyx.errors import TelnyxError
 from dispatchai.telnyx.fields import as_object, as_text, call_id_of, identifier
@@ -62,6 +63,7 @@ class Webhook:
 
     `event_id` is Telnyx's. Where Telnyx gave none it is a digest of the event without its delivery attempt, so that a
     redelivery has the same id. `occurred_at` is None where Telnyx gave no readable time. `attempt` counts from 1.
+    `repaired` says that text in the body could not be read as it came (`json_text`).
     """
 
     event_id: str
@@ -72,14 +74,15 @@ class Webhook:
     from_number: str | None
     to_number: str | None
     attempt: int
+    repaired: bool = False
 
 
 def parse_webhook(body: bytes) -> Webhook:
     """The envelope of the event in `body`. Raises EnvelopeError if `body` is no JSON object or names no call."""
     try:
-        envelope = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise EnvelopeError("the body is not JSON") from None
+        envelope, repaired = json_text.load(body)
+    except json_text.NotJsonError as error:
+        raise EnvelopeError(str(error)) from None
     data = as_object(as_object(envelope).get("data"))
     payload = as_object(data.get("payload"))
     event_id = identifier(data.get("id"))
@@ -100,6 +103,7 @@ def parse_webhook(body: bytes) -> Webhook:
         from_number=_address(payload.get("from")),
         to_number=_address(payload.get("to")),
         attempt=_attempt(as_object(envelope).get("meta")),
+        repaired=repaired,
     )
 
 
@@ -188,8 +192,8 @@ class StreamingFailed(WebhookPayload):
 def parse_payload(event_type: str, body: bytes) -> WebhookPayload:
     """The payload of the webhook `body`, an event of type `event_type`. Nothing in `body` makes it raise."""
     try:
-        envelope = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        envelope, _ = json_text.load(body)
+    except json_text.NotJsonError:
         envelope = None
     payload = as_object(as_object(as_object(envelope).get("data")).get("payload"))
     is_transfer_leg = payload.get("client_state") == TRANSFER_LEG_STATE
