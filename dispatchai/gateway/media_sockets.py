@@ -81,15 +81,15 @@ _NO_KAFKA: Final = Closing(WSCloseCode.TRY_AGAIN_LATER, "the stream cannot be st
 
 @dataclass(slots=True)
 class Heard:
-    """How much audio a stream has brought, against the time since it began."""
+    """How much audio a stream has brought, against the time since it began, in seconds of the event loop's clock."""
 
-    began_at: Micros = 0
+    began_at: float = 0.0
     seconds: dict[Track, float] = field(default_factory=lambda: dict.fromkeys(Track, 0.0))
 
-    def ahead_s(self, more_s: float, track: Track, now: Micros) -> float:
+    def ahead_s(self, more_s: float, track: Track, now: float) -> float:
         """Count `more_s` of a track. Returns by how much its audio exceeds the time since the stream began."""
         self.seconds[track] += more_s
-        return self.seconds[track] - (now - self.began_at) / 1_000_000
+        return self.seconds[track] - (now - self.began_at)
 
 
 @dataclass(slots=True, eq=False)
@@ -291,8 +291,9 @@ class MediaSockets:
                 stream = socket.stream
                 if stream is None:
                     raise BadMessage(BadMessageKind.ORDER)
-                now = self._config.clock()
-                stream.receive(media, now)
+                stream.receive(media, self._config.clock())
+                # Not by the clock of the records, which may jump.
+                now = asyncio.get_running_loop().time()
                 ahead_s = socket.heard.ahead_s(stream.seconds_of(media), media.track, now) - self._config.media_ahead_s
                 if ahead_s > 0 and socket.connection is not None:
                     socket.connection.hold(ahead_s)
@@ -345,7 +346,7 @@ class MediaSockets:
         )
         self._of_call[call_id] = socket
         socket.call_control_id = start.call_control_id
-        socket.heard.began_at = now
+        socket.heard.began_at = asyncio.get_running_loop().time()
         socket.end_timer = asyncio.get_running_loop().call_later(
             self._config.stream_longest_s, self._close, socket, _TOO_LONG
         )
