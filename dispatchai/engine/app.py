@@ -177,6 +177,11 @@ class App(FaustApp):
         self.failure.report(reason)
         await super().crash(reason)
 
+    def service_failed(self, reason: BaseException) -> None:
+        """One of the services has failed. Called unless the application stops anyway."""
+        if not self.failure.has_failed:
+            self.failure.report(reason)
+
     async def on_started_init_extra_tasks(self) -> None:
         """The services have started: start everything that runs beside the agents."""
         await super().on_started_init_extra_tasks()
