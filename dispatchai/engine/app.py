@@ -107,6 +107,7 @@ class App(FaustApp):
             failure=self.failure,
             metrics=self.metrics,
             dead_letter_topic=dead_letter_topic,
+            on_dropped=self._commits.drop,
         )
         self.fenced = FencedTopics(
             connection,
@@ -274,7 +275,7 @@ class App(FaustApp):
 
     def _drop_unsent(self) -> None:
         if dropped := self.drop_unsent():
-            self._commits.records_dropped = True
+            self._commits.drop()
             log.warning("lease_lost", batches_dropped=dropped, generation=self.lease.generation)
 
     # ---- what is shown ---------------------------------------------------------------------------------------------
