@@ -107,6 +107,7 @@ class App(FaustApp):
             failure=self.failure,
             metrics=self.metrics,
             dead_letter_topic=dead_letter_topic,
+            on_dropped=self._commits.drop,
         )
         self.fenced = FencedTopics(
             connection,
@@ -176,6 +177,11 @@ class App(FaustApp):
         """One of the services cannot go on."""
         self.failure.report(reason)
         await super().crash(reason)
+
+    def service_failed(self, reason: BaseException) -> None:
+        """One of the services has failed. Called unless the application stops anyway."""
+        if not self.failure.has_failed:
+            self.failure.report(reason)
 
     async def on_started_init_extra_tasks(self) -> None:
         """The services have started: start everything that runs beside the agents."""
@@ -269,7 +275,7 @@ class App(FaustApp):
 
     def _drop_unsent(self) -> None:
         if dropped := self.drop_unsent():
-            self._commits.records_dropped = True
+            self._commits.drop()
             log.warning("lease_lost", batches_dropped=dropped, generation=self.lease.generation)
 
     # ---- what is shown ---------------------------------------------------------------------------------------------

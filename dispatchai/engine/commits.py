@@ -76,6 +76,10 @@ class Commits:
         """A new assignment begins; nothing of it was dropped."""
         self.records_dropped = False
 
+    def drop(self) -> None:
+        """Records of this assignment were dropped unsent."""
+        self.records_dropped = True
+
     def begin(self) -> None:
         """Offsets for a commit are about to be computed."""
         self._generation = self._lease.generation

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import aiokafka
 import structlog
-from aiokafka.errors import MessageSizeTooLargeError
+from aiokafka.errors import MessageSizeTooLargeError, ProducerClosed
+from faust.exceptions import NotReady
 
 from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.engine.failure import Failure
@@ -76,9 +78,12 @@ class Emitter:
         failure: Failure,
         metrics: EngineMetrics,
         dead_letter_topic: str,
+        on_dropped: Callable[[], None],
     ) -> None:
-        """`producer` returns the application's started producer."""
+        """`producer` returns the application's producer while it runs. `on_dropped` is called when a record came after
+        that: no commit may cover it."""
         self._producer = producer
+        self._on_dropped = on_dropped
         self._lease = lease
         self._failure = failure
         self._metrics = metrics
@@ -111,14 +116,15 @@ class Emitter:
         """
         generation = self._lease.generation
         await self._wait_writable()
-        producer = self._producer()
         if (ahead := self._ahead.get((topic, partition))) is not None:
             await asyncio.wait([ahead])
             self._check(generation)
         if _is_too_large(key, value, headers):
             await self._put_aside(topic, partition, key, value)
         else:
-            self._sent(await producer.send(topic, value, key=key, partition=partition, headers=list(headers)), 1)
+            with self._running_producer() as producer:
+                sent = await producer.send(topic, value, key=key, partition=partition, headers=list(headers))
+            self._sent(sent, 1)
             self._metrics.sent(topic)
         self._check(generation)
 
@@ -207,15 +213,16 @@ class Emitter:
     ) -> list[tuple[asyncio.Future[object], int]]:
         """Put `records` into the producer's buffer, in as many batches as they need. Returns the delivery of each
         batch and its number of records."""
-        producer = self._producer()
         sent: list[tuple[asyncio.Future[object], int]] = []
         own = list(headers)
-        batch = producer.create_batch()
+        with self._running_producer() as producer:
+            batch = producer.create_batch()
 
         async def send_built() -> None:
             self._check(generation)
             batch.close()
-            delivery, count = await producer.send_batch(batch, topic, partition=partition), batch.record_count()
+            with self._running_producer() as producer:
+                delivery, count = await producer.send_batch(batch, topic, partition=partition), batch.record_count()
             # Now, and not after the last batch: a commit that waits for this batch must see a refusal.
             delivery.add_done_callback(self._fail_if_refused)
             sent.append((delivery, count))
@@ -233,6 +240,16 @@ class Emitter:
         if batch.record_count():
             await send_built()
         return sent
+
+    @contextmanager
+    def _running_producer(self) -> Iterator[aiokafka.AIOKafkaProducer]:
+        """The producer. Raises AssignmentOverError if it has stopped: the application stops, and what it still does is
+        done again after the restart."""
+        try:
+            yield self._producer()
+        except (NotReady, ProducerClosed):
+            self._on_dropped()
+            raise AssignmentOverError from None
 
     async def _put_aside(self, topic: str, partition: int | None, key: bytes | None, value: bytes | None) -> None:
         """Send the beginning of a record that is too large to the dead-letter topic instead, and report it."""

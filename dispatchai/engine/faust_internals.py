@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final
 import aiokafka
 import faust
 import structlog
+from aiokafka.errors import IllegalStateError
 from aiokafka.partitioner import DefaultPartitioner
 from faust.app.base import App as BaseApp
 from faust.tables import recovery
@@ -73,7 +74,7 @@ _TOUCHED: Final[tuple[tuple[type, tuple[str, ...]], ...]] = (
     (driver.AIOKafkaConsumerThread, ("_create_worker_consumer", "_ensure_consumer", "on_thread_stop")),
     (driver.Producer, ("_ensure_producer", "_new_producer", "_producer", "_settings_extra")),
     (faust.Table, ("_serializer_from_type", "apply_changelog_batch")),
-    (BaseApp, ("_assignment", "_new_web", "_on_partitions_assigned", "_producer")),
+    (BaseApp, ("_assignment", "_crash", "_new_web", "_on_partitions_assigned", "_producer")),
 )
 """Each class with the parts of it that are overridden or touched here."""
 
@@ -227,7 +228,11 @@ class Consumer(driver.Consumer):
         if offsets:
             log.info("positions_sought_again", offsets=_by_name(offsets))
             self._shared.metrics.seeks_again.inc(len(offsets))
-            await self._thread.seek_wait(offsets)
+            try:
+                await self._thread.seek_wait(offsets)
+            except IllegalStateError:
+                # The consumer thread has lost the partitions, and a rebalance is on its way here: it seeks all of them.
+                log.info("seek_of_lost_partitions", offsets=_by_name(offsets))
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         """Nothing. Without it: a batch ends at its last offset, so Faust takes every batch for a gap in the log."""
@@ -350,6 +355,20 @@ class FaustApp(faust.App):
     def may_send(self) -> bool:
         """Whether records in the producer's buffer may go to the broker now. Asked before each request."""
         raise NotImplementedError
+
+    def service_failed(self, reason: BaseException) -> None:
+        """A service of this application cannot go on because of `reason`."""
+        raise NotImplementedError
+
+    def _crash(self, reason: BaseException) -> None:
+        """Called by Faust when a service fails, also in the consumer thread.
+
+        Without it: a consumer that failed is only marked, and the process stands still until the stall detection ends
+        it after a minute. A service that is cancelled stops.
+        """
+        if not self.should_stop and not isinstance(reason, asyncio.CancelledError):
+            self.loop.call_soon_threadsafe(self.service_failed, reason)
+        super()._crash(reason)
 
     async def before_assignment(self) -> None:
         """Partitions are about to be assigned. Raises KafkaOperationError if this process cannot go on with them."""

@@ -50,6 +50,7 @@ METRICS: Final = web.AppKey("metrics", GatewayMetrics)
 
 _PROCESS: Final = web.AppKey("process", ProcessMetrics)
 _KAFKA_WRITER: Final = web.AppKey("kafka_writer", KafkaWriter)
+_MEDIA: Final = web.AppKey("media", MediaSockets)
 
 _BATCH_BYTES: Final = 900_000
 """3000 frames, so that the records that waited out an outage, or a busy moment of this process, go in one request for
@@ -59,8 +60,8 @@ each partition. Kafka accepts batches of up to 1 MiB."""
 _LOOPBACK: Final = "127.0.0.1"
 """Where tunnel programs connect."""
 
-_HANDLER_GRACE_S: Final = 3.0
-"""How long requests and closing sockets may take at shutdown: longer than the close timeout of a media socket."""
+_HANDLER_GRACE_S: Final = 2.0
+"""How long requests may take at shutdown, after the media sockets were closed: longer than Kafka's acknowledgement."""
 
 _PRODUCER_GRACE_S: Final = 2.0
 """How long the producer may take to deliver its records at shutdown, after the media records were drained."""
@@ -121,21 +122,18 @@ def create_app(
             sender.cancel()
             await asyncio.wait([sender, watcher])
 
-    async def close_sockets(_: web.Application) -> None:
-        media.close_all()
-
     checks = [_public_alone_at(config.tunnel_port), _own_pages_alone(config)]
     app = web.Application(middlewares=[errors_as_json(metrics), *checks])
     app[METRICS] = metrics
     app[_PROCESS] = process
     app[_KAFKA_WRITER] = writer
+    app[_MEDIA] = media
     app.router.add_post(WEBHOOK_PATH, webhook)
     app.router.add_post(f"{WEBHOOK_PATH}/", webhook)
     app.router.add_get(MEDIA_PATH, media.handle, allow_head=False)
     app.add_routes(health.routes({"kafka": kafka_is_ready}, live_details=counts, ready_details=kafka_and_counts))
     app.router.add_get(METRICS_PATH, show_metrics)
     app.cleanup_ctx.append(sending)
-    app.on_shutdown.append(close_sockets)
     if not config.verify_webhooks:
         log.warning(
             "webhooks_not_verified",
@@ -188,7 +186,13 @@ def http_server(app: web.Application, *, connections_max: int) -> HttpServer:
     def unreadable() -> None:
         metrics.requests_unreadable += 1
 
-    server = HttpServer(app, grace_s=_HANDLER_GRACE_S, connections_max=connections_max, on_unreadable=unreadable)
+    server = HttpServer(
+        app,
+        grace_s=_HANDLER_GRACE_S,
+        connections_max=connections_max,
+        on_unreadable=unreadable,
+        before_stop=app[_MEDIA].close_all,
+    )
     app[_PROCESS].registry.register(HttpCollector(server.counts))
     return server
 

@@ -89,6 +89,7 @@ class Connection:
         """Whether the peer was given up because it sent too many pings, or did not read the pongs."""
         self._peer_gone: asyncio.Future[None] = loop.create_future()
         """Done when the peer has closed its half, or its connection is lost."""
+        self._close_sent_at: float | None = None
         self._heartbeat_s = heartbeat_s
         self._time = loop.time
         self._heard_at = loop.time()
@@ -105,7 +106,7 @@ class Connection:
 
     def hold(self, seconds: float) -> None:
         """Process and read nothing for `seconds`: what comes waits in the kernel, and then with the peer."""
-        if self._held is None and self._receiving:
+        if self._held is None and self._receiving and self._close_sent_at is None:
             self._held = asyncio.get_running_loop().call_later(seconds, self._go_on)
             if not self._paused and not self._transport.is_closing():
                 self._paused = True
@@ -126,16 +127,25 @@ class Connection:
             self._paused = False
             self._transport.resume_reading()
 
+    def begin_close(self, code: int, reason: str) -> None:
+        """Send the close frame, and go on receiving: the peer's answer follows everything that it sent before."""
+        if self._close_sent_at is None:
+            self._close_sent_at = self._time()
+            self._heartbeat.cancel()
+            self._go_on()
+            self._write(close_frame(code, reason))
+
     async def close(self, code: int, reason: str) -> None:
-        """Perform the closing handshake. Gives up after CLOSE_TIMEOUT_S."""
+        """Perform the closing handshake. Gives up CLOSE_TIMEOUT_S after the close frame was sent."""
         self._receiving = False
         self._go_on()
         try:
             if not self._peer_gone.done():
-                self._write(close_frame(code, reason))
+                self.begin_close(code, reason)
                 # What the peer still sends is read meanwhile: a connection that is closed on unread bytes is reset,
                 # and the close frame may be lost with it.
-                await asyncio.wait([self._peer_gone], timeout=CLOSE_TIMEOUT_S)
+                waited_s = self._time() - (self._close_sent_at or 0.0)
+                await asyncio.wait([self._peer_gone], timeout=max(0.0, CLOSE_TIMEOUT_S - waited_s))
         finally:
             self._heartbeat.cancel()
             if not self._peer_gone.done():
@@ -205,10 +215,10 @@ class Connection:
         match message:
             case Binary() if self._receiving:
                 self._receive(message)
-            case Ping(payload) if self._receiving:
+            case Ping(payload) if self._receiving and self._close_sent_at is None:
                 self._write(frame(WSMsgType.PONG, payload))
             case Close(code):
-                if self._receiving:  # else it answers the gateway's close frame
+                if self._receiving and self._close_sent_at is None:  # else it answers the gateway's close frame
                     self._write(frame(WSMsgType.CLOSE, b"" if code == NO_STATUS else code.to_bytes(2, "big")))
                 self._end(code)
             case Broken(code):

@@ -18,7 +18,7 @@ import structlog
 from aiohttp import WSCloseCode, web
 
 from dispatchai.gateway.config import GatewayConfig
-from dispatchai.gateway.connection import Connection, HandshakeError, upgrade
+from dispatchai.gateway.connection import CLOSE_TIMEOUT_S, Connection, HandshakeError, upgrade
 from dispatchai.gateway.ended_legs import EndedLegs
 from dispatchai.gateway.error_responses import error_response
 from dispatchai.gateway.fair_queue import FairQueue
@@ -184,6 +184,10 @@ class MediaSockets:
                 self._metrics.sockets_refused[SocketRefusal.CALL_OVER] += 1
                 self._report_refusal("its call is over")
                 return error_response(403, "call_over", "the call of this token is over", "start no stream for it")
+        if self._stopping:
+            self._metrics.sockets_refused[SocketRefusal.UNAVAILABLE] += 1
+            self._report_refusal("the gateway stops")
+            return error_response(503, "unavailable", "the gateway stops", "start the stream again")
         try:
             await self._writer.require_topics()
         except KafkaUnavailableError as error:
@@ -205,11 +209,20 @@ class MediaSockets:
         await self._serve(socket, connection)
         return response
 
-    def close_all(self) -> None:
-        """Close every socket: the gateway stops."""
+    async def close_all(self) -> None:
+        """Close every socket: the gateway stops. Returns when all are closed, after CLOSE_TIMEOUT_S at most.
+
+        What a carrier sent before it read the close frame is recorded: its answer follows that.
+        """
         self._stopping = True
-        for socket in tuple(self._open):
-            self._close(socket, _STOPPING)
+        closing = {socket.closing: socket for socket in self._open}
+        for socket in closing.values():
+            if socket.connection is not None:
+                socket.connection.begin_close(_STOPPING.code, _STOPPING.reason)
+        if closing:
+            _, unanswered = await asyncio.wait(closing, timeout=CLOSE_TIMEOUT_S)
+            for future in unanswered:
+                self._close(closing[future], _STOPPING)
 
     def _report_refusal(self, reason: str) -> None:
         if count := self._refused_log.add(reason):
@@ -261,7 +274,9 @@ class MediaSockets:
         if socket.connection is not None and socket.connection.flooded:
             self._metrics.sockets_refused[SocketRefusal.FLOOD] += 1
             self._report_refusal("too many pings, or the answers are not read")
-        if code in (WSCloseCode.OK, NO_STATUS):
+        if self._stopping:
+            self._close(socket, _STOPPING)
+        elif code in (WSCloseCode.OK, NO_STATUS):
             self._close(socket, _PEER_GONE)
         else:
             self._close(socket, Closing(code, "", f"{CLOSED}: code {code}"))

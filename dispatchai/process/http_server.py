@@ -16,7 +16,7 @@ import logging
 import resource
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -120,7 +120,8 @@ class HttpServer:
     """Serves `app` on any number of addresses. `grace_s` is how long requests may take to end at `stop`.
 
     Start it with `start` and `listen`, in this order. `counts` may be shared between servers; `on_unreadable` is called
-    for each request that is not HTTP.
+    for each request that is not HTTP. `before_stop` runs at `stop` while connections are still read: aiohttp drops what
+    comes in once it shuts down, also on upgraded connections.
     """
 
     def __init__(
@@ -131,7 +132,9 @@ class HttpServer:
         connections_max: int = CONNECTIONS_MAX,
         counts: HttpCounts | None = None,
         on_unreadable: Callable[[], None] = lambda: None,
+        before_stop: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        self._before_stop = before_stop
         self.counts = HttpCounts() if counts is None else counts
         app.middlewares.append(refuse_encoded_bodies)
         app.on_response_prepare.append(_close_on_unread_body)
@@ -161,6 +164,8 @@ class HttpServer:
         """Accept nothing more, let the requests end, and stop the application."""
         for server in self._listening:
             server.close()
+        if self._before_stop is not None:
+            await self._before_stop()
         await self._runner.cleanup()
         if self._connections is not None:
             self._connections.stop()

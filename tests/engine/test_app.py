@@ -455,6 +455,56 @@ async def test_a_process_that_can_have_no_partitions_any_more_fails(broker: Kafk
             await app.failure.wait()
 
 
+async def test_what_is_still_to_be_written_when_the_producer_has_stopped_fails_nothing_and_is_not_committed(
+    broker: KafkaConnection, tmp_path: Path
+) -> None:
+    """Agents may work until they are stopped, and records may wait for their turn even longer."""
+    app, names = await make_idle_app(broker, tmp_path)
+    async with running(app):
+        await until(lambda: app.lease.open)
+        await app.emitter.ready()
+    assert app.lease.open
+    assert app.collaborators.commits.valid
+    await app.emitter.send_soon(names.sink, 0, [(b"call", b"1")], timestamp_ms=0)
+    with pytest.raises(AssignmentOverError):
+        await app.emitter.send_batch(names.sink, 0, [(b"call", b"1")], timestamp_ms=0)
+    with pytest.raises(AssignmentOverError):
+        await app.emitter.send(names.sink, b"call", b"1", partition=0)
+    await app.emitter.delivered()
+    assert not app.failure.has_failed
+    assert not app.collaborators.commits.valid
+
+
+async def test_a_consumer_that_cannot_go_on_fails_the_process_at_once(broker: KafkaConnection, tmp_path: Path) -> None:
+    app, _ = await make_idle_app(broker, tmp_path)
+
+    async def getmany(*_: Any) -> Any:
+        raise RuntimeError("nobody expects this of a fetch")
+
+    async with running(app):
+        await until(lambda: app.lease.open)
+        app.consumer._getmany = getmany
+        async with asyncio.timeout(STALL_LIMIT_S):  # after twice that the stall detection finds it
+            await app.failure.wait()
+
+
+async def test_a_seek_of_partitions_that_are_lost_meanwhile_stops_nothing(
+    broker: KafkaConnection, tmp_path: Path
+) -> None:
+    """A rebalance takes them away in the consumer thread before the application's loop hears of it."""
+    names = await make_topics(broker)
+    app = make_app(broker, names, tmp_path)
+    states = make_states(app)
+    agent.run(app, states, {names.source: int}, step=append)
+    async with running(app):
+        await until(lambda: app.lease.open)
+        app._source._seek_again[TP("lost", 0)] = 1
+        await until(lambda: not app._source._seek_again)
+        await produce(broker, names.source, [("call", b"1")])
+        await until(lambda: states.get("call") == [1])
+        assert not app.failure.has_failed
+
+
 async def test_a_deleted_state_leaves_a_tombstone(broker: KafkaConnection, tmp_path: Path) -> None:
     names = await make_topics(broker)
     app = make_app(broker, names, tmp_path)

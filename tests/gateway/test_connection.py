@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +23,7 @@ from tests.support.gateway import (
     media,
     new_call,
     outline,
+    records_of,
     running_gateway,
     start,
     stream_token,
@@ -95,6 +96,42 @@ async def test_a_peer_that_answers_pings_stays_connected_and_its_pings_are_answe
         writer.write(sent(media(1).encode()) + sent((1001).to_bytes(2, "big"), 0x80 | WSMsgType.CLOSE))
         assert await reader.read() == bytes((0x80 | WSMsgType.CLOSE, 2)) + (1001).to_bytes(2, "big")
     assert outline(await frames_of(embedded, call_id)) == ["START", "1", "END:2:closed: code 1001"]
+
+
+async def test_what_the_carrier_sends_before_it_answers_a_stopping_gateway_is_recorded(
+    embedded: KafkaConnection,
+) -> None:
+    call_id, last = new_call(), 1000
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        """On the gateway's close frame: what was sent before it came, and the same code. Returns what follows it."""
+        head = await reader.readexactly(2)
+        assert head[0] == 0x80 | WSMsgType.CLOSE
+        code = (await reader.readexactly(head[1]))[:2]
+        assert int.from_bytes(code, "big") == 1001
+        burst = b"".join(sent(media(chunk).encode(), key=None) for chunk in range(2, last + 1))
+        assert len(burst) > 2 * UNREAD_MAX_BYTES, "some of it waits in the kernel"
+        writer.write(burst + sent(b"", 0x80 | WSMsgType.PING) + sent(code, 0x80 | WSMsgType.CLOSE))
+        return await reader.read()
+
+    async with AsyncExitStack() as carrier:
+        async with running_gateway(embedded) as gateway:
+            reader, writer = await carrier.enter_async_context(opened(gateway, call_id))
+            writer.write(sent(start(call_id).encode()) + sent(media(1).encode()))
+            await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 2)
+            answering = asyncio.create_task(answer(reader, writer))
+        assert await answering == b"", "nothing follows a close frame"
+    frames = await frames_of(embedded, call_id)
+    assert outline(frames) == ["START", *map(str, range(1, last + 1)), f"END:{last + 1}:closed: the gateway stops"]
+
+
+async def test_a_carrier_that_does_not_answer_a_stopping_gateway_is_cut_off(embedded: KafkaConnection) -> None:
+    call_id = new_call()
+    async with AsyncExitStack() as carrier, running_gateway(embedded) as gateway:
+        _, writer = await carrier.enter_async_context(opened(gateway, call_id))
+        writer.write(sent(start(call_id).encode()) + sent(media(1).encode()))
+        await records_of(embedded, "audio-frames", call_id, lambda records: len(records) == 2)
+    assert outline(await frames_of(embedded, call_id)) == ["START", "1", "END:2:closed: the gateway stops"]
 
 
 @pytest.mark.parametrize(
