@@ -62,9 +62,9 @@ STALL_LIMIT_S: Final = 30.0
 """How long records may wait without one being processed: above a rebalance with a dead member and a recovery of an
 hour's snapshots, which take some 20 s together."""
 
-STOP_TIMEOUT_S: Final = 9.0
-"""How long a stop may take. The group needs another heartbeat to let this member go; supervisors wait for 20 s. Work
-that is cut off is read again, as after a crash."""
+STOP_TIMEOUT_S: Final = 15.0
+"""How long a stop may take: above REBALANCE_TIMEOUT_S, since processes that are restarted one after the other stop
+while their group still rebalances. Supervisors wait for 20 s. Work that is cut off is read again, as after a crash."""
 
 
 class App(FaustApp):

@@ -21,7 +21,7 @@ from typing import Final, Self
 from dispatchai.process import reaper
 from dispatchai.process.errors import ProcessError
 
-DEFAULT_GRACE_S: Final = 10.0
+DEFAULT_GRACE_S: Final = 16.0
 """Seconds between SIGTERM and SIGKILL. A worker flushes its producer and leaves its group in less than five."""
 
 _REAPER_MARGIN_S: Final = 5.0
