@@ -444,7 +444,12 @@ def topics() -> None:
 
 
 @topics.command("apply")
-def topics_apply() -> None:
+@click.option(
+    "--allow-drift",
+    is_flag=True,
+    help="Exit code 0 although settings of topics differ. A different number of partitions is 1 all the same.",
+)
+def topics_apply(allow_drift: bool) -> None:
     """Create the missing topics.
 
     Reports what differs from topics.yaml, without changing it (exit code 1).
@@ -458,7 +463,7 @@ def topics_apply() -> None:
 
         report = await apply(kafka_of(settings), Topics.load(settings.topics_file), settings.kafka_replication_factor)
         click.echo(render_report(report))
-        return report.exit_code
+        return int(report.splits_calls) if allow_drift else report.exit_code
 
     run_and_exit(on_kafka(run()))
 

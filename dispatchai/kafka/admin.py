@@ -64,6 +64,11 @@ class Report:
         """1 if something is not as declared, else 0."""
         return 1 if self.drift else 0
 
+    @property
+    def splits_calls(self) -> bool:
+        """Whether a topic has a wrong number of partitions: a call's partition would differ between topics."""
+        return any(item.what == "partitions" for item in self.drift)
+
 
 @dataclass(frozen=True, slots=True)
 class TopicState:
