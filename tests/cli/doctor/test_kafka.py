@@ -206,3 +206,5 @@ async def test_a_missing_tls_file_is_reported(tmp_path: Path) -> None:
     )
     (result,) = await check_kafka(settings)
     assert (result.verdict, "cannot be used" in result.seen) == (Verdict.FAIL, True)
+    assert f"KAFKA_SSL_CA_FILE={tmp_path / 'none.pem'} cannot be read: No such file or directory" in result.seen
+    assert "Errno" not in result.seen
