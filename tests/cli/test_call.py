@@ -205,11 +205,13 @@ async def test_no_running_program_is_explained(bench: Bench) -> None:
 
 
 async def test_a_named_gateway_that_does_not_answer_is_not_looked_for_here(bench: Bench) -> None:
-    refused = await bench.refusal(
-        bench.wav(), elsewhere=Elsewhere(gateway_url=f"http://127.0.0.1:{free_port()}", carrier="0")
-    )
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    elsewhere = Elsewhere(gateway_url=nowhere, carrier="0", signing_key=bench.state_dir / "smoke.pem")
+    refused = await bench.refusal(bench.wav(), elsewhere=elsewhere)
     assert "no gateway answers" in refused
     assert "dispatchai up" not in refused
+    # The guide calls it the line to set.
+    assert "TELNYX_PUBLIC_KEY_NEXT=" in bench.err.getvalue()
 
 
 async def test_a_certificate_that_is_not_trusted_is_named(bench: Bench, tmp_path: Path) -> None:
