@@ -137,7 +137,8 @@ def _data_dir(settings: Settings, name: str) -> Path:
 
 def _pages(app: App, checks: Mapping[str, Callable[[], bool]]) -> None:
     """The health pages, and the metrics, which show the checks too."""
-    app.web.web_app.add_routes([*health.routes(checks), web.get("/metrics", app.metrics.show)])
+    pages = health.routes(checks, ready_details=app.details)
+    app.web.web_app.add_routes([*pages, web.get("/metrics", app.metrics.show)])
     app.metrics.checks(checks)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dispatchai.kafka.connection import Compression, KafkaConnection
@@ -336,3 +336,19 @@ class Settings(BaseSettings):
 def settings() -> Settings:
     """The settings of this process. They are read once."""
     return Settings()
+
+
+class _LogFormatAlone(BaseSettings):
+    """The one setting that decides how the errors of the others are written."""
+
+    model_config = Settings.model_config
+
+    log_format: LogFormat = LogFormat.CONSOLE
+
+
+def log_format_alone() -> LogFormat:
+    """LOG_FORMAT while other settings are wrong; for people if it is wrong itself."""
+    try:
+        return _LogFormatAlone().log_format
+    except ValidationError:
+        return LogFormat.CONSOLE

@@ -53,7 +53,9 @@ allow topics Read,Write --topic packets
 for topic in "${topics[@]}"; do
   allow topics Create,Describe,DescribeConfigs --topic "$topic"
   allow review Read,Describe,DescribeConfigs --topic "$topic"
+  allow worker Describe,DescribeConfigs --topic "$topic"  # `dispatchai doctor` runs with the worker's settings
 done
 for app in worker speech; do
   allow topics Create,Describe,DescribeConfigs --topic "dispatchai-$app-" --resource-pattern-type prefixed
+  allow worker Describe,DescribeConfigs --topic "dispatchai-$app-" --resource-pattern-type prefixed
 done

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import ssl
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ class Elsewhere:
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """How one file's call went: its packet, as the console returns it, or why there is none."""
+    """How one file's call went: its packet, as the console returns it, and what failed, or why there is no packet."""
 
     file: str
     packet: dict[str, Any] | None
@@ -136,10 +137,10 @@ async def call(
         numbers = _numbers(len(audios), from_number)
         account = _account(settings, elsewhere)
         if elsewhere.signing_key is not None:
-            print(f"webhooks are signed for TELNYX_PUBLIC_KEY={account.public_key}", file=err)
+            print(f"webhooks are signed for TELNYX_PUBLIC_KEY_NEXT={account.public_key}", file=err)
         board = _Board(err if as_json else out, [audio.name for audio in audios])
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REQUEST_S)) as http:
-            await _check_gateway(http, target.gateway_url)
+            await _check_gateway(http, target.gateway_url, local=not elsewhere.named)
             carrier = SimulatedCarrier(
                 account,
                 target.carrier_port,
@@ -212,13 +213,25 @@ def _numbers(count: int, from_number: str | None) -> list[str]:
     return numbers
 
 
-async def _check_gateway(http: aiohttp.ClientSession, gateway_url: str) -> None:
+async def _check_gateway(http: aiohttp.ClientSession, gateway_url: str, *, local: bool) -> None:
     """Raise UnusableError if nothing answers. Any answer will do: the webhooks find every other fault."""
     try:
         async with http.get(f"{gateway_url}/health/live"):
             pass
+    except aiohttp.ClientConnectorCertificateError as error:
+        cause = error.certificate_error
+        why = cause.verify_message if isinstance(cause, ssl.SSLCertVerificationError) else str(cause)
+        raise UnusableError(
+            f"the certificate at {gateway_url} is not trusted: {why}; the carrier would not trust it either. "
+            "For an authority of your own set SSL_CERT_FILE to its PEM file"
+        ) from error
+    except aiohttp.ClientConnectorSSLError as error:
+        raise UnusableError(f"no TLS at {gateway_url}: is it an http:// address?") from error
     except (TimeoutError, aiohttp.ClientError, OSError) as error:
-        raise UnusableError(f"no gateway answers at {gateway_url}: is `dispatchai up` running?") from error
+        todo = (
+            "is `dispatchai up` running?" if local else "is it the address of the gateway, or of the proxy before it?"
+        )
+        raise UnusableError(f"no gateway answers at {gateway_url}: {todo}") from error
 
 
 async def _one_call(
@@ -234,16 +247,17 @@ async def _one_call(
     await asyncio.sleep(index * BETWEEN_CALLS_S)
     placed = carrier.place_call(audio, number, CALLED_NUMBER, lambda progress: board.progress(index, progress))
     report = await placed.finished()
-    if report.failure is not None:
+    if not report.completed:
         board.show(index, f"failed: {report.failure}")
         return _Result(audio.name, None, report.failure, report)
     board.show(index, f"hung up ({report.hangup_source}), waiting for the packet")
     packet = await _final_packet(http, target.console_url, report.leg.call_session_id, packet_wait_s)
     if isinstance(packet, str):
         board.show(index, f"no packet: {packet}")
-        return _Result(audio.name, None, packet, report)
+        failure = packet if report.failure is None else f"{report.failure}; {packet}"
+        return _Result(audio.name, None, failure, report)
     board.show(index, f"packet: {_text(packet, 'risk', 'level')} {_text(packet, 'nlp', 'category')}")
-    return _Result(audio.name, packet, None, report)
+    return _Result(audio.name, packet, report.failure, report)
 
 
 async def _final_packet(

@@ -12,13 +12,13 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from dispatchai.cli.errors import CliError, UnusableError
-from dispatchai.settings import Settings
+from dispatchai.settings import Settings, log_format_alone
 from dispatchai.settings import settings as read_settings
 
 
 def settings_of(process: str) -> Settings:
     """The settings, with logging configured. Raises UnusableError with each setting that is wrong."""
-    from dispatchai.process.logs import configure
+    from dispatchai.process.logs import LogFormat, configure
 
     try:
         settings = read_settings()
@@ -28,6 +28,8 @@ def settings_of(process: str) -> Settings:
             name = "_".join(str(part) for part in problem["loc"]).upper()
             lines.append(f"{name + ': ' if name else ''}{problem['msg'].removeprefix('Value error, ')}")
         lines.append("set it in the environment or in .env; .env.example explains each setting")
+        if (log_format := log_format_alone()) is LogFormat.JSON:
+            configure(log_format, "INFO", process)
         raise UnusableError("\n".join(lines)) from None
     configure(settings.log_format, settings.log_level, process)
     return settings

@@ -112,6 +112,17 @@ def _need_records_or_all(records: tuple[Any, ...], every: bool, wanted: Any) -> 
         raise UnusableError("--topic, --reader, --since and --until need --all")
 
 
+def _asking(*, yes: bool) -> Callable[[str], bool]:
+    """Asks a question on the terminal; with `yes` the answer is given. Raises UnusableError without a terminal."""
+
+    def confirm(question: str) -> bool:
+        if not yes and not sys.stdin.isatty():
+            raise UnusableError("there is no terminal to ask on: give --yes")
+        return yes or click.confirm(question)
+
+    return confirm
+
+
 @dead_letters.command("retry")
 @click.argument("records", nargs=-1, type=_Place())
 @click.option("--all", "every", is_flag=True, help="All open records that match the other options.")
@@ -122,16 +133,11 @@ def dead_letters_retry(records: tuple[Any, ...], every: bool, wanted: Any, yes: 
     _need_records_or_all(records, every, wanted)
     settings = settings_of("dead-letters")
 
-    def confirm(question: str) -> bool:
-        if not yes and not sys.stdin.isatty():
-            raise UnusableError("there is no terminal to ask on: give --yes")
-        return yes or click.confirm(question)
-
     async def run() -> int:
         from dispatchai.cli.dead_letters import retry_dead_letters
 
         return await retry_dead_letters(
-            kafka_of(settings), settings, records, wanted, confirm=confirm, out=sys.stdout, err=sys.stderr
+            kafka_of(settings), settings, records, wanted, confirm=_asking(yes=yes), out=sys.stdout, err=sys.stderr
         )
 
     run_and_exit(on_kafka(run()))
@@ -142,7 +148,8 @@ def dead_letters_retry(records: tuple[Any, ...], every: bool, wanted: Any, yes: 
 @click.option("--all", "every", is_flag=True, help="All open records that match the other options.")
 @_filters
 @click.option("--reason", required=True, help="Why nothing more is needed of them. It is kept with them.")
-def dead_letters_dismiss(records: tuple[Any, ...], every: bool, wanted: Any, reason: str) -> None:
+@click.option("--yes", is_flag=True, help="Dismiss --all without asking.")
+def dead_letters_dismiss(records: tuple[Any, ...], every: bool, wanted: Any, reason: str, yes: bool) -> None:
     """Note that nothing more is needed of RECORDS.
 
     Nothing is deleted; `list` leaves them out unless asked. A record that fails again after a retry is open again.
@@ -156,7 +163,13 @@ def dead_letters_dismiss(records: tuple[Any, ...], every: bool, wanted: Any, rea
         from dispatchai.cli.dead_letters import dismiss_dead_letters
 
         return await dismiss_dead_letters(
-            kafka_of(settings), records, wanted, reason.strip(), out=sys.stdout, err=sys.stderr
+            kafka_of(settings),
+            records,
+            wanted,
+            reason.strip(),
+            confirm=_asking(yes=yes),
+            out=sys.stdout,
+            err=sys.stderr,
         )
 
     run_and_exit(on_kafka(run()))

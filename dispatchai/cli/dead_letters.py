@@ -160,14 +160,25 @@ async def retry_dead_letters(
 
 
 async def dismiss_dead_letters(
-    connection: KafkaConnection, firsts: Sequence[Place], wanted: Filter, reason: str, *, out: TextIO, err: TextIO
+    connection: KafkaConnection,
+    firsts: Sequence[Place],
+    wanted: Filter,
+    reason: str,
+    *,
+    confirm: Callable[[str], bool],
+    out: TextIO,
+    err: TextIO,
 ) -> int:
     """Note that nothing more is needed of the records `firsts` or, without any, of all open ones that match `wanted`.
 
-    Returns the exit code. Raises DeadLetterStoreError.
+    `confirm` is called with the question before records that were not named are dismissed. Returns the exit code.
+    Raises DeadLetterStoreError.
     """
     store = DeadLetterStore(connection, Progress(err))
     records = await _found(store, firsts) if firsts else await store.open_records(wanted)
+    if records and not firsts and not confirm(f"Dismiss {len(records)} record{'' if len(records) == 1 else 's'}?"):
+        print("nothing was dismissed", file=out)
+        return 1
     await store.dismiss(records, reason)
     for record in records:
         print(f"dismissed  {record.first}", file=out)

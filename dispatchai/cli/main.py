@@ -7,6 +7,7 @@ subcommands, so that each loads only what it needs.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import sys
@@ -178,7 +179,7 @@ def console() -> None:
 
 
 async def _serving(server: Coroutine[Any, Any, None], where: str, port_setting: str) -> int:
-    """Run `server` until it ends, or until Ctrl-C or SIGTERM. Returns the exit code; raises UnusableError."""
+    """Run `server` until it ends, or until Ctrl-C or SIGTERM. Returns the exit code; raises CliError."""
     from dispatchai.cli.up import until_signal
 
     serving = asyncio.create_task(server)
@@ -192,8 +193,7 @@ async def _serving(server: Coroutine[Any, Any, None], where: str, port_setting: 
     except asyncio.CancelledError:
         return 0
     except OSError as error:
-        why = error.strerror or error
-        raise UnusableError(f"cannot listen on {where}: {why}; set {port_setting} to a free port") from error
+        raise _cannot_listen(where, port_setting, error) from error
     except ValueError as error:
         raise UnusableError(str(error)) from error
     return 0
@@ -281,16 +281,21 @@ def _need_kafka(settings: Settings) -> None:
 
 
 def _need_port(host: str, port: int, setting: str) -> None:
-    """Raise UnusableError unless a process can listen there: Faust would end with a traceback after it has begun."""
+    """Raise CliError unless a process can listen there: Faust would end with a traceback after it has begun."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, proto) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        raise UnusableError(
-            f"cannot listen on {host}:{port}: {error.strerror}; set {setting} to a free port"
-        ) from error
+        raise _cannot_listen(f"{host}:{port}", setting, error) from error
+
+
+def _cannot_listen(where: str, setting: str, error: OSError) -> CliError:
+    """A port that is taken may be free at the next start, as when a former process is still ending: exit code 1. An
+    address that this machine does not have, or may not use, is a wrong setting: exit code 2."""
+    message = f"cannot listen on {where}: {error.strerror or error}; set {setting} to a free port"
+    return CliError(message) if error.errno == errno.EADDRINUSE else UnusableError(message)
 
 
 class _CallCommand(click.Command):
@@ -439,7 +444,12 @@ def topics() -> None:
 
 
 @topics.command("apply")
-def topics_apply() -> None:
+@click.option(
+    "--allow-drift",
+    is_flag=True,
+    help="Exit code 0 although settings of topics differ. A different number of partitions is 1 all the same.",
+)
+def topics_apply(allow_drift: bool) -> None:
     """Create the missing topics.
 
     Reports what differs from topics.yaml, without changing it (exit code 1).
@@ -453,7 +463,7 @@ def topics_apply() -> None:
 
         report = await apply(kafka_of(settings), Topics.load(settings.topics_file), settings.kafka_replication_factor)
         click.echo(render_report(report))
-        return report.exit_code
+        return int(report.splits_calls) if allow_drift else report.exit_code
 
     run_and_exit(on_kafka(run()))
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 from dispatchai.kafka.admin import Report, TopicState
@@ -51,7 +51,7 @@ def render_copied(copied: Copied) -> str:
     return f"{copied.copied} packets copied from {Topic.DISPATCH_QUEUE} to {Topic.PACKETS}, {copied.present} were there"
 
 
-def render_show(states: Iterable[TopicState]) -> str:
+def render_show(states: Sequence[TopicState]) -> str:
     """The topics as a table for a terminal, without a final newline."""
 
     def value_of(state: TopicState, name: str) -> str:
@@ -79,4 +79,6 @@ def render_show(states: Iterable[TopicState]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if unreported:
         lines.append(f"? {NOT_REPORTED}")
+    if refused := next((state for state in states if state.configs_refused), None):
+        lines.append(f"{refused.name}: {refused.configs_refused}: this Kafka user needs the right to DescribeConfigs")
     return "\n".join(lines)

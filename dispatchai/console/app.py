@@ -39,6 +39,7 @@ def create_app(
 
     async def show_metrics(request: web.Request) -> web.StreamResponse:
         process.kafka_reachable.set(feed.ready)
+        await feed.current()  # without an open page nobody decodes the live entries, of which the metrics count some
         return await process.show(request)
 
     app = web.Application()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -19,6 +20,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from dispatchai.console.errors import ConsoleError
+from dispatchai.console.kafka_answers import KafkaAnswers
 from dispatchai.console.queue_view import MAX_FINALS, Change, Entry, QueueView, StoredPacket
 from dispatchai.kafka.clients import make_consumer
 from dispatchai.kafka.connection import KafkaConnection
@@ -274,6 +276,7 @@ class Feed:
         self._subscriptions: set[Subscription] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self.counts = FeedCounts()
+        self._answers = KafkaAnswers()
         self._builder = _ViewBuilder(self._live_topic, QueueView(max_finals=max_finals), self.counts, self._changed)
 
     async def start(self) -> None:
@@ -327,8 +330,11 @@ class Feed:
 
     @property
     def unheard_calls(self) -> int:
-        """The number of answered calls in the whole system whose callers are not heard now."""
-        return self._builder.view.unheard(now_micros())
+        """The number of answered calls in the whole system whose callers are not heard now.
+
+        0 while Kafka is away and shortly after it: then records are late, and a caller may be heard all the same.
+        """
+        return self._builder.view.unheard(now_micros()) if self._answers.records_are_current(time.monotonic()) else 0
 
     @property
     def final_calls(self) -> int:
@@ -448,6 +454,7 @@ class Feed:
             # they have and the topics are read again.
             except Exception as error:  # noqa: BLE001
                 failure = error
+            self._answers.lost()
             pause_s = BACKOFF_MIN_S if self._state is FeedState.LIVE else min(2 * pause_s, BACKOFF_MAX_S)
             if failures := self._failure_log.add():
                 why = f"{type(failure).__name__}: {failure}"
@@ -478,6 +485,7 @@ class Feed:
                 await consumer.seek_to_beginning(*partitions)
             builder = _ViewBuilder(self._live_topic, QueueView(max_finals=self._max_finals), self.counts, self._changed)
             await self._catch_up(consumer, builder)
+            self._answers.answered(time.monotonic())
             await builder.decode_pending()
             builder.view.continue_after(self._builder.view)
             self._builder = builder
@@ -516,6 +524,7 @@ class Feed:
                 probed_at = loop.time()
                 async with asyncio.timeout(REQUEST_S):
                     ends = await consumer.end_offsets(consumer.assignment())
+                self._answers.answered(time.monotonic())
                 still = still + 1 if await _behind(consumer, ends) else 0
                 if still >= STALLED_PROBES:
                     raise _SessionError("records are waiting and none comes")

@@ -281,7 +281,10 @@ class App(FaustApp):
     # ---- what is shown ---------------------------------------------------------------------------------------------
 
     def is_processing(self) -> bool:
-        """Whether partitions were assigned and their tables read, so that records flow."""
+        """Whether the group has assigned this process its partitions, and their tables are read, so that records flow.
+
+        That may be no partition at all: in a group of more processes than partitions, and while the topics are missing.
+        """
         return bool(self.flow_control.is_active() and not self.in_recovery and not self.rebalancing)
 
     @property
@@ -289,9 +292,15 @@ class App(FaustApp):
         """The conditions for this process to be ready, by name."""
         return {
             "processing": self.is_processing,
+            "topics": lambda: not self.stalls.missing_topics,
             "kafka": lambda: self.stalls.kafka_reachable,
             "running": lambda: not self.failure.has_failed,
         }
+
+    def details(self) -> Mapping[str, Any]:
+        """Further fields of the page of readiness: the missing topics, if there are any."""
+        missing = self.stalls.missing_topics
+        return {"missing_topics": list(missing)} if missing else {}
 
     def _state(self) -> AppState:
         return AppState(

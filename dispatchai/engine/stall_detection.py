@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, NoReturn
@@ -67,6 +67,7 @@ class StallDetector:
         self._readings: dict[tuple[str, TP], _Reading] = {}
         self._ends: Mapping[TP, int] = {}
         self._excused: set[str] = set()
+        self._topics: Set[str] | None = None
         self._waiting_s: float | None = 0.0
         """How long no partitions have been assigned although Kafka answers; None while some are."""
         self.checked_at_s = 0.0
@@ -76,6 +77,15 @@ class StallDetector:
         """`agent` reads `topics`. Call it before the application starts."""
         for topic in topics:
             self._agents.setdefault(topic, []).append(agent)
+
+    def found(self, topics: Set[str]) -> None:
+        """Kafka has these topics now."""
+        self._topics = topics
+
+    @property
+    def missing_topics(self) -> tuple[str, ...]:
+        """The topics that agents read and that did not exist when Kafka was last asked. Their records cannot come."""
+        return () if self._topics is None else tuple(topic for topic in self._agents if topic not in self._topics)
 
     def begin(self, offsets: Mapping[TP, int]) -> None:
         """The partitions of `offsets`, and no others, are read from these offsets on."""
@@ -181,6 +191,8 @@ async def detect_stalls(
         while True:
             was_away = not detector.kafka_reachable
             ends = await offsets.of(detector.partitions())
+            if ends is not None:
+                detector.found(offsets.topics)
             if was_away and ends is not None:
                 await identity.check()
             if (stalled := detector.check(time.monotonic(), ends)) is not None:
@@ -197,16 +209,18 @@ class _EndOffsets:
         self._connection = connection
         self._client_id = client_id
         self._consumer: AIOKafkaConsumer | None = None
+        self.topics: Set[str] = frozenset()
+        """The topics that Kafka had at the last answer."""
 
     async def of(self, partitions: Sequence[TP]) -> Mapping[TP, int] | None:
         """The end offsets of `partitions`, or None if Kafka does not answer within REQUEST_TIMEOUT_S."""
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 consumer = await self._started()
-                if partitions:
-                    return {TP(*tp): end for tp, end in (await consumer.end_offsets(partitions)).items()}
-                await consumer.topics()
-                return {}
+                self.topics = await consumer.topics()
+                if not partitions:
+                    return {}
+                return {TP(*tp): end for tp, end in (await consumer.end_offsets(partitions)).items()}
         except (KafkaError, OSError, TimeoutError):
             return None
         except asyncio.CancelledError:

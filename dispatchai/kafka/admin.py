@@ -64,14 +64,19 @@ class Report:
         """1 if something is not as declared, else 0."""
         return 1 if self.drift else 0
 
+    @property
+    def splits_calls(self) -> bool:
+        """Whether a topic has a wrong number of partitions: a call's partition would differ between topics."""
+        return any(item.what == "partitions" for item in self.drift)
+
 
 @dataclass(frozen=True, slots=True)
 class TopicState:
     """One declared topic as the cluster has it.
 
-    `partitions` is 0 when it does not exist. `configs` holds what the broker reports of `TopicSpec.configs`.
-    `start_offsets` and `end_offsets` are by partition; their differences bound the number of records (a compacted
-    topic holds fewer).
+    `partitions` is 0 when it does not exist. `configs` holds what the broker reports of `TopicSpec.configs`;
+    `configs_refused` is why it reports nothing, such as a missing right to DescribeConfigs, or empty. `start_offsets`
+    and `end_offsets` are by partition; their differences bound the number of records (a compacted topic holds fewer).
     """
 
     name: str
@@ -80,6 +85,7 @@ class TopicState:
     configs: Mapping[str, str] = field(default_factory=dict)
     start_offsets: tuple[int, ...] = ()
     end_offsets: tuple[int, ...] = ()
+    configs_refused: str = ""
 
     @property
     def exists(self) -> bool:
@@ -108,7 +114,9 @@ async def apply(connection: KafkaConnection, topics: Topics, replication: int | 
         missing = [spec for spec in specs if spec.name not in before]
         created = await _create(admin, missing, topics.partitions, replicas)
         found = await _wait_for_leaders(admin, [spec.name for spec in specs])
-        configs = await _configs(admin, specs)
+        configs, refused = await _configs(admin, specs)
+    for name, why in refused.items():
+        raise TopicsError(f"{name}: its configuration cannot be read: {why}")
     drift: list[Drift] = []
     not_reported: list[NotReported] = []
     for spec in specs:
@@ -129,7 +137,7 @@ async def show(connection: KafkaConnection, topics: Topics) -> tuple[TopicState,
     async with _admin(connection) as admin:
         found = await _metadata(admin)
         there = [spec for spec in specs if spec.name in found]
-        configs = await _configs(admin, there)
+        configs, refused = await _configs(admin, there)
     partitions = [
         TopicPartition(spec.name, number) for spec in there for number in range(len(found[spec.name].replicas))
     ]
@@ -147,6 +155,7 @@ async def show(connection: KafkaConnection, topics: Topics) -> tuple[TopicState,
             configs=configs[spec.name],
             start_offsets=tuple(starts[partition] for partition in own),
             end_offsets=tuple(ends[partition] for partition in own),
+            configs_refused=refused.get(spec.name, ""),
         )
 
     return tuple(state(spec) for spec in specs)
@@ -235,22 +244,26 @@ async def _wait_for_leaders(admin: AIOKafkaAdminClient, names: list[str]) -> dic
         raise TopicsError(f"{', '.join(waiting)}: no leader after {_VISIBLE_TIMEOUT_S:g} s") from None
 
 
-async def _configs(admin: AIOKafkaAdminClient, specs: Iterable[TopicSpec]) -> dict[str, dict[str, str]]:
-    """The declared configuration of each topic as the broker reports it, by topic. Raises TopicsError."""
+async def _configs(
+    admin: AIOKafkaAdminClient, specs: Iterable[TopicSpec]
+) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """The declared configuration of each topic as the broker reports it, and why it reports none; both by topic."""
     wanted = {spec.name: spec.configs for spec in specs}
     reported: dict[str, dict[str, str]] = {name: {} for name in wanted}
+    refused: dict[str, str] = {}
     if not wanted:
-        return reported
+        return reported, refused
     # Asks for all configurations by naming none: Tansu closes the connection when some are named.
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in wanted]
     for response in await admin.describe_configs(resources):
         for code, message, _kind_of_resource, name, entries in response.resources:
             if code:
-                raise TopicsError(f"{name}: its configuration cannot be read: {message or for_code(code).__name__}")
+                refused[name] = (message or for_code(code).__name__).rstrip(".")
+                continue
             reported[name] = {
                 entry[0]: entry[1] for entry in entries if entry[0] in wanted[name] and entry[1] is not None
             }
-    return reported
+    return reported, refused
 
 
 async def _offsets(

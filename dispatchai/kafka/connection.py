@@ -86,11 +86,18 @@ class KafkaConnection:
     def ssl_context(self) -> ssl.SSLContext | None:
         """A new TLS context that verifies the brokers' names, or None without TLS.
 
-        Without `ssl_ca_file` the system's authorities are trusted. Raises OSError if a file cannot be read, and
-        ssl.SSLError if it contains no PEM.
+        Without `ssl_ca_file` the system's authorities are trusted. Raises OSError, with the setting and the path, if a
+        file cannot be read, and ssl.SSLError if it contains no PEM.
         """
         if not self.uses_tls:
             return None
+        for setting, path in (
+            ("KAFKA_SSL_CA_FILE", self.ssl_ca_file),
+            ("KAFKA_SSL_CERT_FILE", self.ssl_cert_file),
+            ("KAFKA_SSL_KEY_FILE", self.ssl_key_file),
+        ):
+            if path is not None:
+                _check_readable(setting, path)
         context: ssl.SSLContext = create_ssl_context(
             cafile=self.ssl_ca_file, certfile=self.ssl_cert_file, keyfile=self.ssl_key_file
         )
@@ -146,3 +153,11 @@ class KafkaConnection:
             "broker": [f"{TRANSPORT_SCHEME}://{server}" for server in self.servers],
             "broker_credentials": credentials,
         }
+
+
+def _check_readable(setting: str, path: Path) -> None:
+    """Raise OSError if the file cannot be read: OpenSSL names neither the file nor the setting."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise OSError(f"{setting}={path} cannot be read: {error.strerror}") from error

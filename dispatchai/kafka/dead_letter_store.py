@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
@@ -252,8 +252,10 @@ class DeadLetterStore:
 
     async def dead_letter(self, place: Place) -> DeadLetter:
         """The dead letter at `place`, with its content. Raises DeadLetterStoreError when it was deleted."""
-        async for dead_letter in self._dead_letters_at([place]):
-            return dead_letter
+        # A generator that is left before its end is closed here: at the end of the loop its consumer could not be.
+        async with aclosing(self._dead_letters_at([place])) as found:
+            async for dead_letter in found:
+                return dead_letter
         raise DeadLetterStoreError(f"the dead letter {place} was deleted: the topic's retention has passed")
 
     async def read(self, since_ms: int | None = None) -> AsyncIterator[DeadLetter | RetryNote | Dismissal]:
@@ -313,15 +315,16 @@ class DeadLetterStore:
             if tp not in partitions:
                 return deleted
             # An offset before the beginning of the log is read from the beginning.
-            async for record in self._read(consumer, {tp: dead_letter.origin.offset}):
-                same = hashlib.sha256(record.value or b"").hexdigest() == dead_letter.truncated.sha256
-                if record.offset != dead_letter.origin.offset or not same:
-                    return deleted
-                headers = tuple(own_headers(record))
-                return replace(dead_letter, key=record.key, value=record.value, headers=headers, truncated=None)
+            async with aclosing(self._read(consumer, {tp: dead_letter.origin.offset})) as records:
+                async for record in records:
+                    same = hashlib.sha256(record.value or b"").hexdigest() == dead_letter.truncated.sha256
+                    if record.offset != dead_letter.origin.offset or not same:
+                        return deleted
+                    headers = tuple(own_headers(record))
+                    return replace(dead_letter, key=record.key, value=record.value, headers=headers, truncated=None)
         return deleted
 
-    async def _dead_letters_at(self, places: Collection[Place]) -> AsyncIterator[DeadLetter]:
+    async def _dead_letters_at(self, places: Collection[Place]) -> AsyncGenerator[DeadLetter, None]:
         """The dead letters at `places`, in order within a partition."""
         wanted = {(place.partition, place.offset) for place in places}
         first: dict[int, int] = {}
@@ -329,14 +332,15 @@ class DeadLetterStore:
             first[partition] = min(offset, first.get(partition, offset))
         async with self._reader() as (consumer, partitions):
             starts = {tp: first[tp.partition] for tp in partitions if tp.partition in first}
-            async for record in self._read(consumer, starts):
-                if (record.partition, record.offset) in wanted:
-                    wanted.discard((record.partition, record.offset))
-                    found = parse_dead_letter(record)
-                    if isinstance(found, DeadLetter):
-                        yield found
-                    if not wanted:
-                        return
+            async with aclosing(self._read(consumer, starts)) as records:
+                async for record in records:
+                    if (record.partition, record.offset) in wanted:
+                        wanted.discard((record.partition, record.offset))
+                        found = parse_dead_letter(record)
+                        if isinstance(found, DeadLetter):
+                            yield found
+                        if not wanted:
+                            return
 
     @asynccontextmanager
     async def _reader(
@@ -354,7 +358,7 @@ class DeadLetterStore:
 
     def _read(
         self, consumer: aiokafka.AIOKafkaConsumer, starts: Mapping[TopicPartition, int]
-    ) -> AsyncIterator[aiokafka.ConsumerRecord]:
+    ) -> AsyncGenerator[aiokafka.ConsumerRecord, None]:
         """The records of the partitions of `starts`, from these offsets to their ends now."""
         return read_to_end(self._connection, consumer, starts, on_progress=self._on_read)
 

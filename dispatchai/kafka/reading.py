@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -121,11 +121,11 @@ async def read_to_end(
     *,
     on_progress: OnProgress = lambda read, total: None,
     silence_s: float = SILENCE_S,
-) -> AsyncIterator[aiokafka.ConsumerRecord]:
+) -> AsyncGenerator[aiokafka.ConsumerRecord, None]:
     """The records of the partitions of `starts`, from these offsets to their ends at the time of the call.
 
-    Those of one partition come in order. Takes over the assignment of `consumer`. Raises SilentKafkaError after
-    `silence_s` seconds without a record, and KafkaError.
+    Those of one partition come in order. Whoever does not read to the end closes it (`aclosing`). Takes over the
+    assignment of `consumer`. Raises SilentKafkaError after `silence_s` seconds without a record, and KafkaError.
     """
     if not starts:
         return

@@ -112,6 +112,9 @@ class CallReport:
     webhook_answers_s: tuple[float, ...]
     """Seconds that the gateway took for each of its answers."""
     failure: str | None
+    completed: bool = True
+    """Whether the call went well to its end, which the gateway knows of. Other events may be undelivered all the same,
+    such as streaming.failed while a gateway was down: then `failure` names them."""
 
     @property
     def frames_sent(self) -> int:
@@ -303,6 +306,7 @@ class SimulatedCall:
             self._save_recording()
             self._report(Stage.ENDED)
             self._delivery_queue.put_nowait(None)
+        completed = failure is None and "call.hangup" not in self._undelivered
         if failure is None and self._undelivered:
             failure = f"the gateway never accepted {', '.join(self._undelivered)}"
         return CallReport(
@@ -316,6 +320,7 @@ class SimulatedCall:
             undelivered=tuple(self._undelivered),
             webhook_answers_s=tuple(self._sender.answers_s),
             failure=failure,
+            completed=completed,
         )
 
     def _messages_sent(self) -> int:
@@ -586,7 +591,8 @@ def _refused(delivery: Delivery) -> str:
         case 401 | 403:
             return (
                 f"the gateway refused the signature of call.initiated with {delivery.status}: "
-                "does it run with the key in this state folder?"
+                "its TELNYX_PUBLIC_KEY or TELNYX_PUBLIC_KEY_NEXT must be this carrier's public key: that of "
+                "--signing-key or, without it, of this state folder"
             )
         case status:
             return f"the gateway did not accept call.initiated: {status} {delivery.reason}, attempt {delivery.attempts}"

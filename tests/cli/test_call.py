@@ -6,9 +6,11 @@ import asyncio
 import io
 import json
 import re
+import ssl
 import stat
 import struct
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from dispatchai.cli.errors import UnusableError
 from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.process.run_info import RunInfo, RunInfoError
 from dispatchai.settings import Settings
-from dispatchai.simulator import Faults, SimulatedAccount, SimulatedCarrier, Timing
+from dispatchai.simulator import CallReport, Faults, PlacedCall, SimulatedAccount, SimulatedCarrier, Timing
+from tests.cli.doctor.support import answering, serving
+from tests.support.kafka.certificates import make_pems
 from tests.support.platform import Platform
 
 PACKET = {
@@ -198,6 +202,42 @@ async def test_no_running_program_is_explained(bench: Bench) -> None:
     settings = bench.settings.model_copy(update={"gateway_port": int(url.rsplit(":", 1)[1])})
     refused = await bench.refusal(bench.wav(), settings=settings)
     assert f"no gateway answers at {url}: is `dispatchai up` running?" in refused
+
+
+async def test_a_named_gateway_that_does_not_answer_is_not_looked_for_here(bench: Bench) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    elsewhere = Elsewhere(gateway_url=nowhere, carrier="0", signing_key=bench.state_dir / "smoke.pem")
+    refused = await bench.refusal(bench.wav(), elsewhere=elsewhere)
+    assert "no gateway answers" in refused
+    assert "dispatchai up" not in refused
+    # The guide calls it the line to set.
+    assert "TELNYX_PUBLIC_KEY_NEXT=" in bench.err.getvalue()
+
+
+async def test_a_certificate_that_is_not_trusted_is_named(bench: Bench, tmp_path: Path) -> None:
+    pems = make_pems(tmp_path / "pems")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(pems.server)
+    async with serving(answering(200), tls) as port:
+        refused = await bench.refusal(
+            bench.wav(), elsewhere=Elsewhere(gateway_url=f"https://127.0.0.1:{port}", carrier="0")
+        )
+    assert f"the certificate at https://127.0.0.1:{port} is not trusted" in refused
+    assert "dispatchai up" not in refused
+
+
+async def test_an_event_that_a_gateway_missed_costs_no_packet(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.platform.packets["*"] = PACKET
+    finished = PlacedCall.finished
+
+    async def missed(placed: PlacedCall) -> CallReport:
+        report = await finished(placed)
+        return replace(report, undelivered=("streaming.failed",), failure="the gateway never accepted streaming.failed")
+
+    monkeypatch.setattr(PlacedCall, "finished", missed)
+    assert await bench.call(bench.wav()) == EXIT_OK
+    assert "He is not breathing" in bench.out.getvalue()
+    assert "caller.wav: the gateway never accepted streaming.failed" in bench.err.getvalue()
 
 
 async def test_a_broken_file_stops_the_command_before_anybody_is_called(bench: Bench) -> None:

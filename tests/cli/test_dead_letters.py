@@ -303,7 +303,9 @@ async def test_a_dismissed_record_is_kept_and_listed_on_demand_alone(left: Left)
     }
     _, out, _ = await left.run("show", f"{left.topic}/0/1")
     assert "after attempt 1: a scanner's noise" in out
-    code, out, _ = await left.run("dismiss", "--all", "--topic", left.topic, "--reason", "the rest")
+    code, out, err = await left.run("dismiss", "--all", "--topic", left.topic, "--reason", "the rest")
+    assert (code, "give --yes" in err) == (2, True)
+    code, out, _ = await left.run("dismiss", "--all", "--topic", left.topic, "--reason", "the rest", "--yes")
     assert "1 dismissed" in out
     code, out, _ = await left.run("retry", "--all", "--topic", left.topic, "--yes")
     assert (code, out) == (0, "nothing to send: no open record matches\n")

@@ -127,7 +127,9 @@ def test_rules_that_can_be_read_are_named_with_their_version(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("process", "setting"), [("console", "CONSOLE_PORT"), ("worker", "WORKER_PORT"), ("speech", "SPEECH_PORT")]
 )
-def test_a_port_that_is_taken_ends_a_process_for_good(tmp_path: Path, process: str, setting: str) -> None:
+def test_a_port_that_is_taken_ends_a_process_so_that_it_is_started_again(
+    tmp_path: Path, process: str, setting: str
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -135,6 +137,13 @@ def test_a_port_that_is_taken_ends_a_process_for_good(tmp_path: Path, process: s
         code, output = run(tmp_path, process, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1", **{setting: str(port)})
     assert f"cannot listen on 127.0.0.1:{port}" in output
     assert f"set {setting} to a free port" in output
+    assert code == 1
+
+
+@pytest.mark.parametrize("process", ["console", "worker"])
+def test_an_address_that_this_machine_does_not_have_ends_a_process_for_good(tmp_path: Path, process: str) -> None:
+    code, output = run(tmp_path, process, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1", CONSOLE_HOST="192.0.2.1")
+    assert "cannot listen on 192.0.2.1:" in output
     assert code == 2
 
 
@@ -147,3 +156,11 @@ def test_what_ends_a_process_is_one_line_of_json_where_logs_are_json(tmp_path: P
     (line,) = [json.loads(line) for line in output.splitlines()]
     assert line["exit_code"] == 2
     assert f"{file}:3: " in line["error"]
+
+
+def test_a_wrong_setting_is_one_line_of_json_where_logs_are_json(tmp_path: Path) -> None:
+    code, output = run(tmp_path, "worker", KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1", LOG_FORMAT="json", LOG_LEVEL="LOUD")
+    assert code == 2
+    (line,) = [json.loads(line) for line in output.splitlines()]
+    assert (line["event"], line["level"], line["process"]) == ("command_failed", "critical", "worker")
+    assert "LOG_LEVEL: " in line["error"]

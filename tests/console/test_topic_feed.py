@@ -5,17 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from dataclasses import replace
 
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 from aiokafka import AIOKafkaProducer
 
+from dispatchai.console import kafka_answers
 from dispatchai.console import topic_feed as feed_module
+from dispatchai.console.actions import ActionWriter
+from dispatchai.console.app import create_app
 from dispatchai.console.topic_feed import UPDATES_PER_SUBSCRIBER, Feed, FeedState, Subscription, Update
 from dispatchai.kafka.admin import apply
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import EmbeddedBroker
 from dispatchai.kafka.topics import Topics
-from tests.console.samples import final_packet, live_call, put
+from dispatchai.process.metrics import ProcessMetrics
+from dispatchai.settings import Settings
+from tests.console.samples import BASE, final_packet, live_call, put
 
 PATIENCE_S = 60.0
 
@@ -59,6 +66,24 @@ async def test_while_kafka_is_away_the_last_view_stays_and_is_marked(monkeypatch
             await state_of(subscription, FeedState.RECONNECTING, rebuilt=False)
             assert not feed.ready
             assert [entry.call_id for entry in (await feed.current()).ranked()] == ["kept"]
+
+
+async def test_the_metrics_count_who_is_not_heard_without_an_open_page_and_not_while_records_may_be_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kafka_answers, "SETTLE_S", 0.0)
+    async with EmbeddedBroker() as broker:
+        connection = KafkaConnection(broker.bootstrap_servers)
+        await apply(connection, Topics.load(), replication=1)
+        async with Feed(connection) as feed, AIOKafkaProducer(**connection.client_options()) as producer:
+            await feed.wait_ready()
+            app = create_app(Settings(_env_file=None), feed, ActionWriter(connection), ProcessMetrics())
+            async with TestClient(TestServer(app)) as client, asyncio.timeout(PATIENCE_S):
+                await put(producer, [("live-calls", "silent", replace(live_call("silent"), answered_at=BASE))])
+                while "dispatchai_calls_unheard 1.0" not in await (await client.get("/metrics")).text():  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+                monkeypatch.setattr(kafka_answers, "SETTLE_S", 1e9)
+                assert "dispatchai_calls_unheard 0.0" in await (await client.get("/metrics")).text()
 
 
 async def test_when_kafka_answers_again_the_view_is_read_again_and_sent_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,12 +65,17 @@ def test_the_processes_run_after_the_topics_are_there() -> None:
         after = SERVICES[name]["depends_on"]
         assert after["topics"]["condition"] == "service_completed_successfully"
         assert after["kafka"]["condition"] == "service_healthy"
+    # Otherwise none of them would start after an upgrade that changes the setting of a topic.
+    assert "--allow-drift" in SERVICES["topics"]["command"]
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_every_command_exists(name: str) -> None:
     command: click.Command = main
     for word in SERVICES[name]["command"]:
+        if word.startswith("--"):
+            assert word in {option for parameter in command.params for option in parameter.opts}
+            continue
         assert isinstance(command, click.Group)
         assert word in command.commands, f"dispatchai has no command {word}"
         command = command.commands[word]

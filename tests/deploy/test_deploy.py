@@ -383,6 +383,10 @@ def test_the_rights_in_kafka_cover_every_topic(tmp_path: Path) -> None:
         prefix = f"dispatchai-{table.app}-"
         assert table.changelog.name.startswith(prefix)
         assert {"Read", "Write", "Describe"} <= granted[table.app][prefix]
+        assert not {"Read", "Write"} & granted["worker" if table.app == "speech" else "speech"].get(prefix, set())
+    # The doctor of the guide has the worker's settings, and compares every topic with its declaration.
+    for topic in names | {f"dispatchai-{table.app}-" for table in declared.tables.values()}:
+        assert {"Describe", "DescribeConfigs"} <= granted["worker"][topic], topic
     known = names | {f"dispatchai-{app}-" for app in ("worker", "speech")}
     assert {topic for rights in granted.values() for topic in rights} == known
 

@@ -20,7 +20,7 @@ from dispatchai.kafka import readiness
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import free_port
 from dispatchai.kafka.topics import Topic
-from tests.engine.test_app import PARTITIONS, PATIENCE_S, Names, make_states, make_topics, produce, until
+from tests.engine.test_app import PARTITIONS, PATIENCE_S, Names, make_states, make_topics, new_names, produce, until
 
 LIMIT_S = 30.0
 CHECK_S = 5.0
@@ -168,6 +168,35 @@ def test_a_process_that_gets_no_partitions_is_stuck_and_one_that_needs_none_is_n
     assert not any(spare.check(5.0 * number, {}) for number in range(1, 20))
     away = StallDetector(limit_s=30.0)
     assert not any(away.check(5.0 * number, None) for number in range(1, 20))
+
+
+async def test_a_process_is_not_ready_while_a_topic_that_it_reads_does_not_exist(
+    broker: KafkaConnection, tmp_path: Path
+) -> None:
+    if broker.embedded:
+        pytest.skip("the embedded broker creates a topic that it is asked for")
+    names = new_names()
+    app = make_stuck_app(broker, names, tmp_path)
+    running = asyncio.create_task(run_app(app))
+    try:
+        await until(lambda: app.checks["kafka"]() and app.is_processing())
+        assert not app.checks["topics"]()
+        assert app.details() == {"missing_topics": [names.source]}
+        await make_topics(broker, names)
+        await until(lambda: all(holds() for holds in app.checks.values()))
+        assert app.details() == {}
+    finally:
+        signal.raise_signal(signal.SIGTERM)
+        await running
+
+
+def test_a_process_without_partitions_misses_no_topic_that_exists() -> None:
+    spare = Clocked()
+    assert not list(spare.detector.missing_topics), "Kafka has not been asked"
+    spare.detector.found({"frames", "events", "others"})
+    assert not list(spare.detector.missing_topics)
+    spare.detector.found({"frames"})
+    assert list(spare.detector.missing_topics) == ["events"]
 
 
 async def test_an_agent_that_hangs_ends_the_process_with_one_line_that_names_the_partition(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -381,6 +383,26 @@ async def test_poison_of_every_kind_is_dead_lettered_whole_and_stops_nothing(
             assert found.truncated.value_bytes == len(value or b"")
     cut = {places[one.first] for one in entries if await is_cut(broker, one)}
     assert cut == {"larger than its dead letter may be", "large headers"}
+
+
+async def test_a_dead_letter_is_read_without_leaving_a_generator_open(
+    broker: KafkaConnection, topics: Topics, tmp_path: Path
+) -> None:
+    """What the collector closes, it closes when the loop ends: with an error in the log."""
+    names = await make_topics(broker)
+    await write(broker, names.source, ["no number", "empty"])
+    async with reading(broker, names, tmp_path, set()):
+        first, _ = await entries_of(broker, names.source, 2)
+    assert first.newest_dead_letter is not None
+    left_open: list[object] = []
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(finalizer=left_open.append)
+    try:
+        await DeadLetterStore(broker).dead_letter(first.newest_dead_letter)
+        gc.collect()
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+    assert left_open == []
 
 
 async def is_cut(broker: KafkaConnection, one: FailedRecord) -> bool:

@@ -229,6 +229,12 @@ async def test_drift_is_reported_and_left_alone(broker: KafkaConnection) -> None
         report = await apply(broker, topics)
         assert set(report.drift) == expected, f"{attempt} run"
         assert report.exit_code == 1
+        assert report.splits_calls
+    settings_alone = dataclasses.replace(
+        report, drift=tuple(item for item in report.drift if item.what != "partitions")
+    )
+    assert settings_alone.exit_code == 1
+    assert not settings_alone.splits_calls
 
 
 async def test_a_topic_with_the_brokers_defaults_is_never_called_as_declared(broker: KafkaConnection) -> None:

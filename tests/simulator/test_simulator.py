@@ -319,6 +319,7 @@ async def test_an_event_that_was_given_up_is_reported(platform: Platform, accoun
     report = await one_call(platform, account, audio(20))
     assert report.undelivered[-1] == "call.hangup"
     assert report.failure is not None and "call.hangup" in report.failure
+    assert not report.completed
 
 
 # Commands

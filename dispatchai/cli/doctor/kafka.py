@@ -195,7 +195,8 @@ async def _check_cluster(
             fail(
                 Check.TOPICS,
                 f"the topics cannot be read: {why}",
-                "give this user the right to Describe and DescribeConfigs the topics; the broker's log says more",
+                f"{_user(connection)} needs the right to Describe and DescribeConfigs the topics "
+                "(deploy/kafka/acls.sh); the broker's log says more",
             )
         )
     return results
@@ -207,14 +208,19 @@ async def _check_topics(settings: Settings, connection: KafkaConnection, brokers
     except TopicsFileError:
         return [skipped(Check.TOPICS, "the list of topics cannot be read: see `topics-file`")]
     states = await show(connection, topics)
-    results = [check_topics(topics, states, settings.kafka_replication_factor)]
+    results = [check_topics(topics, states, settings.kafka_replication_factor, _user(connection))]
     there = [state.name for state in states if state.exists]
     if connection.embedded:
         results.append(warn(Check.DURABILITY, "the embedded broker keeps records only in memory", _OWN_KAFKA))
     elif there:
+        unread = [state.name for state in states if state.configs_refused]
         min_insync = await _min_insync(connection, there)
-        results.append(check_durability(settings.kafka_replication_factor, brokers, min_insync))
+        results.append(check_durability(settings.kafka_replication_factor, brokers, min_insync, unread))
     return results
+
+
+def _user(connection: KafkaConnection) -> str:
+    return f"Kafka user {connection.sasl_username}" if connection.uses_sasl else "this Kafka user"
 
 
 MAX_BATCH: Final = "max.message.bytes"
@@ -222,17 +228,26 @@ MAX_BATCH: Final = "max.message.bytes"
 _OWN_KAFKA: Final = "set KAFKA_BOOTSTRAP_SERVERS to a Kafka that keeps its records on disk"
 
 
-def check_topics(topics: Topics, states: Sequence[TopicState], replicas: int) -> Result:
-    """Whether the topics are as declared, with this replication factor."""
+def check_topics(topics: Topics, states: Sequence[TopicState], replicas: int, user: str = "this Kafka user") -> Result:
+    """Whether the topics are as declared, with this replication factor, as far as `user` may see them."""
     check = Check.TOPICS
     missing = [state.name for state in states if not state.exists]
     if missing:
         return fail(
             check,
             f"missing: {', '.join(missing)}",
-            "run `dispatchai topics apply`; if they exist, this Kafka user has no right to Describe them",
+            f"run `dispatchai topics apply`; if they exist, {user} has no right to Describe them: run "
+            "deploy/kafka/acls.sh",
         )
     drift = drift_of(topics, states, replicas)
+    refused = [state for state in states if state.configs_refused]
+    if refused and not drift:
+        return warn(
+            check,
+            f"all topics exist with their partitions and replicas; the configuration of {_names(refused)} cannot be "
+            f"read: {refused[0].configs_refused}",
+            f"{user} has no right to DescribeConfigs them: run deploy/kafka/acls.sh",
+        )
     if not drift:
         return ok(check, f"all {len(states)} topics and changelogs are as declared")
     differences = "; ".join(f"{item.topic}: {item.what} is {item.found}, declared {item.declared}" for item in drift)
@@ -248,6 +263,10 @@ def check_topics(topics: Topics, states: Sequence[TopicState], replicas: int) ->
     return warn(
         check, differences, "change it with Kafka's own tools, or change topics.yaml or KAFKA_REPLICATION_FACTOR"
     )
+
+
+def _names(states: Sequence[TopicState]) -> str:
+    return ", ".join(state.name for state in states)
 
 
 async def _min_insync(connection: KafkaConnection, names: Sequence[str]) -> dict[str, int]:
@@ -268,10 +287,10 @@ async def _min_insync(connection: KafkaConnection, names: Sequence[str]) -> dict
     }
 
 
-def check_durability(replicas: int, brokers: int, min_insync: Mapping[str, int]) -> Result:
+def check_durability(replicas: int, brokers: int, min_insync: Mapping[str, int], unread: Sequence[str] = ()) -> Result:
     """Whether an acknowledged record survives the loss of a broker, and the gateway continues without that broker.
 
-    `replicas` is the configured replication factor; `min_insync` is by topic.
+    `replicas` is the configured replication factor; `min_insync` is by topic; it is not known for the topics `unread`.
     """
     check = Check.DURABILITY
     if replicas > brokers:
@@ -300,5 +319,11 @@ def check_durability(replicas: int, brokers: int, min_insync: Mapping[str, int])
             check,
             f"min.insync.replicas equals the replication factor: {', '.join(high)}",
             f"set it to {MIN_INSYNC}; otherwise restarting a broker stops the gateway",
+        )
+    if unread:
+        return warn(
+            check,
+            f"min.insync.replicas of {', '.join(unread)} cannot be read",
+            "give this Kafka user the right to DescribeConfigs them: run deploy/kafka/acls.sh",
         )
     return ok(check, f"{replicas} replicas, of which {MIN_INSYNC} or more acknowledge")

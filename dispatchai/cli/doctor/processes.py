@@ -87,7 +87,7 @@ def _unready(body: Mapping[str, Any]) -> str:
     match body:
         case {"kafka": {"reachable": False}}:
             return "Kafka cannot be reached"
-        case {"kafka": {"missing_topics": [_, *_] as missing}}:
+        case {"kafka": {"missing_topics": [_, *_] as missing}} | {"missing_topics": [_, *_] as missing}:
             return f"topics are missing: {', '.join(map(str, missing))}"
         case {"kafka": {"problem": str() as problem}}:
             return problem

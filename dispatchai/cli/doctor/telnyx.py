@@ -48,7 +48,12 @@ async def check_telnyx(http: aiohttp.ClientSession, settings: Settings) -> list[
         headers={"Authorization": f"Bearer {settings.telnyx_api_key.get_secret_value()}"},
     )
     if isinstance(answer, NoAnswer):
-        todo = "let this machine reach api.telnyx.com:443"
+        todo = f"let this machine reach {base.host}:{base.port}"
+        if is_loopback(base.host):
+            todo = (
+                f"TELNYX_API_URL names this machine, as for a smoke test: run `dispatchai call --carrier {base.port}` "
+                "meanwhile, or unset it: with it no real caller is answered"
+            )
         return [fail(Check.TELNYX_API, answer.seen, todo), *_not_asked("Telnyx was not reached")]
     api = _telnyx_api(answer)
     applications = answer.body.get("data") if isinstance(answer.body, dict) else None

@@ -117,6 +117,33 @@ def test_a_topic_that_takes_smaller_batches_than_declared_is_a_failure_and_not_a
     assert f"max.message.bytes=1048588 for {smaller.name}" in result.todo
 
 
+async def test_a_refused_configuration_names_the_right_and_hides_no_other_check(
+    broker: KafkaConnection, topics: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refused:
+        def __init__(self, names: list[str]) -> None:
+            self.resources: list[Any] = [(29, "Topic authorization failed.", 2, name, []) for name in names]
+
+    async def describe_configs(_: AIOKafkaAdminClient, resources: list[Any], **options: Any) -> list[Refused]:
+        return [Refused([resource.name for resource in resources])]
+
+    monkeypatch.setattr(AIOKafkaAdminClient, "describe_configs", describe_configs)
+    results = await check_kafka(of(broker, kafka_is_embedded=False))
+    result = the(results, Check.TOPICS)
+    assert (result.verdict, "DescribeConfigs" in result.todo) == (Verdict.WARN, True), result
+    assert "partitions and replicas" in result.seen
+    assert "call-events" in result.seen
+    # There is one broker, which does not need the configuration to be seen.
+    assert "losing a broker" in the(results, Check.DURABILITY).seen
+    results = await check_kafka(of(broker, kafka_replication_factor=3))
+    assert "replication is 1, declared 3" in the(results, Check.TOPICS).seen, "what can be compared is compared"
+
+
+def test_durability_that_cannot_be_read_is_not_good() -> None:
+    result = doctor.check_durability(3, 3, {}, ["call-events"])
+    assert (result.verdict, "DescribeConfigs" in result.todo) == (Verdict.WARN, True)
+
+
 async def test_no_broker_is_reported_with_its_address() -> None:
     port = free_port()
     (result,) = await check_kafka(Settings(kafka_bootstrap_servers=f"127.0.0.1:{port}"))
@@ -179,3 +206,5 @@ async def test_a_missing_tls_file_is_reported(tmp_path: Path) -> None:
     )
     (result,) = await check_kafka(settings)
     assert (result.verdict, "cannot be used" in result.seen) == (Verdict.FAIL, True)
+    assert f"KAFKA_SSL_CA_FILE={tmp_path / 'none.pem'} cannot be read: No such file or directory" in result.seen
+    assert "Errno" not in result.seen

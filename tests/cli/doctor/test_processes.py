@@ -58,6 +58,11 @@ async def test_a_run_that_does_not_answer_is_a_fault(http: aiohttp.ClientSession
             "topics are missing: audio-frames",
         ),
         (
+            answering(503, {"status": "unready", "checks": {"topics": False}, "missing_topics": ["transcripts"]}),
+            Verdict.FAIL,
+            "topics are missing: transcripts",
+        ),
+        (
             answering(503, {"status": "unready", "checks": {"views": True, "processing": False}}),
             Verdict.FAIL,
             "not ready: processing",

@@ -77,6 +77,14 @@ async def test_the_key_does_not_follow_a_redirect(http: aiohttp.ClientSession) -
     assert (the(results, Check.TELNYX_API).verdict, asked) == (Verdict.FAIL, [])
 
 
+async def test_what_to_do_names_the_address_that_was_asked(http: aiohttp.ClientSession) -> None:
+    port = free_port()
+    results = await doctor.check_telnyx(http, configured(telnyx_api_url=f"http://127.0.0.1:{port}/v2"))
+    result = the(results, Check.TELNYX_API)
+    assert f"dispatchai call --carrier {port}" in result.todo
+    assert "api.telnyx.com" not in result.todo
+
+
 @pytest.mark.parametrize(
     ("applications", "verdict", "seen"),
     [
