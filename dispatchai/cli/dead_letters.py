@@ -27,7 +27,7 @@ from dispatchai.kafka.dead_letter_store import (
     Sent,
 )
 from dispatchai.kafka.dead_letters import DeadLetter, Place
-from dispatchai.kafka.topics import Policy, Topics
+from dispatchai.kafka.topics import Policy, Topic, Topics
 from dispatchai.records import Assessment, AssessmentKind, DecodeError, Record, decode
 from dispatchai.records.codec import HEADER_LENGTH, MARKER
 from dispatchai.records.phone_numbers import masked
@@ -45,6 +45,12 @@ HEX_MAX_BYTES: Final = 512
 """How much is shown of a value that is not a record of this program."""
 
 HEX_WIDTH: Final = 16
+
+COMMANDS: Final = frozenset({Topic.DISPATCH_ACTIONS})
+"""Topics of which each record does something to a call. None is sent again unless it is named."""
+
+NOT_NAMED: Final = "a command to the carrier is sent again only if it is named"
+NEVER_A_RECORD: Final = "it never was a record of a topic: the carrier sends a webhook again"
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -123,27 +129,37 @@ async def retry_dead_letters(
     firsts: Sequence[Place],
     wanted: Filter,
     *,
+    unconfirmed: bool = False,
     confirm: Callable[[str], bool],
     out: TextIO,
     err: TextIO,
 ) -> int:
-    """Send the records `firsts` again; without any, all open records that match `wanted`.
+    """Send the records `firsts` again; without any, all open records that match `wanted`, and no commands.
 
+    With `unconfirmed` those of `firsts` that their topics have deleted are sent as their dead letters have them.
     `confirm` is called with the question before anything is sent. Returns the exit code: 1 when a record was refused.
     Raises DeadLetterStoreError.
     """
     store = DeadLetterStore(connection, Progress(err))
-    records = await _found(store, firsts) if firsts else await store.open_records(wanted)
+    if firsts:
+        records = await _found(store, firsts)
+    else:
+        records, left_out = sent_unnamed(await store.open_records(wanted))
+        for reason, number in left_out.items():
+            print(f"left out {_records(number)}: {reason}", file=out)
     if not records:
         print("nothing to send: no open record matches", file=out)
         return 0
-    if not confirm(question(records, time.time_ns() // 1_000_000, settings.call_expiry_s)):
+    asked = question(records, time.time_ns() // 1_000_000, settings.call_expiry_s)
+    if unconfirmed:
+        asked = f"Whoever may write dead letters may have made up a record that its topic has deleted. {asked}"
+    if not confirm(asked):
         print("nothing was sent", file=out)
         return 1
     refused = 0
-    reasons = Refusals.load(settings.topics_file)
+    reasons = Refusals.load(settings.topics_file, named=bool(firsts))
     progress, sent = Progress(err, "sent"), 0
-    async for result in store.retry(records, reasons):
+    async for result in store.retry(records, reasons, unconfirmed=unconfirmed and bool(firsts)):
         match result:
             case Sent(first, attempt, sent_to):
                 sent += 1
@@ -184,11 +200,28 @@ async def _found(store: DeadLetterStore, firsts: Collection[Place]) -> list[Fail
     return [found[first] for first in dict.fromkeys(firsts)]
 
 
+def sent_unnamed(records: Sequence[FailedRecord]) -> tuple[list[FailedRecord], Counter[str]]:
+    """Those of `records` that may be sent without being named, and how many others there are, by reason."""
+    sent, left_out = [], Counter[str]()
+    for record in records:
+        if not record.is_record:
+            left_out[NEVER_A_RECORD] += 1
+        elif record.first.topic in COMMANDS:
+            left_out[NOT_NAMED] += 1
+        else:
+            sent.append(record)
+    return sent, left_out
+
+
+def _records(number: int) -> str:
+    return f"{number} record{'' if number == 1 else 's'}"
+
+
 def question(records: Sequence[FailedRecord], now_ms: int, call_expiry_s: float) -> str:
     """The question to ask before `records` are sent again."""
     topics = Counter(record.first.topic for record in records)
-    count = f"{len(records)} record{'' if len(records) == 1 else 's'}"
-    text = f"Send {count} again ({', '.join(f'{topic} {number}' for topic, number in topics.most_common())})?"
+    named = ", ".join(f"{topic} {number}" for topic, number in topics.most_common())
+    text = f"Send {_records(len(records))} again ({named})?"
     expired = sum((record.origin_timestamp_ms or now_ms) < now_ms - call_expiry_s * 1000 for record in records)
     if expired:
         text = f"{expired} of them are older than CALL_EXPIRY_S, so the states of their calls may be gone. {text}"
@@ -197,20 +230,24 @@ def question(records: Sequence[FailedRecord], now_ms: int, call_expiry_s: float)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Refusals:
-    """Why a record must not be sent again although it could be: it would replace something newer."""
+    """Why a record must not be sent again although it could be: it would replace something newer, or is a command that
+    nobody has `named`."""
 
     compacted: frozenset[str]
+    named: bool
 
     @classmethod
-    def load(cls, topics_file: Path | None = None) -> Refusals:
+    def load(cls, topics_file: Path | None = None, *, named: bool) -> Refusals:
         """As `topics_file`, by default the shipped `topics.yaml`, declares the topics."""
         specs = Topics.load(topics_file).every_topic()
-        return cls(frozenset(spec.name for spec in specs if spec.policy is Policy.COMPACT))
+        return cls(frozenset(spec.name for spec in specs if spec.policy is Policy.COMPACT), named)
 
     def __call__(self, dead_letter: DeadLetter) -> str | None:
         """The reason, or None."""
         if dead_letter.origin is not None and dead_letter.origin.topic in self.compacted:
             return f"{dead_letter.origin.topic} is compacted: an old value would replace a newer one"
+        if dead_letter.origin is not None and dead_letter.origin.topic in COMMANDS and not self.named:
+            return NOT_NAMED
         record = decoded(dead_letter)
         if isinstance(record, Assessment) and record.kind is AssessmentKind.LIVE:
             return "a live assessment: a later one has replaced it"
