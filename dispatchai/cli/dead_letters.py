@@ -7,7 +7,6 @@ content is asked for. `kafka.dead_letter_store` finds and sends the records.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, TextIO
 
+from dispatchai.cli.printing import printable, printable_json
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.dead_letter_store import (
     DeadLetterStore,
@@ -97,7 +97,7 @@ async def list_dead_letters(
     """
     records, more = await DeadLetterStore(connection, Progress(err)).newest(wanted, limit, dismissed=dismissed)
     if as_json:
-        print(json.dumps([record_as_json(record) for record in records], indent=2), file=out)
+        print(printable_json([record_as_json(record) for record in records]), file=out)
     elif not records:
         print("no dead letters" if wanted == Filter() else "no dead letters match", file=out)
     else:
@@ -117,7 +117,7 @@ async def show_dead_letter(
     dead_letter = await store.dead_letter(record.newest_dead_letter)
     if as_json:
         shown = record_as_json(record, content=content) | value_as_json(dead_letter, content=content)
-        print(json.dumps(shown, indent=2), file=out)
+        print(printable_json(shown), file=out)
     else:
         print(render_record(record, dead_letter, content=content), file=out)
     return 0
@@ -153,7 +153,7 @@ async def retry_dead_letters(
     asked = question(records, time.time_ns() // 1_000_000, settings.call_expiry_s)
     if unconfirmed:
         asked = f"Whoever may write dead letters may have made up a record that its topic has deleted. {asked}"
-    if not confirm(asked):
+    if not confirm(printable(asked)):
         print("nothing was sent", file=out)
         return 1
     refused = 0
@@ -164,10 +164,10 @@ async def retry_dead_letters(
             case Sent(first, attempt, sent_to):
                 sent += 1
                 progress(sent, len(records))
-                print(f"sent     {first} as {sent_to}, attempt {attempt}", file=out)
+                print(printable(f"sent     {first} as {sent_to}, attempt {attempt}"), file=out)
             case _:
                 refused += 1
-                print(f"refused  {result.first}: {result.reason}", file=out)
+                print(printable(f"refused  {result.first}: {result.reason}"), file=out)
     missing = len(records) - sent - refused
     if missing:
         raise DeadLetterStoreError(f"{missing} dead letters were deleted meanwhile: their topic's retention has passed")
@@ -186,7 +186,7 @@ async def dismiss_dead_letters(
     records = await _found(store, firsts) if firsts else await store.open_records(wanted)
     await store.dismiss(records, reason)
     for record in records:
-        print(f"dismissed  {record.first}", file=out)
+        print(printable(f"dismissed  {record.first}"), file=out)
     print(f"{len(records)} dismissed; the dead letters are kept, and `list --dismissed` shows them", file=out)
     return 0
 
@@ -290,14 +290,14 @@ def render_key(key: bytes | None, *, content: bool = False) -> str:
         text = f"hex {key.hex()}"
     if not content and _NUMBER.fullmatch(text):
         text = masked(text) or ""
-    return _printable(text, KEY_MAX_CHARS)
+    return printable(_cut(text, KEY_MAX_CHARS))
 
 
 def render_error(failure: Failure, *, content: bool = False) -> str:
     """An error in one line; only its type where the text may hold content."""
     if content or failure.reader == _GATEWAY or _SAFE_ERROR.match(failure.error):
-        return _printable(failure.error, len(failure.error))
-    return failure.error.partition(":")[0]
+        return printable(failure.error)
+    return printable(failure.error.partition(":")[0])
 
 
 def render_value(value: Any, name: str = "", *, content: bool = False) -> Any:
@@ -334,12 +334,6 @@ def _bytes(value: bytes, *, content: bool) -> str:
 
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]}… ({len(text)} in all)"
-
-
-def _printable(text: str, most: int) -> str:
-    """`text` in one line without control characters: a poison record must not steer a terminal."""
-    cut = _cut(text, most)
-    return cut if cut.isprintable() else "".join(one if one.isprintable() else "�" for one in cut)
 
 
 def hex_dump(data: bytes) -> list[str]:
@@ -386,9 +380,11 @@ def render_list(records: Sequence[FailedRecord]) -> str:
                 errors[0] + (f" (and {len(errors) - 1} others)" if len(errors) > 1 else ""),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    table = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(rows[0]) - 1)]
     return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)), row[-1]]) for row in rows
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)), row[-1]])
+        for row in table
     )
 
 
@@ -411,13 +407,13 @@ def render_record(record: FailedRecord, dead_letter: DeadLetter, *, content: boo
         f"retried   {_when(note.written_ms)} as {note.sent_to}, attempt {note.attempt}" for note in record.retries
     ]
     lines += [
-        f"dismissed {_when(note.written_ms)} after attempt {note.attempt}: {_printable(note.reason, TEXT_MAX_CHARS)}"
+        f"dismissed {_when(note.written_ms)} after attempt {note.attempt}: {_cut(note.reason, TEXT_MAX_CHARS)}"
         for note in record.dismissals
     ]
     for name, value in dead_letter.headers:
         shown = _bytes(value or b"", content=content)
-        lines.append(f"header    {_printable(name, KEY_MAX_CHARS)}: {_printable(shown, HEADER_MAX_CHARS)}")
-    return "\n".join([*lines, *_value_lines(dead_letter, content=content)])
+        lines.append(f"header    {_cut(name, KEY_MAX_CHARS)}: {_cut(shown, HEADER_MAX_CHARS)}")
+    return "\n".join([*map(printable, lines), *_value_lines(dead_letter, content=content)])
 
 
 def _value_lines(dead_letter: DeadLetter, *, content: bool) -> list[str]:
@@ -428,7 +424,7 @@ def _value_lines(dead_letter: DeadLetter, *, content: bool) -> list[str]:
     head = f"value     {length} bytes{cut}"
     record = decoded(dead_letter)
     if record is not None:
-        fields = json.dumps(render_value(record, content=content), indent=2, ensure_ascii=False)
+        fields = printable_json(render_value(record, content=content))
         return [
             f"{head}: {type(record).__name__}",
             fields,
@@ -465,7 +461,7 @@ def record_as_json(record: FailedRecord, *, content: bool = False) -> dict[str, 
             for note in record.retries
         ],
         "dismissed": [
-            {"at": _when(note.written_ms), "attempt": note.attempt, "reason": _printable(note.reason, TEXT_MAX_CHARS)}
+            {"at": _when(note.written_ms), "attempt": note.attempt, "reason": _cut(note.reason, TEXT_MAX_CHARS)}
             for note in record.dismissals
         ],
     }
