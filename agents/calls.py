@@ -24,6 +24,7 @@ from dispatchai.engine.effects import Effects
 from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.topics import Topic
 from dispatchai.process.clock import now_micros
+from dispatchai.process.log_limit import LogLimits
 from dispatchai.records import Action, CallEvent, CallState, Micros, decode_as, encode
 from dispatchai.telnyx.client import TelnyxClient
 from dispatchai.telnyx.commands import AlreadyEnded, Command, Outcome, Rejected, achieved
@@ -83,6 +84,7 @@ class CallsAgent:
         self._clock = clock
         self._over: set[str] = set()
         """Calls that the carrier reported over, until their states say so too."""
+        self._refused_log = LogLimits()
         self._written: set[str] = set()
         """Event ids of the timers that were written and not read back yet."""
 
@@ -97,7 +99,15 @@ class CallsAgent:
         """Carry out an effect of `step`."""
         match effect:
             case RefusedAction(action_id, kind, reason):
-                log.warning("action_refused", call_id=call_id, action_id=action_id, kind=kind, reason=reason)
+                if count := self._refused_log.add(reason):
+                    log.warning(
+                        "action_refused",
+                        call_id=call_id,
+                        action_id=action_id,
+                        kind=kind,
+                        reason=reason,
+                        actions=count,
+                    )
             case PendingCommand(command, number):
                 await self._perform_command(call_id, command, number)
 

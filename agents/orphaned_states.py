@@ -20,6 +20,7 @@ from dispatchai.engine.app import App
 from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.topics import Topic
 from dispatchai.process.clock import now_micros
+from dispatchai.process.log_limit import LogLimit
 from dispatchai.records import encode
 
 log = structlog.get_logger(__name__)
@@ -55,6 +56,7 @@ class OrphanedStates:
         self._give_up = give_up
         self._is_orphaned = is_orphaned
         self._ages = OrphanAges(after_s)
+        self._given_up_log = LogLimit()
 
     async def run(self) -> None:
         """Look through the states again and again, until cancelled."""
@@ -69,7 +71,8 @@ class OrphanedStates:
                 continue
             tp = TP(self._topic, partition)
             if (next_offset := self._app.stalls.next_offset(tp)) is not None:  # else another process owns it by now
-                log.warning("orphaned_state_given_up", call_id=call_id)
+                if count := self._given_up_log.add():
+                    log.warning("orphaned_state_given_up", call_id=call_id, states=count)
                 await self._give_up(call_id, tp, next_offset)
 
     async def _orphaned(self) -> list[str]:

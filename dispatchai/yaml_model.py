@@ -20,6 +20,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, PydanticKnownError
 
+LEVELS_MAX: Final = 32
+"""Lists and mappings within each other. No model has a dozen, and reading takes some of Python's stack for each."""
+
+DIGITS_MAX: Final = 20
+"""Digits of a whole number: enough for every 64-bit one. Python itself refuses some thousands."""
+
 M = TypeVar("M", bound="YamlModel")
 
 Loc: TypeAlias = Sequence[str | int]
@@ -109,13 +115,21 @@ class _Loader(yaml.SafeLoader):
     """Composes nodes, and refuses aliases: each value then has one line, and no value contains itself."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - a field of PyYAML's class
+    _level = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """The next node, with those in it."""
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "an alias is not supported: write the value again", mark)
-        return super().compose_node(parent, index)
+        self._level += 1
+        if self._level > LEVELS_MAX:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, f"more than {LEVELS_MAX} levels within each other", mark)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._level -= 1
 
 
 _Loader.add_implicit_resolver(_NULL, re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""])
@@ -150,6 +164,8 @@ def _plain(node: yaml.Node, loc: tuple[str | int, ...]) -> Any:
             if tag == _BOOL:
                 return text.lower() == "true"
             if tag == _INT:
+                if len(text) > DIGITS_MAX:
+                    raise _FaultError(node, loc, f"a whole number has at most {DIGITS_MAX} digits")
                 return int(text)
             if tag == _FLOAT:
                 return float(text)

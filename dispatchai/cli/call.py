@@ -20,6 +20,7 @@ import aiohttp
 import orjson
 
 from dispatchai.cli.errors import UnusableError
+from dispatchai.cli.printing import printable, printable_json
 from dispatchai.process.run_info import RunInfo, RunInfoError
 from dispatchai.settings import Settings
 from dispatchai.simulator import (
@@ -160,10 +161,10 @@ async def call(
     _print(results, out, as_json=as_json)
     if faults != NO_FAULTS:
         for result in results:
-            print(f"{result.file}: {_line_report(result.report)}", file=err if as_json else out)
+            print(printable(f"{result.file}: {_line_report(result.report)}"), file=err if as_json else out)
     for result in results:
         if result.failure is not None:
-            print(f"{result.file}: {result.failure}", file=err)
+            print(printable(f"{result.file}: {result.failure}"), file=err)
     return EXIT_OK if all(result.packet is not None for result in results) else EXIT_INCOMPLETE
 
 
@@ -323,7 +324,7 @@ class _Board:
         self._drawn = True
 
     def _line(self, index: int) -> str:
-        return f"{self._names[index]:<{self._width}}  {self._texts[index]}"
+        return printable(f"{self._names[index]:<{self._width}}  {self._texts[index]}")
 
 
 def _rank(result: _Result) -> tuple[bool, float, str, str]:
@@ -338,7 +339,7 @@ def _rank(result: _Result) -> tuple[bool, float, str, str]:
 def _print(results: Sequence[_Result], out: TextIO, *, as_json: bool) -> None:
     packets = [result.packet for result in results if result.packet is not None]
     if as_json:
-        print(_pretty(packets), file=out)
+        print(printable_json(packets), file=out)
         return
     if not packets:
         return
@@ -354,13 +355,14 @@ def _print(results: Sequence[_Result], out: TextIO, *, as_json: bool) -> None:
         )
         for rank, (result, packet) in enumerate(((r, r.packet) for r in results if r.packet is not None), start=1)
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     print(file=out)
-    for row in rows:
+    for row in table:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip(), file=out)
     for packet in packets:
-        print(f"\n{_pretty(packet)}", file=out)
+        print(f"\n{printable_json(packet)}", file=out)
 
 
 def _line_report(report: CallReport) -> str:
@@ -373,10 +375,6 @@ def _line_report(report: CallReport) -> str:
         f"{report.frames_sent} frames sent, {lost} lost; streams: {ends}; "
         f"{len(report.webhook_answers_s)} webhooks answered; {requests} requests for {effects} effects of commands"
     )
-
-
-def _pretty(value: Any) -> str:
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
 
 
 def _text(packet: dict[str, Any], *path: str) -> str:

@@ -9,11 +9,18 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, NoReturn
 
+import click
 from pydantic import ValidationError
 
 from dispatchai.cli.errors import CliError, UnusableError
+from dispatchai.cli.printing import printable_lines
 from dispatchai.settings import Settings, log_format_alone
 from dispatchai.settings import settings as read_settings
+
+
+def say(text: str) -> None:
+    """Print `text`, which may have come from outside in part."""
+    click.echo(printable_lines(text))
 
 
 def settings_of(process: str) -> Settings:

@@ -127,17 +127,31 @@ def _asking(*, yes: bool) -> Callable[[str], bool]:
 @click.argument("records", nargs=-1, type=_Place())
 @click.option("--all", "every", is_flag=True, help="All open records that match the other options.")
 @_filters
+@click.option(
+    "--unconfirmed",
+    is_flag=True,
+    help="Send also RECORDS that their topics have deleted, as their dead letters have them. Look at them first.",
+)
 @click.option("--yes", is_flag=True, help="Send without asking.")
-def dead_letters_retry(records: tuple[Any, ...], every: bool, wanted: Any, yes: bool) -> None:
+def dead_letters_retry(records: tuple[Any, ...], every: bool, wanted: Any, unconfirmed: bool, yes: bool) -> None:
     """Send RECORDS to their topics again. Their dead letters are kept. See docs/dead-letters.md for the effects."""
     _need_records_or_all(records, every, wanted)
+    if unconfirmed and every:
+        raise UnusableError("--unconfirmed needs records that are named: look at each with `dead-letters show`")
     settings = settings_of("dead-letters")
 
     async def run() -> int:
         from dispatchai.cli.dead_letters import retry_dead_letters
 
         return await retry_dead_letters(
-            kafka_of(settings), settings, records, wanted, confirm=_asking(yes=yes), out=sys.stdout, err=sys.stderr
+            kafka_of(settings),
+            settings,
+            records,
+            wanted,
+            unconfirmed=unconfirmed,
+            confirm=_asking(yes=yes),
+            out=sys.stdout,
+            err=sys.stderr,
         )
 
     run_and_exit(on_kafka(run()))

@@ -7,7 +7,6 @@ content is asked for. `kafka.dead_letter_store` finds and sends the records.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, TextIO
 
+from dispatchai.cli.printing import printable, printable_json
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.dead_letter_store import (
     DeadLetterStore,
@@ -27,7 +27,7 @@ from dispatchai.kafka.dead_letter_store import (
     Sent,
 )
 from dispatchai.kafka.dead_letters import DeadLetter, Place
-from dispatchai.kafka.topics import Policy, Topics
+from dispatchai.kafka.topics import Policy, Topic, Topics
 from dispatchai.records import Assessment, AssessmentKind, DecodeError, Record, decode
 from dispatchai.records.codec import HEADER_LENGTH, MARKER
 from dispatchai.records.phone_numbers import masked
@@ -45,6 +45,12 @@ HEX_MAX_BYTES: Final = 512
 """How much is shown of a value that is not a record of this program."""
 
 HEX_WIDTH: Final = 16
+
+COMMANDS: Final = frozenset({Topic.DISPATCH_ACTIONS})
+"""Topics of which each record does something to a call. None is sent again unless it is named."""
+
+NOT_NAMED: Final = "a command to the carrier is sent again only if it is named"
+NEVER_A_RECORD: Final = "it never was a record of a topic: the carrier sends a webhook again"
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -91,7 +97,7 @@ async def list_dead_letters(
     """
     records, more = await DeadLetterStore(connection, Progress(err)).newest(wanted, limit, dismissed=dismissed)
     if as_json:
-        print(json.dumps([record_as_json(record) for record in records], indent=2), file=out)
+        print(printable_json([record_as_json(record) for record in records]), file=out)
     elif not records:
         print("no dead letters" if wanted == Filter() else "no dead letters match", file=out)
     else:
@@ -111,7 +117,7 @@ async def show_dead_letter(
     dead_letter = await store.dead_letter(record.newest_dead_letter)
     if as_json:
         shown = record_as_json(record, content=content) | value_as_json(dead_letter, content=content)
-        print(json.dumps(shown, indent=2), file=out)
+        print(printable_json(shown), file=out)
     else:
         print(render_record(record, dead_letter, content=content), file=out)
     return 0
@@ -123,35 +129,45 @@ async def retry_dead_letters(
     firsts: Sequence[Place],
     wanted: Filter,
     *,
+    unconfirmed: bool = False,
     confirm: Callable[[str], bool],
     out: TextIO,
     err: TextIO,
 ) -> int:
-    """Send the records `firsts` again; without any, all open records that match `wanted`.
+    """Send the records `firsts` again; without any, all open records that match `wanted`, and no commands.
 
+    With `unconfirmed` those of `firsts` that their topics have deleted are sent as their dead letters have them.
     `confirm` is called with the question before anything is sent. Returns the exit code: 1 when a record was refused.
     Raises DeadLetterStoreError.
     """
     store = DeadLetterStore(connection, Progress(err))
-    records = await _found(store, firsts) if firsts else await store.open_records(wanted)
+    if firsts:
+        records = await _found(store, firsts)
+    else:
+        records, left_out = sent_unnamed(await store.open_records(wanted))
+        for reason, number in left_out.items():
+            print(f"left out {_records(number)}: {reason}", file=out)
     if not records:
         print("nothing to send: no open record matches", file=out)
         return 0
-    if not confirm(question(records, time.time_ns() // 1_000_000, settings.call_expiry_s)):
+    asked = question(records, time.time_ns() // 1_000_000, settings.call_expiry_s)
+    if unconfirmed:
+        asked = f"Whoever may write dead letters may have made up a record that its topic has deleted. {asked}"
+    if not confirm(printable(asked)):
         print("nothing was sent", file=out)
         return 1
     refused = 0
-    reasons = Refusals.load(settings.topics_file)
+    reasons = Refusals.load(settings.topics_file, named=bool(firsts))
     progress, sent = Progress(err, "sent"), 0
-    async for result in store.retry(records, reasons):
+    async for result in store.retry(records, reasons, unconfirmed=unconfirmed and bool(firsts)):
         match result:
             case Sent(first, attempt, sent_to):
                 sent += 1
                 progress(sent, len(records))
-                print(f"sent     {first} as {sent_to}, attempt {attempt}", file=out)
+                print(printable(f"sent     {first} as {sent_to}, attempt {attempt}"), file=out)
             case _:
                 refused += 1
-                print(f"refused  {result.first}: {result.reason}", file=out)
+                print(printable(f"refused  {result.first}: {result.reason}"), file=out)
     missing = len(records) - sent - refused
     if missing:
         raise DeadLetterStoreError(f"{missing} dead letters were deleted meanwhile: their topic's retention has passed")
@@ -181,7 +197,7 @@ async def dismiss_dead_letters(
         return 1
     await store.dismiss(records, reason)
     for record in records:
-        print(f"dismissed  {record.first}", file=out)
+        print(printable(f"dismissed  {record.first}"), file=out)
     print(f"{len(records)} dismissed; the dead letters are kept, and `list --dismissed` shows them", file=out)
     return 0
 
@@ -195,11 +211,28 @@ async def _found(store: DeadLetterStore, firsts: Collection[Place]) -> list[Fail
     return [found[first] for first in dict.fromkeys(firsts)]
 
 
+def sent_unnamed(records: Sequence[FailedRecord]) -> tuple[list[FailedRecord], Counter[str]]:
+    """Those of `records` that may be sent without being named, and how many others there are, by reason."""
+    sent, left_out = [], Counter[str]()
+    for record in records:
+        if not record.is_record:
+            left_out[NEVER_A_RECORD] += 1
+        elif record.first.topic in COMMANDS:
+            left_out[NOT_NAMED] += 1
+        else:
+            sent.append(record)
+    return sent, left_out
+
+
+def _records(number: int) -> str:
+    return f"{number} record{'' if number == 1 else 's'}"
+
+
 def question(records: Sequence[FailedRecord], now_ms: int, call_expiry_s: float) -> str:
     """The question to ask before `records` are sent again."""
     topics = Counter(record.first.topic for record in records)
-    count = f"{len(records)} record{'' if len(records) == 1 else 's'}"
-    text = f"Send {count} again ({', '.join(f'{topic} {number}' for topic, number in topics.most_common())})?"
+    named = ", ".join(f"{topic} {number}" for topic, number in topics.most_common())
+    text = f"Send {_records(len(records))} again ({named})?"
     expired = sum((record.origin_timestamp_ms or now_ms) < now_ms - call_expiry_s * 1000 for record in records)
     if expired:
         text = f"{expired} of them are older than CALL_EXPIRY_S, so the states of their calls may be gone. {text}"
@@ -208,20 +241,24 @@ def question(records: Sequence[FailedRecord], now_ms: int, call_expiry_s: float)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Refusals:
-    """Why a record must not be sent again although it could be: it would replace something newer."""
+    """Why a record must not be sent again although it could be: it would replace something newer, or is a command that
+    nobody has `named`."""
 
     compacted: frozenset[str]
+    named: bool
 
     @classmethod
-    def load(cls, topics_file: Path | None = None) -> Refusals:
+    def load(cls, topics_file: Path | None = None, *, named: bool) -> Refusals:
         """As `topics_file`, by default the shipped `topics.yaml`, declares the topics."""
         specs = Topics.load(topics_file).every_topic()
-        return cls(frozenset(spec.name for spec in specs if spec.policy is Policy.COMPACT))
+        return cls(frozenset(spec.name for spec in specs if spec.policy is Policy.COMPACT), named)
 
     def __call__(self, dead_letter: DeadLetter) -> str | None:
         """The reason, or None."""
         if dead_letter.origin is not None and dead_letter.origin.topic in self.compacted:
             return f"{dead_letter.origin.topic} is compacted: an old value would replace a newer one"
+        if dead_letter.origin is not None and dead_letter.origin.topic in COMMANDS and not self.named:
+            return NOT_NAMED
         record = decoded(dead_letter)
         if isinstance(record, Assessment) and record.kind is AssessmentKind.LIVE:
             return "a live assessment: a later one has replaced it"
@@ -264,14 +301,14 @@ def render_key(key: bytes | None, *, content: bool = False) -> str:
         text = f"hex {key.hex()}"
     if not content and _NUMBER.fullmatch(text):
         text = masked(text) or ""
-    return _printable(text, KEY_MAX_CHARS)
+    return printable(_cut(text, KEY_MAX_CHARS))
 
 
 def render_error(failure: Failure, *, content: bool = False) -> str:
     """An error in one line; only its type where the text may hold content."""
     if content or failure.reader == _GATEWAY or _SAFE_ERROR.match(failure.error):
-        return _printable(failure.error, len(failure.error))
-    return failure.error.partition(":")[0]
+        return printable(failure.error)
+    return printable(failure.error.partition(":")[0])
 
 
 def render_value(value: Any, name: str = "", *, content: bool = False) -> Any:
@@ -308,12 +345,6 @@ def _bytes(value: bytes, *, content: bool) -> str:
 
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:most]}… ({len(text)} in all)"
-
-
-def _printable(text: str, most: int) -> str:
-    """`text` in one line without control characters: a poison record must not steer a terminal."""
-    cut = _cut(text, most)
-    return cut if cut.isprintable() else "".join(one if one.isprintable() else "�" for one in cut)
 
 
 def hex_dump(data: bytes) -> list[str]:
@@ -360,9 +391,11 @@ def render_list(records: Sequence[FailedRecord]) -> str:
                 errors[0] + (f" (and {len(errors) - 1} others)" if len(errors) > 1 else ""),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    table = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(rows[0]) - 1)]
     return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)), row[-1]]) for row in rows
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)), row[-1]])
+        for row in table
     )
 
 
@@ -385,13 +418,13 @@ def render_record(record: FailedRecord, dead_letter: DeadLetter, *, content: boo
         f"retried   {_when(note.written_ms)} as {note.sent_to}, attempt {note.attempt}" for note in record.retries
     ]
     lines += [
-        f"dismissed {_when(note.written_ms)} after attempt {note.attempt}: {_printable(note.reason, TEXT_MAX_CHARS)}"
+        f"dismissed {_when(note.written_ms)} after attempt {note.attempt}: {_cut(note.reason, TEXT_MAX_CHARS)}"
         for note in record.dismissals
     ]
     for name, value in dead_letter.headers:
         shown = _bytes(value or b"", content=content)
-        lines.append(f"header    {_printable(name, KEY_MAX_CHARS)}: {_printable(shown, HEADER_MAX_CHARS)}")
-    return "\n".join([*lines, *_value_lines(dead_letter, content=content)])
+        lines.append(f"header    {_cut(name, KEY_MAX_CHARS)}: {_cut(shown, HEADER_MAX_CHARS)}")
+    return "\n".join([*map(printable, lines), *_value_lines(dead_letter, content=content)])
 
 
 def _value_lines(dead_letter: DeadLetter, *, content: bool) -> list[str]:
@@ -402,7 +435,7 @@ def _value_lines(dead_letter: DeadLetter, *, content: bool) -> list[str]:
     head = f"value     {length} bytes{cut}"
     record = decoded(dead_letter)
     if record is not None:
-        fields = json.dumps(render_value(record, content=content), indent=2, ensure_ascii=False)
+        fields = printable_json(render_value(record, content=content))
         return [
             f"{head}: {type(record).__name__}",
             fields,
@@ -439,7 +472,7 @@ def record_as_json(record: FailedRecord, *, content: bool = False) -> dict[str, 
             for note in record.retries
         ],
         "dismissed": [
-            {"at": _when(note.written_ms), "attempt": note.attempt, "reason": _printable(note.reason, TEXT_MAX_CHARS)}
+            {"at": _when(note.written_ms), "attempt": note.attempt, "reason": _cut(note.reason, TEXT_MAX_CHARS)}
             for note in record.dismissals
         ],
     }

@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-import click
-
 from dispatchai.cli.call import call
+from dispatchai.cli.common import say
 from dispatchai.cli.errors import UnusableError
 from dispatchai.cli.up import UpError, up
 from dispatchai.settings import Settings
@@ -30,8 +29,8 @@ async def demo(settings: Settings, *, leave: bool, as_json: bool) -> int:
     if "log_level" not in settings.model_fields_set:
         # The processes' lines at INFO would hide the progress of the callers.
         settings = settings.model_copy(update={"log_level": "WARNING"})
-    async with up(settings, click.echo) as running:
-        click.echo(f"\nthe page is {running.info.console_url}/ - three people are calling in\n")
+    async with up(settings, say) as running:
+        say(f"\nthe page is {running.info.console_url}/ - three people are calling in\n")
         failed = asyncio.create_task(running.failure())
         calling = asyncio.create_task(call([RECORDINGS / name for name in CALLERS], settings=settings, as_json=as_json))
         try:
@@ -39,7 +38,7 @@ async def demo(settings: Settings, *, leave: bool, as_json: bool) -> int:
             if calling.done() and (leave or calling.exception() is not None):
                 return calling.result()
             if calling.done():
-                click.echo(f"\nthe page stays up: {running.info.console_url}/   Ctrl-C stops everything")
+                say(f"\nthe page stays up: {running.info.console_url}/   Ctrl-C stops everything")
             raise UpError(await failed)
         finally:
             for task in (calling, failed):

@@ -21,9 +21,10 @@ from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
 from dispatchai import __version__
-from dispatchai.cli.common import kafka_of, on_kafka, run_and_exit, settings_of
+from dispatchai.cli.common import kafka_of, on_kafka, run_and_exit, say, settings_of
 from dispatchai.cli.dead_letter_commands import dead_letters
 from dispatchai.cli.errors import CliError, UnusableError
+from dispatchai.cli.printing import printable_lines
 from dispatchai.kafka.errors import KafkaOperationError
 from dispatchai.kafka.topics import TopicsFileError
 from dispatchai.process import logs
@@ -56,7 +57,7 @@ class _Commands(click.Group):
         if logs.writes_json():
             structlog.get_logger(__name__).critical("command_failed", error=message, exit_code=code)
         else:
-            click.echo(f"dispatchai: {message}", err=True)
+            click.echo(f"dispatchai: {printable_lines(message)}", err=True)
         raise SystemExit(code)
 
 
@@ -64,7 +65,7 @@ async def _supervised(body: Coroutine[Any, Any, int]) -> int:
     """Run `body`, which starts processes, so that Ctrl-C at any moment stops them in order."""
     from dispatchai.cli.up import supervise
 
-    return await supervise(body, click.echo)
+    return await supervise(body, say)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -84,13 +85,13 @@ def up() -> None:
     async def run() -> int:
         from dispatchai.cli.up import UpError, up
 
-        async with up(settings, click.echo) as running:
-            click.echo(f"page     {running.info.console_url}/")
-            click.echo(f"webhooks {running.info.gateway_url}/api/v1/call/incoming")
-            click.echo(f"media    {running.info.ws_url}")
+        async with up(settings, say) as running:
+            say(f"page     {running.info.console_url}/")
+            say(f"webhooks {running.info.gateway_url}/api/v1/call/incoming")
+            say(f"media    {running.info.ws_url}")
             if settings.carrier_is_simulated:
-                click.echo("TELNYX_API_KEY is not set: call in with `dispatchai call FILE.wav`")
-            click.echo("Ctrl-C stops everything")
+                say("TELNYX_API_KEY is not set: call in with `dispatchai call FILE.wav`")
+            say("Ctrl-C stops everything")
             raise UpError(await running.failure())
 
     run_and_exit(_supervised(run()))
@@ -111,7 +112,7 @@ def dev(provider: str | None) -> None:
         from dispatchai.cli.dev import Provider
         from dispatchai.cli.dev import dev as run_dev
 
-        return await run_dev(settings, click.echo, None if provider is None else Provider(provider))
+        return await run_dev(settings, say, None if provider is None else Provider(provider))
 
     run_and_exit(_supervised(run()))
 
@@ -435,7 +436,7 @@ def rules_check(file: Path | None) -> None:
 
     path = file or settings_of("rules").rules_file or DEFAULT_PATH
     loaded = Rules.load(path)
-    click.echo(f"{path}: version {loaded.version}, {len(loaded.rules)} rules, {len(loaded.questions)} questions")
+    say(f"{path}: version {loaded.version}, {len(loaded.rules)} rules, {len(loaded.questions)} questions")
 
 
 @main.group()
@@ -462,7 +463,7 @@ def topics_apply(allow_drift: bool) -> None:
         from dispatchai.kafka.topics import Topics
 
         report = await apply(kafka_of(settings), Topics.load(settings.topics_file), settings.kafka_replication_factor)
-        click.echo(render_report(report))
+        say(render_report(report))
         return int(report.splits_calls) if allow_drift else report.exit_code
 
     run_and_exit(on_kafka(run()))
@@ -483,8 +484,8 @@ def topics_upgrade() -> None:
         from dispatchai.kafka.topics import Topics
 
         report = await apply(kafka_of(settings), Topics.load(settings.topics_file), settings.kafka_replication_factor)
-        click.echo(render_report(report))
-        click.echo(render_copied(await copy_packets(kafka_of(settings))))
+        say(render_report(report))
+        say(render_copied(await copy_packets(kafka_of(settings))))
         return report.exit_code
 
     run_and_exit(on_kafka(run()))
@@ -503,7 +504,7 @@ def topics_show() -> None:
         from dispatchai.kafka.admin import show
         from dispatchai.kafka.topics import Topics
 
-        click.echo(render_show(await show(kafka_of(settings), Topics.load(settings.topics_file))))
+        say(render_show(await show(kafka_of(settings), Topics.load(settings.topics_file))))
         return 0
 
     run_and_exit(on_kafka(run()))

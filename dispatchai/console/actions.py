@@ -23,6 +23,7 @@ from dispatchai.kafka.clients import make_producer
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.topics import Topic
 from dispatchai.process.clock import now_micros
+from dispatchai.process.log_limit import LogLimit
 from dispatchai.records import Action, ActionKind, CallStatus, encode
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -117,6 +118,7 @@ class _Refused(ConsoleError):  # noqa: N818 - the request is at fault
 
 class _Actions:
     def __init__(self, feed: Feed, writer: ActionWriter, can_transfer: bool) -> None:
+        self._not_stored_log = LogLimit()
         self._feed = feed
         self._writer = writer
         self._can_transfer = can_transfer
@@ -133,7 +135,8 @@ class _Actions:
         except _Refused as refused:
             return _json({"error": {"code": refused.code, "message": str(refused)}}, status=refused.status)
         except NotAcknowledgedError as error:
-            log.error("action_not_stored", call_id=call_id, reason=str(error))
+            if count := self._not_stored_log.add():
+                log.error("action_not_stored", call_id=call_id, reason=str(error), actions=count)
             message = f"the action could not be stored; send it again with the same {ACTION_ID_HEADER}"
             return _json({"error": {"code": "unavailable", "message": message}}, status=503)
         log.info("action_stored", call_id=call_id, action_id=action.action_id, kind=action.kind)

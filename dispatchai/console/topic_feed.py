@@ -27,7 +27,7 @@ from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.reading import FETCH_PARTITION_BYTES, partitions_of, unread
 from dispatchai.kafka.topics import Topic
 from dispatchai.process.clock import now_micros
-from dispatchai.process.log_limit import LogLimit
+from dispatchai.process.log_limit import LogLimit, LogLimits
 from dispatchai.records import DecodeError, LiveCall
 from dispatchai.records.codec import decode_as
 
@@ -182,6 +182,7 @@ class _ViewBuilder:
         self.view = view
         self._live_topic = live_topic
         self._counts = counts
+        self._skip_log = LogLimits()
         self._changed = changed
         self._pending: dict[str, tuple[bytes, str]] = {}
 
@@ -235,8 +236,9 @@ class _ViewBuilder:
 
     def _skip(self, place: str, error: ValueError) -> None:
         self._counts.skipped += 1
-        reason = str(error) if isinstance(error, DecodeError) else type(error).__name__
-        log.warning("record_skipped", place=place, reason=reason)
+        if count := self._skip_log.add(type(error).__name__):
+            reason = str(error) if isinstance(error, DecodeError) else type(error).__name__
+            log.warning("record_skipped", place=place, reason=reason, records=count)
 
 
 def _same_key(key: str, call_id: str) -> None:

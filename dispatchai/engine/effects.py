@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import structlog
 
 from dispatchai.engine.keyed_state import KeyedStates
+from dispatchai.process.log_limit import LogLimits
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +30,7 @@ class Effects(Generic[E]):
         self._perform = perform
         self._queues: dict[str, deque[E]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._failed_log = LogLimits()
 
     def submit(self, key: str, effects: Sequence[E]) -> None:
         """Queue `effects` for `key`, after those that are pending already."""
@@ -47,7 +49,8 @@ class Effects(Generic[E]):
                 await self._perform(key, effect)
             except Exception:
                 # An effect that fails must block neither the key's other effects nor its state.
-                log.exception("effect_failed", key=key, effect=type(effect).__name__)
+                if count := self._failed_log.add(type(effect).__name__):
+                    log.exception("effect_failed", key=key, effect=type(effect).__name__, effects=count)
         del self._queues[key], self._tasks[key]
         self._states.unblock(key)
 

@@ -28,6 +28,7 @@ from dispatchai.engine.failure import Failure
 from dispatchai.engine.metrics import EngineMetrics
 from dispatchai.engine.write_lease import Lease
 from dispatchai.kafka.dead_letters import dead_letter_of, dead_letter_of_output
+from dispatchai.process.log_limit import LogLimits
 
 log = structlog.get_logger(__name__)
 
@@ -95,6 +96,8 @@ class Emitter:
         """The last `send_soon` of each partition, until its records are in the producer's buffer."""
         self._set_aside: dict[tuple[str, bytes | None], None] = {}
         """Topics and keys of the last records that were set aside."""
+        self._dead_letter_log = LogLimits()
+        self._set_aside_log = LogLimits()
         self.on_set_aside: SetAside | None = None
         """Called for the first record of a key that is set aside."""
 
@@ -254,7 +257,8 @@ class Emitter:
     async def _put_aside(self, topic: str, partition: int | None, key: bytes | None, value: bytes | None) -> None:
         """Send the beginning of a record that is too large to the dead-letter topic instead, and report it."""
         size, known = _size(key, value), (topic, key) in self._set_aside
-        log.error("record_too_large", topic=topic, partition=partition, bytes=size, reported=known)
+        if count := self._set_aside_log.add(topic):
+            log.error("record_too_large", topic=topic, partition=partition, bytes=size, reported=known, records=count)
         self._metrics.set_aside(topic)
         if known or topic == self._dead_letter_topic:
             return
@@ -315,14 +319,16 @@ class Emitter:
 
         Whatever the record is, its dead letter fits: what is too large of it is cut, and a header says so.
         """
-        log.warning(
-            "dead_letter",
-            reader=reader,
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-            error=type(error).__name__,
-        )
+        if count := self._dead_letter_log.add((reader, type(error).__name__)):
+            log.warning(
+                "dead_letter",
+                reader=reader,
+                topic=record.topic,
+                partition=record.partition,
+                offset=record.offset,
+                error=type(error).__name__,
+                records=count,
+            )
         self._metrics.dead_letter(reader, error)
         key, value, headers = dead_letter_of(record, reader=reader, error=error)
         await self.send(self._dead_letter_topic, key, value, headers=headers)

@@ -17,6 +17,7 @@ from faust.types import TP
 from dispatchai.engine.checkpoint import Snapshot, SnapshotSource
 from dispatchai.engine.commits import Coverage
 from dispatchai.engine.snapshots import SnapshotStore
+from dispatchai.process.log_limit import LogLimit
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +76,7 @@ class KeyedStates(SnapshotSource, Generic[S]):
         self._matches: dict[str, bool] = {}
         """The result of `match` for states that only the store holds, until they are touched."""
         self._unreadable: set[str] = set()
+        self._unreadable_log = LogLimit()
         """Keys whose snapshots could not be decoded, each logged once."""
         self._alarm: asyncio.TimerHandle | None = None
         """Wakes the checkpoint when a postponed snapshot is due."""
@@ -106,7 +108,10 @@ class KeyedStates(SnapshotSource, Generic[S]):
         except ValueError as error:
             if key not in self._unreadable:
                 self._unreadable.add(key)
-                log.error("snapshot_unreadable", table=self.name, key=key, error=type(error).__name__)
+                if count := self._unreadable_log.add():
+                    log.error(
+                        "snapshot_unreadable", table=self.name, key=key, error=type(error).__name__, snapshots=count
+                    )
             return None
 
     def match(self, predicate: Callable[[S], bool]) -> Iterator[tuple[str, bool]]:

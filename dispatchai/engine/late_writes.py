@@ -31,6 +31,7 @@ from dispatchai.engine.snapshots import EPOCH, EPOCH_MAX, epoch_of, key_of
 from dispatchai.engine.write_lease import Lease
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.reading import FETCH_PARTITION_BYTES, SilentKafkaError, open_reader, read_to_end
+from dispatchai.process.log_limit import LogLimits
 
 log = structlog.get_logger(__name__)
 
@@ -124,6 +125,7 @@ class FencedTopics:
         """By topic; only the holder writes there."""
         self._next: dict[TP, int] = {}
         """The next offset to follow, of each partition that is followed."""
+        self._overwritten_log = LogLimits()
 
     def add(self, topic: str) -> None:
         """Fence `topic`: compacted, co-partitioned with the source topics, written by this application alone."""
@@ -247,7 +249,9 @@ class FencedTopics:
             # This process's own records count too, once they are stored; meanwhile it writes nothing else.
             await self._emitter.delivered()
             for tp, key, standing in await self._overwritten(suspects):
-                log.warning("record_overwritten", topic=topic, partition=tp.partition, key=key.decode())
+                if count := self._overwritten_log.add(topic):
+                    name = key.decode(errors="replace")
+                    log.warning("record_overwritten", topic=topic, partition=tp.partition, key=name, records=count)
                 self._metrics.written_again.inc()
                 await self._send(topic, {tp.partition: [(key, standing.value)]}, standing.headers)
 

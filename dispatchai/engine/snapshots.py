@@ -16,6 +16,7 @@ from typing import Any, Final
 import structlog
 
 from dispatchai.kafka.headers import number_in
+from dispatchai.process.log_limit import LogLimit
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +62,7 @@ class SnapshotStore:
         """Keys whose last record in the changelog is not the one that counts, by partition."""
         self._loaded: dict[int, int] = {}
         """Offset up to which each partition's changelog was read."""
+        self._keyless_log = LogLimit()
 
     @property
     def values(self) -> Mapping[str, bytes]:
@@ -89,7 +91,14 @@ class SnapshotStore:
         for record in records:
             self._loaded[partition] = record.offset + 1
             if (key := key_of(record)) is None:
-                log.warning("snapshot_without_key", table=self.name, partition=partition, offset=record.offset)
+                if count := self._keyless_log.add():
+                    log.warning(
+                        "snapshot_without_key",
+                        table=self.name,
+                        partition=partition,
+                        offset=record.offset,
+                        snapshots=count,
+                    )
                 continue
             epoch = epoch_of(record.headers)
             if self.is_fenced(epoch, epochs.get(key, 0)):

@@ -161,6 +161,8 @@ class MediaSockets:
         self._of_call: dict[str, _Socket] = {}
         self._stopping = False
         self._refused_log = LogLimits()
+        self._codec_log = LogLimit()
+        self._carrier_log = LogLimit()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one socket, from handshake to close."""
@@ -323,7 +325,8 @@ class MediaSockets:
                 self._close(socket, _NORMAL)
             case CarrierError(code):
                 self._metrics.carrier_errors += 1
-                log.warning("carrier_error", call_id=socket.call_id, code=code)
+                if count := self._carrier_log.add():
+                    log.warning("carrier_error", call_id=socket.call_id, code=code, errors=count)
             case Connected() | Notice():
                 pass
 
@@ -350,7 +353,8 @@ class MediaSockets:
             # A stream that the call already has goes on.
             socket.stream = Stream(stream_id, start.media_format, emit, self._metrics, now)
             self._metrics.sockets_refused[SocketRefusal.CODEC] += 1
-            log.error("media_stream_refused", call_id=call_id, reason=refusal)
+            if count := self._codec_log.add():
+                log.error("media_stream_refused", call_id=call_id, reason=refusal, streams=count)
             return Closing(WSCloseCode.UNSUPPORTED_DATA, refusal, f"refused: {refusal}")
         if (former := self._of_call.get(call_id)) is not None:
             # Its END is recorded here, before the START of the new one.

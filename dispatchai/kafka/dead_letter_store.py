@@ -7,11 +7,10 @@ it. Memory does not grow with the topic: only what is listed is kept, of a limit
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -22,13 +21,13 @@ from aiokafka.errors import KafkaError
 
 from dispatchai.kafka.clients import make_producer
 from dispatchai.kafka.connection import KafkaConnection
+from dispatchai.kafka.dead_letter_origins import Origins, Unconfirmed
 from dispatchai.kafka.dead_letters import (
     DeadLetter,
     Dismissal,
     Place,
     RetryNote,
     dismissal_headers,
-    own_headers,
     parse_dead_letter,
     retry_headers,
     retry_note_headers,
@@ -274,55 +273,45 @@ class DeadLetterStore:
                 yield parse_dead_letter(record)
 
     async def retry(
-        self, records: Sequence[FailedRecord], refuse: Callable[[DeadLetter], str | None]
+        self,
+        records: Sequence[FailedRecord],
+        refuse: Callable[[DeadLetter], str | None],
+        *,
+        unconfirmed: bool = False,
     ) -> AsyncIterator[Sent | Refused]:
         """Send each of `records` again: same topic, partition, key, value, headers and timestamp, one attempt higher.
+
+        What is sent is the record that its topic holds, and only if it is the one in the dead letter: whoever writes
+        dead letters could otherwise have anything sent. With `unconfirmed` a record that the topic no longer holds is
+        sent as its dead letter has it.
 
         `refuse` returns why a record must not be sent, or None. A record is noted as sent after the broker has
         acknowledged it: after a crash in between it is still open, so it may be sent twice but is never lost.
         Raises DeadLetterStoreError.
         """
         by_place = {one.newest_dead_letter: one for one in records if one.newest_dead_letter is not None}
-        async with make_producer(self._connection, max_request_size=MAX_REQUEST_BYTES) as producer:
+        async with (
+            make_producer(self._connection, max_request_size=MAX_REQUEST_BYTES) as producer,
+            open_reader(self._connection) as consumer,
+        ):
             cluster = await producer.client.fetch_all_metadata()
+            origins = Origins(self._connection, consumer)
             batch: list[tuple[FailedRecord, DeadLetter]] = []
             size = 0
             async for dead_letter in self._dead_letters_at(list(by_place)):
                 record = by_place[dead_letter.place]
                 reason = refuse(dead_letter) or _cannot_be_sent(dead_letter, cluster)
-                if reason is None and dead_letter.truncated is not None:
-                    whole = await self._whole(dead_letter)
-                    reason, dead_letter = (whole, dead_letter) if isinstance(whole, str) else (None, whole)
                 if reason is not None:
                     yield Refused(record.first, reason)
                     continue
                 batch.append((record, dead_letter))
-                size += len(dead_letter.value or b"")
+                size += _value_bytes(dead_letter)
                 if len(batch) >= RETRY_AT_ONCE or size >= RETRY_BYTES_AT_ONCE:
-                    for sent in await _send(producer, batch):
-                        yield sent
+                    for result in await _send_confirmed(producer, origins, batch, unconfirmed=unconfirmed):
+                        yield result
                     batch, size = [], 0
-            for sent in await _send(producer, batch):
-                yield sent
-
-    async def _whole(self, dead_letter: DeadLetter) -> DeadLetter | str:
-        """The dead letter with its truncated part, read from the record itself; or why that is not possible."""
-        assert dead_letter.origin is not None  # noqa: S101 - checked before
-        assert dead_letter.truncated is not None  # noqa: S101
-        deleted = f"its dead letter holds only the beginning of it, and {dead_letter.origin} was deleted"
-        async with self._reader(dead_letter.origin.topic) as (consumer, partitions):
-            tp = TopicPartition(dead_letter.origin.topic, dead_letter.origin.partition)
-            if tp not in partitions:
-                return deleted
-            # An offset before the beginning of the log is read from the beginning.
-            async with aclosing(self._read(consumer, {tp: dead_letter.origin.offset})) as records:
-                async for record in records:
-                    same = hashlib.sha256(record.value or b"").hexdigest() == dead_letter.truncated.sha256
-                    if record.offset != dead_letter.origin.offset or not same:
-                        return deleted
-                    headers = tuple(own_headers(record))
-                    return replace(dead_letter, key=record.key, value=record.value, headers=headers, truncated=None)
-        return deleted
+            for result in await _send_confirmed(producer, origins, batch, unconfirmed=unconfirmed):
+                yield result
 
     async def _dead_letters_at(self, places: Collection[Place]) -> AsyncGenerator[DeadLetter, None]:
         """The dead letters at `places`, in order within a partition."""
@@ -343,15 +332,14 @@ class DeadLetterStore:
                             return
 
     @asynccontextmanager
-    async def _reader(
-        self, topic: str = Topic.DEAD_LETTERS
-    ) -> AsyncIterator[tuple[aiokafka.AIOKafkaConsumer, list[TopicPartition]]]:
-        """A consumer without a group, and the partitions of `topic`.
+    async def _reader(self) -> AsyncIterator[tuple[aiokafka.AIOKafkaConsumer, list[TopicPartition]]]:
+        """A consumer without a group, and the partitions of the dead-letter topic.
 
-        Raises DeadLetterStoreError where there is no dead-letter topic.
+        Raises DeadLetterStoreError where there is no such topic.
         """
+        topic = Topic.DEAD_LETTERS
         partitions = (await partitions_of(self._connection, [topic]))[topic]
-        if not partitions and topic == Topic.DEAD_LETTERS:
+        if not partitions:
             raise DeadLetterStoreError(f"the topic {topic} does not exist: `dispatchai topics apply` creates it")
         async with open_reader(self._connection) as consumer:
             yield consumer, partitions
@@ -367,6 +355,11 @@ def _cannot_be_sent(dead_letter: DeadLetter, cluster: ClusterMetadata) -> str | 
     """Why no record of this place can be sent again; None if it can."""
     if dead_letter.origin is None:
         return "it never was a record of a topic: a webhook's body has to be sent again by the carrier"
+    if (dead_letter.origin.topic, dead_letter.origin.partition) != (
+        dead_letter.first.topic,
+        dead_letter.first.partition,
+    ):
+        return f"its dead letter is of {dead_letter.origin}, where no record of that name was sent again"
     partitions = cluster.partitions_for_topic(dead_letter.origin.topic)
     if not partitions:
         return f"the topic {dead_letter.origin.topic} does not exist here any more"
@@ -375,6 +368,33 @@ def _cannot_be_sent(dead_letter: DeadLetter, cluster: ClusterMetadata) -> str | 
     if dead_letter.key is None and dead_letter.value is None:
         return "it has neither key nor value: nothing to send"
     return None
+
+
+def _value_bytes(dead_letter: DeadLetter) -> int:
+    """The length of the whole value, if its dead letter says what is true."""
+    return len(dead_letter.value or b"") if dead_letter.truncated is None else dead_letter.truncated.value_bytes
+
+
+async def _send_confirmed(
+    producer: aiokafka.AIOKafkaProducer,
+    origins: Origins,
+    batch: Sequence[tuple[FailedRecord, DeadLetter]],
+    *,
+    unconfirmed: bool,
+) -> list[Sent | Refused]:
+    """Send those of `batch` that their topics confirm, with `unconfirmed` those too that their topics deleted."""
+    compared = await origins.compare([dead_letter for _, dead_letter in batch])
+    refused: list[Sent | Refused] = []
+    to_send = []
+    for record, dead_letter in batch:
+        match compared[dead_letter.place]:
+            case DeadLetter() as whole:
+                to_send.append((record, whole))
+            case Unconfirmed(deleted=True) if unconfirmed:
+                to_send.append((record, dead_letter))
+            case Unconfirmed(reason):
+                refused.append(Refused(record.first, reason))
+    return refused + await _send(producer, to_send)
 
 
 async def _send(

@@ -186,6 +186,12 @@ def own_headers(record: aiokafka.ConsumerRecord) -> list[tuple[str, bytes | None
     return [(name, content) for name, content in record.headers if name not in (_RETRY_ATTEMPT, _RETRY_OF)]
 
 
+def first_place(record: aiokafka.ConsumerRecord) -> Place:
+    """The place of `record` at its first failure: where it is, unless it was sent again."""
+    _, first = _retry_of(dict(record.headers))
+    return first or Place(record.topic, record.partition, record.offset)
+
+
 def retry_headers(first: Place, attempt: int) -> list[tuple[str, bytes]]:
     """Headers of a record that is sent again: its first place, and the attempt number of its next dead letter."""
     return [(_RETRY_ATTEMPT, str(attempt).encode()), (_RETRY_OF, str(first).encode())]

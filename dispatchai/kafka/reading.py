@@ -119,12 +119,14 @@ async def read_to_end(
     consumer: AIOKafkaConsumer,
     starts: Mapping[TopicPartition, int],
     *,
+    ends: Mapping[TopicPartition, int] | None = None,
     on_progress: OnProgress = lambda read, total: None,
     silence_s: float = SILENCE_S,
 ) -> AsyncGenerator[aiokafka.ConsumerRecord, None]:
     """The records of the partitions of `starts`, from these offsets to their ends at the time of the call.
 
-    Those of one partition come in order. Whoever does not read to the end closes it (`aclosing`). Takes over the
+    `ends` are nearer ends; some records behind them come too. Those of one partition come in order. Whoever does not
+    read to the end closes it (`aclosing`). Takes over the
     assignment of `consumer`. Raises SilentKafkaError after `silence_s` seconds without a record, and KafkaError.
     """
     if not starts:
@@ -132,7 +134,7 @@ async def read_to_end(
     # aiokafka takes no other kind of tuple where it reads some partitions only, and Faust has a kind of its own.
     starts = {TopicPartition(*partition): offset for partition, offset in starts.items()}
     consumer.assign(list(starts))
-    ends = await current_ends(connection, consumer, starts)
+    ends = await current_ends(connection, consumer, starts) if ends is None else ends
     for partition, offset in starts.items():
         consumer.seek(partition, offset)
     total = sum(max(ends[partition] - offset, 0) for partition, offset in starts.items())

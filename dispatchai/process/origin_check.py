@@ -53,7 +53,7 @@ def _error(request: web.Request, names: Set[str]) -> tuple[str, str] | None:
     if host is None or not _is_own(name := host["name"].strip("[]").lower(), request, names):
         return "host", f"this server is not reached under that name; {SETTING} lists further names and addresses"
     origin = request.headers.get(hdrs.ORIGIN)
-    if origin is not None and not _is_own_origin(origin, name, host["port"], names):
+    if origin is not None and not _is_own_origin(origin, name, host["port"], request, names):
         return "origin", f"only this server's own page may ask; {SETTING} lists the names under which it is reached"
     match request.headers.get("Sec-Fetch-Site"):
         case None | "same-origin" | "none":
@@ -67,7 +67,12 @@ def _error(request: web.Request, names: Set[str]) -> tuple[str, str] | None:
 
 
 def _is_own(name: str, request: web.Request, names: Set[str]) -> bool:
-    if name in names or name == _LOCALHOST:
+    return name in names or _is_of_this_machine(name, request)
+
+
+def _is_of_this_machine(name: str, request: web.Request) -> bool:
+    """Whether every machine has this name, or the request has arrived at this address."""
+    if name == _LOCALHOST:
         return True
     try:
         address = ipaddress.ip_address(name)
@@ -85,19 +90,22 @@ def _arrived_at(request: web.Request) -> ipaddress.IPv4Address | ipaddress.IPv6A
     return address.ipv4_mapped or address if isinstance(address, ipaddress.IPv6Address) else address
 
 
-def _is_own_origin(origin: str, name: str, port: str | None, names: Set[str]) -> bool:
-    """Whether a page of `origin` is this server's, which was asked as `name` and `port`."""
+def _is_own_origin(origin: str, name: str, port: str | None, request: web.Request, names: Set[str]) -> bool:
+    """Whether a page of `origin` is this server's, which was asked as `name` and `port`.
+
+    The port counts: behind another one of the same machine is another server.
+    """
     try:
         url = URL(origin)
     except ValueError:
         return False
     if url.host is None:
         return False
-    # Behind a proxy the Host header may be the upstream's. The page then has a configured name.
-    if url.host.lower() in names:
-        return True
-    asked_port = _DEFAULT_PORTS.get(url.scheme) if port is None else int(port)
-    return (url.host.lower(), url.port) == (name, asked_port)
+    own, default_port = url.host.lower(), _DEFAULT_PORTS.get(url.scheme)
+    if own == name:
+        return url.port == (default_port if port is None else int(port))
+    # Behind a proxy the Host header may be the upstream's. The page then has a configured name, and the proxy's port.
+    return own in names and not _is_of_this_machine(own, request) and url.port == default_port is not None
 
 
 def _opens_the_page(request: web.Request) -> bool:

@@ -15,6 +15,7 @@ from typing import Final, Generic, Protocol, TypeAlias
 import structlog
 from faust.types import TP
 
+from dispatchai.process.log_limit import LogLimit
 from dispatchai.records import Micros, SpeechState, Track, Utterance
 from dispatchai.speech.frame_runs import CallInputs, R
 from dispatchai.speech.pending_records import PendingRecords
@@ -116,6 +117,7 @@ class CallSessions(Generic[R]):
         self._assignment_over = assignment_over
         self._clock = clock
         self._streams = Streams(recognizer)
+        self._abandoned_log = LogLimit()
         self._calls: dict[str, _Call[R]] = {}
 
     async def hear(self, call_id: str, tp: TP, heard: CallInputs[R]) -> None:
@@ -223,7 +225,14 @@ class CallSessions(Generic[R]):
         finally:
             call.writing -= 1
         for abandoned in step.abandoned:
-            log.warning("speech_abandoned", call_id=call_id, stream_id=abandoned.stream_id, reason=abandoned.reason)
+            if count := self._abandoned_log.add():
+                log.warning(
+                    "speech_abandoned",
+                    call_id=call_id,
+                    stream_id=abandoned.stream_id,
+                    reason=abandoned.reason,
+                    streams=count,
+                )
         if call.writing or self._calls.get(call_id) is not call:
             return  # another step still writes and stores the state, or the call was given up meanwhile
         over = not call.session.uncovered

@@ -21,6 +21,14 @@ def word_set(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
+def visible(text: str) -> str:
+    """`text` with a space for each character that is none to be seen: controls, marks of direction and of no width.
+
+    To `tokenize` these are breaks between words too.
+    """
+    return text if text.isprintable() else "".join(one if one.isprintable() else " " for one in text)
+
+
 class Break(IntEnum):
     """The break between a word and the word before it."""
 

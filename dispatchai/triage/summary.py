@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from dispatchai.records.values import AudioSummary, CallState, CallStatus, Emotion, StatedPlace
+from dispatchai.triage.patterns import visible
 from dispatchai.triage.rules import Rules
 from dispatchai.triage.rules_file import Mood
 
@@ -106,10 +107,10 @@ def summary(text: str, found: Sequence[int], place: StatedPlace | None, rules: R
         named = ", ".join(list(details)[:_MAX_DETAILS])
         line = f"{_capitalised(title)}{': ' if named else ''}{named}."
     else:
-        words = " ".join(text.split())
+        words = " ".join(visible(text).split())
         quote = words if len(words) <= _MAX_QUOTE and is_whole else f"…{words[1 - _MAX_QUOTE :]}"
         line = f"{_capitalised(rules.unrecognised.says)}: “{quote}”."
-    return line if place is None else f"{line} {_capitalised(' '.join(place.text.split()))}."
+    return line if place is None else f"{line} {_capitalised(' '.join(visible(place.text).split()))}."
 
 
 def summary_without_words(call: CallState, audio: AudioSummary) -> str:

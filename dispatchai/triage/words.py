@@ -13,6 +13,7 @@ from heapq import nlargest
 from typing import Final
 
 from dispatchai.records.values import Evidence, Finding, StatedPlace, StreamWords, Utterance, UtteranceKind
+from dispatchai.triage.patterns import visible
 from dispatchai.triage.rules import Analysis, Place, Rules
 from dispatchai.triage.rules_file import Mood
 
@@ -132,7 +133,8 @@ def quote(utterance: Utterance, span: tuple[int, int]) -> Evidence:
 
 
 def shortened(text: str) -> str:
-    """`text` with at most QUOTE_CHARS characters."""
+    """`text` with at most QUOTE_CHARS characters, all of them visible."""
+    text = visible(text)
     return text if len(text) <= QUOTE_CHARS else f"{text[: QUOTE_CHARS - 1]}…"
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import struct
 import zlib
+from pathlib import Path
 
+import orjson
 from aiohttp import WSCloseCode, WSMsgType
 
 from dispatchai.kafka.connection import KafkaConnection
 from tests.attacks.attacker import PING, TEXT, frame, ready, socket
+from tests.support.gateway import new_call
 
 CONTINUATION, TEXT_BEGUN = 0x00, 0x01
 RSV1 = 0x40
@@ -70,3 +73,22 @@ async def test_fragments_without_end_are_not_kept(embedded: KafkaConnection) -> 
             pass
         await asyncio.sleep(0)
         assert running.used().memory_bytes - before.memory_bytes < 30_000_000
+
+
+async def test_errors_that_a_peer_reports_fill_no_log(embedded: KafkaConnection, tmp_path: Path) -> None:
+    log_file = tmp_path / "log"
+    error, stop = (
+        frame(TEXT, orjson.dumps(message))
+        for message in ({"event": "error", "payload": {"code": 100001}}, {"event": "stop"})
+    )
+    async with ready(embedded, log_level="INFO", log_file=log_file) as running:
+        async with socket(running.port, new_call()) as (reader, writer):
+            quiet = log_file.stat().st_size
+            for _ in range(20):
+                writer.write(error * 100)
+                await writer.drain()
+            writer.write(stop)
+            # The close frame comes after the last of the messages, or instead of it.
+            await asyncio.wait_for(reader.read(4), 60)
+        written = log_file.stat().st_size - quiet
+    assert written < 60_000  # 2000 messages

@@ -144,12 +144,18 @@ def test_what_a_poison_record_holds_does_not_steer_the_terminal() -> None:
 
 
 def test_an_old_value_of_a_view_and_a_live_assessment_are_not_sent_again() -> None:
-    refusals = dead_letters.Refusals.load()
+    refusals = dead_letters.Refusals.load(named=False)
     final = replace(assessment(), kind=AssessmentKind.FINAL)
     assert "compacted" in (refusals(dead_letter(b"x", topic="dispatch-queue")) or "")
     assert "live assessment" in (refusals(dead_letter(encode(assessment()), topic="assessments")) or "")
     assert refusals(dead_letter(encode(final), topic="assessments")) is None
     assert refusals(dead_letter(b"x", topic="call-events")) is None
+
+
+def test_a_command_to_the_carrier_is_not_sent_again_unless_it_is_named() -> None:
+    command = dead_letter(b"x", topic="dispatch-actions")
+    assert "if it is named" in (dead_letters.Refusals.load(named=False)(command) or "")
+    assert dead_letters.Refusals.load(named=True)(command) is None
 
 
 @pytest.mark.parametrize(
@@ -204,7 +210,7 @@ class Left:
 
 @pytest.fixture
 async def left(broker: KafkaConnection, topics: Topics, tmp_path: Path) -> Left:
-    """Two readers' dead letters for a broken event, and one for a good one."""
+    """Two readers' dead letters for a broken event, and one for a good one. Both are in their topic."""
     topic = f"origin-{uuid.uuid4().hex[:8]}"
     admin = AIOKafkaAdminClient(**broker.client_options())
     await admin.start()
@@ -215,6 +221,8 @@ async def left(broker: KafkaConnection, topics: Topics, tmp_path: Path) -> Left:
     broken = raw(b"not a record of this project", topic=topic, offset=1)
     good = raw(encode(event("call.answered", call="call-1")), topic=topic, offset=2)
     async with aiokafka.AIOKafkaProducer(**broker.producer_options()) as producer:
+        for one in (raw(b"sound", topic=topic, offset=0), broken, good):
+            await store(producer, one)
         for one, reader, error in (
             (broken, "calls", FAILED),
             (broken, "triage", FAILED),
@@ -223,6 +231,14 @@ async def left(broker: KafkaConnection, topics: Topics, tmp_path: Path) -> Left:
             key, value, headers = dead_letter_of(one, reader=reader, error=error)
             await producer.send_and_wait(Topic.DEAD_LETTERS, value, key=key, headers=headers)
     return Left(broker, tmp_path, topic)
+
+
+async def store(producer: aiokafka.AIOKafkaProducer, one: aiokafka.ConsumerRecord) -> None:
+    """Write the record `one` where it says that it is."""
+    sent = await producer.send_and_wait(
+        one.topic, one.value, key=one.key, partition=0, timestamp_ms=one.timestamp, headers=list(one.headers)
+    )
+    assert sent.offset == one.offset
 
 
 async def test_the_list_has_each_record_once_with_all_its_readers(left: Left) -> None:
@@ -268,7 +284,7 @@ async def test_a_retry_asks_sends_and_is_listed(left: Left) -> None:
     code, out, _ = await left.run("retry", "--all", "--topic", left.topic, "--yes")
     assert code == 0, out
     assert "2 sent, 0 refused; the dead letters are kept" in out
-    sent = await records_of(left, 2)
+    sent = await sent_again(left, 2)
     assert sorted(record.value for record in sent) == sorted(
         [b"not a record of this project", encode(event("call.answered", call="call-1"))]
     )
@@ -281,7 +297,7 @@ async def test_a_retry_asks_sends_and_is_listed(left: Left) -> None:
     assert (code, out) == (0, "nothing to send: no open record matches\n")
     # Named, it is sent again all the same.
     code, out, _ = await left.run("retry", f"{left.topic}/0/1", "--yes")
-    assert f"sent     {left.topic}/0/1 as {left.topic}/0/2, attempt 3" in out
+    assert f"sent     {left.topic}/0/1 as {left.topic}/0/5, attempt 3" in out
 
 
 async def test_a_dismissed_record_is_kept_and_listed_on_demand_alone(left: Left) -> None:
@@ -311,19 +327,21 @@ async def test_a_dismissed_record_is_kept_and_listed_on_demand_alone(left: Left)
     assert (code, out) == (0, "nothing to send: no open record matches\n")
 
 
-async def records_of(left: Left, count: int) -> list[aiokafka.ConsumerRecord]:
+async def sent_again(left: Left, count: int, *, behind: int = 3) -> list[aiokafka.ConsumerRecord]:
+    """The `count` records `behind` those that failed."""
     async with (
-        aiokafka.AIOKafkaConsumer(
-            left.topic, auto_offset_reset="earliest", enable_auto_commit=False, **left.broker.client_options()
-        ) as consumer,
+        aiokafka.AIOKafkaConsumer(enable_auto_commit=False, **left.broker.client_options()) as consumer,
         asyncio.timeout(60),
     ):
+        partition = aiokafka.TopicPartition(left.topic, 0)
+        consumer.assign([partition])
+        consumer.seek(partition, behind)
         return [await consumer.getone() for _ in range(count)]
 
 
 async def test_an_event_that_was_sent_again_is_the_event(left: Left) -> None:
     await left.run("retry", f"{left.topic}/0/2", "--yes")
-    (record,) = await records_of(left, 1)
+    (record,) = await sent_again(left, 1)
     assert decode(record.value) == event("call.answered", call="call-1")
 
 
@@ -331,7 +349,8 @@ async def test_a_retry_that_is_killed_loses_no_record_and_goes_on_where_it_was(l
     count = 5 * RETRY_AT_ONCE
     async with aiokafka.AIOKafkaProducer(**left.broker.producer_options()) as producer:
         for number in range(count):
-            one = raw(str(number).encode(), topic=left.topic, offset=1000 + number)
+            one = raw(str(number).encode(), topic=left.topic, offset=3 + number)
+            await store(producer, one)
             key, value, headers = dead_letter_of(one, reader="killed", error=FAILED)
             await producer.send(Topic.DEAD_LETTERS, value, key=key, headers=headers)
     choice = ("--all", "--topic", left.topic, "--reader", "killed", "--yes")
@@ -347,8 +366,8 @@ async def test_a_retry_that_is_killed_loses_no_record_and_goes_on_where_it_was(l
     async with aiokafka.AIOKafkaConsumer(**left.broker.client_options(), enable_auto_commit=False) as consumer:
         partition = aiokafka.TopicPartition(left.topic, 0)
         consumer.assign([partition])
-        written = (await consumer.end_offsets([partition]))[partition]
-    everything = await records_of(left, max(written, count))
+        written = (await consumer.end_offsets([partition]))[partition] - (3 + count)
+    everything = await sent_again(left, max(written, count), behind=3 + count)
     assert {record.value for record in everything} == {str(number).encode() for number in range(count)}
     assert len(everything) - count <= RETRY_AT_ONCE, "what is sent twice is no more than was under way"
     _, out, _ = await left.run("list", "--topic", left.topic, "--reader", "killed", "--limit", "10000", "--json")
@@ -371,9 +390,27 @@ async def test_a_webhook_is_refused_with_the_reason(left: Left) -> None:
     assert "the event names no call" in out
 
 
+async def test_commands_and_what_never_was_a_record_are_left_out_unless_they_are_named(left: Left) -> None:
+    reader = f"reader-{uuid.uuid4().hex[:8]}"
+    command = raw(b"no command", topic=Topic.DISPATCH_ACTIONS, offset=0)
+    async with aiokafka.AIOKafkaProducer(**left.broker.producer_options()) as producer:
+        key, value, headers = dead_letter_of(command, reader=reader, error=FAILED)
+        await producer.send_and_wait(Topic.DEAD_LETTERS, value, key=key, headers=headers)
+        webhook = [("origin", b"webhook"), ("reader", reader.encode()), ("error", b"no call")]
+        await producer.send_and_wait(Topic.DEAD_LETTERS, b"{}", key=b"v3:leg", headers=webhook)
+    code, out, err = await left.run("retry", "--all", "--reader", reader, "--yes")
+    assert code == 0, out + err
+    assert out.splitlines() == [
+        f"left out 1 record: {dead_letters.NOT_NAMED}",
+        f"left out 1 record: {dead_letters.NEVER_A_RECORD}",
+        "nothing to send: no open record matches",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("retry", "--all", "--unconfirmed"), "--unconfirmed needs records that are named"),
         (("show", "call-events"), "give TOPIC/PARTITION/OFFSET"),
         (("list", "--since", "yesterday"), "90m, 2h, 7d"),
         (("retry",), "name records as `dead-letters list` shows them, or give --all"),

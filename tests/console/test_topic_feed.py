@@ -10,19 +10,31 @@ from dataclasses import replace
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from aiokafka import AIOKafkaProducer
+from structlog.testing import capture_logs
 
 from dispatchai.console import kafka_answers
 from dispatchai.console import topic_feed as feed_module
 from dispatchai.console.actions import ActionWriter
 from dispatchai.console.app import create_app
-from dispatchai.console.topic_feed import UPDATES_PER_SUBSCRIBER, Feed, FeedState, Subscription, Update
+from dispatchai.console.queue_view import QueueView
+from dispatchai.console.topic_feed import (
+    UPDATES_PER_SUBSCRIBER,
+    Feed,
+    FeedCounts,
+    FeedState,
+    Subscription,
+    Update,
+    _ViewBuilder,
+)
 from dispatchai.kafka.admin import apply
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.embedded_broker import EmbeddedBroker
-from dispatchai.kafka.topics import Topics
+from dispatchai.kafka.topics import Topic, Topics
 from dispatchai.process.metrics import ProcessMetrics
+from dispatchai.records import encode
 from dispatchai.settings import Settings
 from tests.console.samples import BASE, final_packet, live_call, put
+from tests.support.recorded_call import event
 
 PATIENCE_S = 60.0
 
@@ -133,3 +145,14 @@ async def test_a_stopped_feed_ends_its_subscriptions_and_leaves_no_task() -> Non
     assert await subscription.next(PATIENCE_S) is None
     assert asyncio.all_tasks() == before
     assert feed.state is FeedState.STOPPED
+
+
+def test_records_that_the_console_cannot_read_fill_no_log() -> None:
+    counts = FeedCounts()
+    builder = _ViewBuilder(Topic.LIVE_CALLS, QueueView(), counts, lambda _, __: None)
+    with capture_logs() as lines:
+        for offset in range(5_000):
+            builder.apply(Topic.DISPATCH_QUEUE, 0, offset, b"call", b"no record")
+            builder.apply(Topic.LIVE_CALLS, 0, offset, None, encode(event("call.initiated")))
+    assert len(lines) < 100
+    assert counts.skipped >= 5_000

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import aiokafka
 import pytest
+from structlog.testing import capture_logs
 
 from dispatchai.engine.commits import Coverage
+from dispatchai.engine.emitter import Emitter
 from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.engine.late_writes import Standing, standings
 from dispatchai.engine.snapshots import EPOCH, EPOCH_MAX, SnapshotStore, epoch_of, key_of
@@ -84,3 +88,35 @@ async def test_one_snapshot_that_cannot_be_decoded_does_not_hide_the_others(tabl
     assert dict(states.match(lambda state: state == 4)) == {"good": True, "bad": False}
     with pytest.raises(ValueError, match="invalid literal"):
         states.get("bad")
+
+
+async def test_records_that_nobody_can_process_fill_no_log(
+    table: SnapshotStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Counter[str]()
+    unused: Any = None
+
+    class Metrics:
+        def dead_letter(self, reader: str, error: Exception) -> None:
+            counted[reader] += 1
+
+    metrics: Any = Metrics()
+    emitter = Emitter(
+        unused, lease=unused, failure=unused, metrics=metrics, dead_letter_topic="dead-letters", on_dropped=unused
+    )
+    sent = []
+
+    async def send(*record: Any, **options: Any) -> None:
+        sent.append(record)
+
+    monkeypatch.setattr(emitter, "send", send)
+    with capture_logs() as lines:
+        for offset in range(2_000):
+            record = aiokafka.ConsumerRecord("source", 0, offset, 0, 0, b"call", b"x", None, 0, 0, ())
+            for reader in ("calls", "triage"):
+                await emitter.dead_letter(record, reader=reader, error=ValueError(f"number {offset}"))
+        table.load(0, [written(None, b"1", 5)] * 2_000)
+    assert counted == {"calls": 2_000, "triage": 2_000}
+    assert len(sent) == 4_000
+    assert {line["event"] for line in lines} == {"dead_letter", "snapshot_without_key"}
+    assert len(lines) < 100

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import sys
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 import aiokafka
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -469,6 +470,89 @@ async def test_a_partition_that_no_longer_exists_is_a_reason_too(broker: KafkaCo
     (result,) = await retried(broker, list(entries.values()))
     assert isinstance(result, Refused)
     assert "has no partition 3 any more" in result.reason
+
+
+async def fail(broker: KafkaConnection, topic: str, *headers: Header) -> aiokafka.ConsumerRecord:
+    """A record in `topic`, as its reader gets it."""
+    async with aiokafka.AIOKafkaProducer(**broker.producer_options()) as producer:
+        sent = await producer.send_and_wait(topic, b"value", key=b"call", headers=list(headers))
+    return await read_partition(broker, Place(sent.topic, sent.partition, sent.offset))
+
+
+async def test_what_is_sent_again_is_what_the_topic_holds(broker: KafkaConnection, topics: Topics) -> None:
+    names = await make_topics(broker)
+    failed = await fail(broker, names.source, ("trace", b"true"))
+    key, value, headers = dead_letter_of(failed, reader="sums", error=ValueError())
+    invented = ("origin.header.trace", b"false"), ("origin.timestamp_ms", b"1")
+    await leave(broker, [(key, value, [*(one for one in headers if one[0] not in dict(invented)), *invented])])
+    place = Place(failed.topic, failed.partition, failed.offset)
+    (sent,) = await retried(broker, list((await DeadLetterStore(broker).failed_records([place])).values()))
+    assert isinstance(sent, Sent)
+    again = await read_partition(broker, sent.sent_to)
+    assert (again.timestamp, again.headers[0]) == (failed.timestamp, ("trace", b"true"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": b"another"},
+        {"value": b"another"},
+        {"origin.null": b"value"},
+        {"value": b"", "truncated": b"5", "sha256": b"00" * 32},
+        {"value": b"", "truncated": b"4"},
+        {"value": b"x", "truncated": b"5"},
+        {"key": b"x", "truncated": b"5"},
+        {"first": b"another/0/1"},
+        {"first": b"{topic}/{partition}/999"},
+        {"origin.offset": b"999"},
+        {"origin.topic": b"dispatch-actions", "first": b"{topic}/{partition}/{offset}"},
+    ],
+    ids=str,
+)
+async def test_a_dead_letter_that_its_topic_does_not_confirm_is_not_sent(
+    embedded: KafkaConnection, change: dict[str, bytes]
+) -> None:
+    names = await make_topics(embedded)
+    failed = await fail(embedded, names.source)
+    key, value, pairs = dead_letter_of(failed, reader="sums", error=ValueError())
+    place = {"topic": failed.topic, "partition": failed.partition, "offset": failed.offset}
+    headers = dict(pairs) | {"sha256": hashlib.sha256(b"value").hexdigest().encode()}
+    headers |= {name: text.decode().format(**place).encode() for name, text in change.items()}
+    key, value = headers.pop("key", key), headers.pop("value", value)
+    (at,) = await leave(embedded, [(key, value, list(headers.items()))])
+    letter = await DeadLetterStore(embedded).dead_letter(at)
+    one = FailedRecord(letter.first, key, is_record=True)
+    one.add(letter)
+    for unconfirmed in (False, True):
+        results = DeadLetterStore(embedded).retry([one], lambda _: None, unconfirmed=unconfirmed)
+        (result,) = [result async for result in results]
+        assert isinstance(result, Refused)
+
+
+# The embedded broker deletes no records on request.
+@pytest.mark.parametrize("broker", ["apache-kafka"], indirect=True)
+async def test_a_record_that_its_topic_has_deleted_is_sent_on_demand_alone(
+    broker: KafkaConnection, topics: Topics
+) -> None:
+    names = await make_topics(broker)
+    failed = await fail(broker, names.source)
+    await leave(broker, [dead_letter_of(failed, reader="sums", error=ValueError())])
+    admin = AIOKafkaAdminClient(**broker.client_options())
+    await admin.start()
+    try:
+        partition = aiokafka.TopicPartition(failed.topic, failed.partition)
+        await admin.delete_records({partition: RecordsToDelete(before_offset=failed.offset + 1)})
+    finally:
+        await admin.close()
+    place = Place(failed.topic, failed.partition, failed.offset)
+    entries = list((await DeadLetterStore(broker).failed_records([place])).values())
+    (refused,) = await retried(broker, entries)
+    assert isinstance(refused, Refused)
+    assert "was deleted" in refused.reason
+    assert "--unconfirmed" in refused.reason
+    (sent,) = [one async for one in DeadLetterStore(broker).retry(entries, lambda _: None, unconfirmed=True)]
+    assert isinstance(sent, Sent)
+    assert (await read_partition(broker, sent.sent_to)).value == b"value"
 
 
 async def test_the_newest_are_listed_whole_however_many_there_are(broker: KafkaConnection, topics: Topics) -> None:

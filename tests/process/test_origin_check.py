@@ -35,6 +35,12 @@ FROM_OTHER_SITES: tuple[tuple[dict[str, str], str], ...] = (
     ({"Host": "localhost/"}, "host"),
     ({"Origin": "https://evil.example.com"}, "origin"),
     ({"Origin": "null"}, "origin"),
+    # Other servers of this machine, and of the proxy's.
+    ({"Host": "127.0.0.1:6066", "Origin": "http://127.0.0.1:6067", "Sec-Fetch-Site": "same-site"}, "origin"),
+    ({"Host": "127.0.0.1:6066", "Origin": "http://127.0.0.1", "Sec-Fetch-Site": "same-site"}, "origin"),
+    ({"Host": "localhost:6066", "Origin": "http://127.0.0.1"}, "origin"),
+    ({"Host": NAME, "Origin": f"https://{NAME}:8443", "Sec-Fetch-Site": "same-site"}, "origin"),
+    ({"Host": "127.0.0.1:6066", "Origin": f"https://{NAME}:8443"}, "origin"),
     ({"Sec-Fetch-Site": "cross-site"}, "cross_site"),
     ({"Sec-Fetch-Site": "same-site"}, "cross_site"),
     ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}, "cross_site"),
@@ -47,6 +53,8 @@ OWN: tuple[dict[str, str], ...] = (
     {"Host": "127.0.0.1"},
     {"Host": "[::1]:1"},
     {"Host": "Dispatch.Example.com"},
+    {"Host": "127.0.0.1:6066", "Origin": "http://127.0.0.1:6066", "Sec-Fetch-Site": "same-origin"},
+    {"Host": f"{NAME}:8443", "Origin": f"https://{NAME}:8443", "Sec-Fetch-Site": "same-origin"},
     {"Host": "127.0.0.1:6066", "Origin": f"https://{NAME}", "Sec-Fetch-Site": "same-site"},
     {"Sec-Fetch-Site": "same-origin"},
     {"Sec-Fetch-Site": "none"},
@@ -88,8 +96,7 @@ def paths(app: web.Application) -> Iterable[tuple[str, str]]:
     """Each route of `app` as a method and a path."""
     for route in app.router.routes():
         assert route.resource is not None
-        path = route.resource.canonical.replace("{call_id}", "some-call")
-        yield route.method, f"{path}/main.js" if isinstance(route.resource, web.StaticResource) else path
+        yield route.method, route.resource.canonical.replace("{call_id}", "some-call")
 
 
 @pytest.mark.parametrize("name", SERVERS)
@@ -134,3 +141,11 @@ async def test_the_address_at_which_a_request_arrives_needs_no_setting(tmp_path:
         for host, status in {"127.0.0.2": 200, "10.0.0.2": 403, "prometheus.example.com": 403}.items():
             async with client.get("/metrics", headers={"Host": host}) as response:
                 assert response.status == status, host
+
+
+async def test_another_port_of_this_machine_is_another_site(tmp_path: Path) -> None:
+    async with console(tmp_path) as client:
+        for port, status in ((client.port, 200), ((client.port or 0) + 1, 403)):
+            headers = {"Origin": f"http://127.0.0.1:{port}", "Sec-Fetch-Site": "same-site"}
+            async with client.get("/api/v1/queue", headers=headers) as response:
+                assert response.status == status, port

@@ -41,6 +41,18 @@ def said(*texts: str, distress: float = 0.0) -> Conclusion:
     return conclude(call(*texts), audio(distress), RULES)
 
 
+@pytest.mark.parametrize("hidden", ["\x1b[2J", "\x9b2J", "\x7f", "\u200b", "\u202e", "\u2028", "\x00"], ids=ascii)
+def test_what_a_dispatcher_reads_has_no_character_that_is_not_to_be_seen(hidden: str) -> None:
+    fire = said(f"There is a fire{hidden} at 42 Garden{hidden} Street.")
+    assert fire.category is Category.FIRE
+    assert "Street" in fire.summary
+    nothing = said(f"Well{hidden} then")
+    quotes = [quote.text for part in fire.parts for quote in part.evidence]
+    assert quotes
+    for text in (fire.summary, nothing.summary, *quotes):
+        assert text.isprintable()
+
+
 # --- The three callers of the demo
 
 

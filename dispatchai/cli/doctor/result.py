@@ -8,7 +8,8 @@ from enum import StrEnum
 from typing import Final
 
 import click
-import orjson
+
+from dispatchai.cli.printing import printable_json, printable_lines
 
 
 class Check(StrEnum):
@@ -108,9 +109,9 @@ def render(results: Sequence[Result], *, colours: bool) -> str:
         badge = result.verdict.ljust(badge_width)
         if colours:
             badge = click.style(badge, fg=_COLOURS[result.verdict], bold=result.verdict is Verdict.FAIL)
-        lines.append(f"{badge}  {result.check:<{width}}  {result.seen}")
+        lines.append(f"{badge}  {result.check:<{width}}  {printable_lines(result.seen)}")
         if result.todo:
-            lines.append(f"{indent}-> {result.todo}")
+            lines.append(f"{indent}-> {printable_lines(result.todo)}")
     counts = {verdict: sum(result.verdict is verdict for result in results) for verdict in Verdict}
     lines.append(", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count))
     return "\n".join(lines)
@@ -125,4 +126,4 @@ def as_json(results: Sequence[Result]) -> str:
             for result in results
         ],
     }
-    return orjson.dumps(body, option=orjson.OPT_INDENT_2).decode()
+    return printable_json(body)
