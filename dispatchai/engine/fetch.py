@@ -72,9 +72,8 @@ class Fetch:
     generation: int
 
 
-def consumer_record(tp: TP, record: Record, value: Any = None) -> aiokafka.ConsumerRecord:
-    """`record` of `tp` in the form in which aiokafka's consumer returns records; `value` replaces the record's own."""
-    own = record.value if value is None else value
+def consumer_record(tp: TP, record: Record) -> aiokafka.ConsumerRecord:
+    """`record` of `tp` in the form in which aiokafka's consumer returns records."""
     return aiokafka.ConsumerRecord(
         topic=tp.topic,
         partition=tp.partition,
@@ -82,9 +81,30 @@ def consumer_record(tp: TP, record: Record, value: Any = None) -> aiokafka.Consu
         timestamp=record.timestamp,
         timestamp_type=record.timestamp_type,
         key=record.key,
-        value=own,
+        value=record.value,
         checksum=None,
         serialized_key_size=0,
         serialized_value_size=0,
         headers=tuple(record.headers),
+    )
+
+
+def event_record(tp: TP, offset: int, value: Any = b"") -> aiokafka.ConsumerRecord:
+    """The record at `offset` of `tp` as Faust sees it: with `value`, and nothing that its writer chose.
+
+    Faust interprets keys and headers. It would drop a record whose key is no text without counting it as read, and a
+    recovery that waits for that record would not end.
+    """
+    return aiokafka.ConsumerRecord(
+        topic=tp.topic,
+        partition=tp.partition,
+        offset=offset,
+        timestamp=0,
+        timestamp_type=0,
+        key=b"",
+        value=value,
+        checksum=None,
+        serialized_key_size=0,
+        serialized_value_size=0,
+        headers=(),
     )
