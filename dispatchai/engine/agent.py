@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import faust
+import structlog
 from faust.types import TP
 
 from dispatchai.engine.app import App
@@ -22,6 +23,8 @@ from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.engine.fetch import Batch, Fetch, Record, consumer_record
 from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.dead_letters import UnreadableError
+
+log = structlog.get_logger(__name__)
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -189,13 +192,13 @@ def run_fetches(app: App, name: str, topics: Sequence[str], process: Callable[[F
     """Create the agent `name` that hands the records of `topics` to `process`, a fetch at a time.
 
     `process` must not raise, except AssignmentOverError: the rest of the fetch is then read again, here or elsewhere.
+    Any other exception is a fault of the program, and the application fails at once.
     """
     source = app.topic(*topics, value_serializer="raw")
     counts = {topic: app.metrics.reader(name, topic) for topic in topics}
     app.stalls.reads(name, topics)
 
-    @app.agent(source, name=name)
-    async def agent(fetches: faust.Stream[Fetch]) -> None:
+    async def process_all(fetches: faust.Stream[Fetch]) -> None:
         async for fetch in fetches:
             if fetch.generation != app.lease.generation:
                 continue
@@ -208,3 +211,13 @@ def run_fetches(app: App, name: str, topics: Sequence[str], process: Callable[[F
                 counts[fetch.batches[0].tp.topic].took(records, time.perf_counter() - begun)
                 for batch in fetch.batches:
                     app.stalls.processed(name, batch.tp, batch.last_offset + 1)
+
+    @app.agent(source, name=name)
+    async def agent(fetches: faust.Stream[Fetch]) -> None:
+        try:
+            await process_all(fetches)
+        except Exception as error:
+            # Faust would leave the process running without this agent.
+            log.error("agent_failed", agent=name, exc_info=error)
+            app.failure.report(error)
+            raise
