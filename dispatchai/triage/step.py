@@ -34,7 +34,7 @@ from dispatchai.triage.lost_audio import degraded_by, heard_span, lost_audio
 from dispatchai.triage.rules import Rules
 from dispatchai.triage.scoring import Reading, read, weigh
 from dispatchai.triage.summary import summary_without_words
-from dispatchai.triage.words import STREAMS_MAX, UTTERANCE_CHARS, Analyses, is_folded, settle, trimmed, whole
+from dispatchai.triage.words import ANALYSED_CHARS, STREAMS_MAX, Analyses, is_folded, settle, trimmed, whole
 
 SNAPSHOT_EVERY: Final[Micros] = 5_000_000
 """Signals and partial texts ask for a snapshot only when this much of the call's time has passed since the last one.
@@ -215,7 +215,7 @@ def fold_utterance(state: TriageState, utterance: Utterance, analyses: Analyses)
         return state
     known[utterance.utterance_id] = trimmed(utterance)
     ordered = sorted(known.values(), key=lambda item: (item.stream_id, item.start_ms, item.utterance_id))
-    cut = state.text_cut or len(utterance.text) >= UTTERANCE_CHARS
+    cut = state.text_cut or len(utterance.text) > ANALYSED_CHARS
     return _settled(
         replace(state, utterances=tuple(ordered), text_cut=cut),
         before | {stream_id},
