@@ -52,6 +52,10 @@ class Batch:
             return np.arange(first, first + count)
         return np.fromiter((record.offset for record in self.records), np.int64, count)
 
+    def parts(self, most_records: int, most_bytes: int) -> Iterator[Batch]:
+        """The batch in parts, in order, each with no more records and, beyond its first record, no more bytes."""
+        return (Batch(self.tp, part) for part in runs(self.records, most_records, most_bytes))
+
     def by_key(self) -> Iterator[tuple[bytes | None, list[Record]]]:
         """The records of each key, in their order; keys in the order of their first record."""
         groups: dict[bytes | None, list[Record]] = {}
@@ -70,6 +74,26 @@ class Fetch:
 
     batches: tuple[Batch, ...]
     generation: int
+
+
+def runs(records: Sequence[Record], most_records: int, most_bytes: int) -> Iterator[tuple[Record, ...]]:
+    """`records` in runs, in order, each with no more records and, beyond its first record, no more bytes."""
+    run: list[Record] = []
+    held = 0
+    for record in records:
+        size = bytes_of(record)
+        if run and (len(run) >= most_records or held + size > most_bytes):
+            yield tuple(run)
+            run, held = [], 0
+        run.append(record)
+        held += size
+    if run:
+        yield tuple(run)
+
+
+def bytes_of(record: Record) -> int:
+    """The bytes of a record's key and value."""
+    return len(record.key or b"") + len(record.value or b"")
 
 
 def consumer_record(tp: TP, record: Record) -> aiokafka.ConsumerRecord:
