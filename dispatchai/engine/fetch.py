@@ -75,6 +75,16 @@ class Fetch:
     batches: tuple[Batch, ...]
     generation: int
 
+    def parts(self, most_records: int, most_bytes: int) -> Iterator[Fetch]:
+        """The fetch as it is if it is no larger; else the parts of its batches, each by itself."""
+        records = [record for batch in self.batches for record in batch.records]
+        if len(records) <= most_records and sum(map(bytes_of, records)) <= most_bytes:
+            yield self
+            return
+        for batch in self.batches:
+            for part in batch.parts(most_records, most_bytes):
+                yield Fetch((part,), self.generation)
+
 
 def runs(records: Sequence[Record], most_records: int, most_bytes: int) -> Iterator[tuple[Record, ...]]:
     """`records` in runs, in order, each with no more records and, beyond its first record, no more bytes."""

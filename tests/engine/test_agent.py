@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from dispatchai.engine import agent
 from dispatchai.engine.errors import AssignmentOverError
-from dispatchai.engine.fetch import Batch
+from dispatchai.engine.fetch import Batch, Fetch
 from dispatchai.kafka.connection import KafkaConnection
 from tests.engine.test_app import make_app, make_states, make_topics, produce, running, until
 
@@ -195,3 +195,11 @@ def test_the_parts_of_a_batch_are_all_of_it_and_no_larger(sizes: list[int], most
         assert 1 <= len(part.records) <= most
         size = sum(len(record.key or b"") + len(record.value or b"") for record in part.records)
         assert len(part.records) == 1 or size <= most_bytes
+
+
+def test_a_small_fetch_stays_whole_and_a_large_one_comes_in_parts() -> None:
+    whole = Fetch((batch((b"a", 10), (b"b", 10)), batch((b"c", 10))), generation=3)
+    assert list(whole.parts(3, 1_000)) == [whole]
+    for parts in (list(whole.parts(1, 1_000)), list(whole.parts(3, 15))):
+        assert [[one.key for one in part.batches[0].records] for part in parts] == [[b"a"], [b"b"], [b"c"]]
+        assert {part.generation for part in parts} == {3}
