@@ -7,6 +7,7 @@ for all calls of a fetch at once (`dispatchai.audio.voice_columns`); other recor
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -31,6 +32,10 @@ from dispatchai.records.frame_decoder import decode_frame, decode_frames
 
 NAME: Final = "signals"
 SOURCES: Final = (Topic.AUDIO_FRAMES, Topic.CALL_EVENTS)
+
+FRAMES_AT_ONCE: Final = 8_192
+FRAME_BYTES_AT_ONCE: Final = 8_388_608
+"""Most frames that are applied before others have their turn: 160 s of one call, which take most of a second."""
 
 
 def hear_frames(call_id: str, state: SignalState | None, frames: Sequence[AudioFrame]) -> agent.Stepped[SignalState]:
@@ -91,6 +96,16 @@ class SignalsAgent:
             for batch in fetch.batches:
                 await agent.apply(self._app, self.states, batch, decode=decode, step=follow_events)
             return
+        for part in fetch.parts(FRAMES_AT_ONCE, FRAME_BYTES_AT_ONCE):
+            await self._hear(part)
+            await asyncio.sleep(0)
+            if fetch.generation != self._app.lease.generation:
+                return
+            for batch in part.batches:
+                self._app.stalls.processed(NAME, batch.tp, batch.last_offset + 1)
+
+    async def _hear(self, fetch: Fetch) -> None:
+        """Apply the frames of a fetch."""
         records = [record for batch in fetch.batches for record in batch.records]
         frames = decode_frames([record.value or b"" for record in records])
         heard = hear(frames)

@@ -14,6 +14,7 @@ from dispatchai.audio.g711 import samples_in
 from dispatchai.audio.loudness import Loudness, frame_rms
 from dispatchai.audio.loudness import step as loudness_step
 from dispatchai.records import AudioFrame, FrameKind, Signal, SignalKind, SignalState, StreamSignal, Track
+from dispatchai.records.frame_decoder import MISSING_FRAMES_MAX
 
 SIGNAL_EVERY_MS: Final = 1000
 """A signal comes at least this often, in audio time."""
@@ -137,9 +138,8 @@ class _Call:
         return stream
 
     def _audio(self, stream: StreamSignal, frame: AudioFrame, rms: float | None) -> None:
-        self._missing += frame.sequence - stream.next_sequence
+        self._miss(frame.sequence - stream.next_sequence + (rms is None))
         if rms is None:
-            self._missing += 1
             self._streams[stream.stream_id] = replace(stream, next_sequence=frame.sequence + 1)
             return
         samples = samples_in(frame.encoding, len(frame.payload))
@@ -174,9 +174,12 @@ class _Call:
             self._signal(stream, frame, SignalKind.UPDATE, sequence=frame.sequence)
             self.snapshot = True
 
+    def _miss(self, frames: int) -> None:
+        self._missing = min(self._missing + frames, MISSING_FRAMES_MAX)
+
     def _end(self, stream: StreamSignal, frame: AudioFrame) -> None:
         if frame.sequence > stream.next_sequence:
-            self._missing += frame.sequence - stream.next_sequence
+            self._miss(frame.sequence - stream.next_sequence)
         stream = replace(stream, ended=True, next_sequence=frame.sequence, captured_at=frame.captured_at)
         self._streams[stream.stream_id] = stream
         self._signal(stream, frame, SignalKind.END, sequence=frame.sequence)

@@ -21,7 +21,7 @@ from dispatchai.audio.loudness import ALPHA, DECAY, GAIN, VOICED_RMS, rms_of_row
 from dispatchai.audio.signals import SIGNAL_EVERY_MS, TRANSITION_APART_MS
 from dispatchai.records import SignalKind, SignalState, StreamSignal
 from dispatchai.records.column_encoder import Column, OneItem, Same, Text
-from dispatchai.records.frame_decoder import STREAM_BYTES, FrameColumns, stream_key, stream_name
+from dispatchai.records.frame_decoder import MISSING_FRAMES_MAX, STREAM_BYTES, FrameColumns, stream_key, stream_name
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -254,7 +254,10 @@ class Voices:
         turned = voiced != taken["signalled_voiced"][here]
         signals = (since_ms >= SIGNAL_EVERY_MS) | (turned & (since_ms >= TRANSITION_APART_MS))
 
-        taken["missing_frames"][here] += sequence - taken["next_sequence"][here]
+        # A version without this bound may have stored more.
+        before = np.minimum(taken["missing_frames"][here], MISSING_FRAMES_MAX)
+        missing = before + sequence - taken["next_sequence"][here]
+        taken["missing_frames"][here] = np.minimum(missing, MISSING_FRAMES_MAX)
         taken["next_sequence"][here] = sequence + 1
         taken["ema"][here] = ema
         taken["distress"][here] = distress

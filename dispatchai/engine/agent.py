@@ -6,6 +6,7 @@ and the state stays as it was before that record. This is the one place that cat
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -14,20 +15,36 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import faust
+import structlog
 from faust.types import TP
 
 from dispatchai.engine.app import App
 from dispatchai.engine.effects import Effects
 from dispatchai.engine.errors import AssignmentOverError
-from dispatchai.engine.fetch import Batch, Fetch, Record, consumer_record
+from dispatchai.engine.fetch import Batch, Fetch, Record, bytes_of, consumer_record, runs
 from dispatchai.engine.keyed_state import KeyedStates
 from dispatchai.kafka.dead_letters import UnreadableError
+
+log = structlog.get_logger(__name__)
 
 S = TypeVar("S")
 R = TypeVar("R")
 
 KEY_MAX_BYTES: Final = 1_024
 """Longest key of a record. A carrier's id of a call has at most 256 characters."""
+
+STEP_RECORDS: Final = 64
+STEP_BYTES: Final = 16_384
+"""Most records of a key that are stepped at once, and their bytes: a second of a call has fewer. After as many, of one
+key or of several, everything else in the process has its turn."""
+
+SLICE_S: Final = 0.02
+"""The same after this time, in seconds."""
+
+PART_RECORDS: Final = 8_192
+PART_BYTES: Final = 262_144
+"""Most of a batch that is applied before it counts as processed. What a fetch brings is seldom more, but a compressed
+batch can be a hundred times as large, and would take longer than an agent may make no progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +119,19 @@ async def apply(
 ) -> None:
     """Apply all records of `batch` to the states, key by key. The outputs of all keys are written together.
 
-    Steps 1 and 2 of the order in `checkpoint.Checkpoint.write`.
+    Steps 1 and 2 of the order in `checkpoint.Checkpoint.write`. Other tasks run in between, and see the states as they
+    were before. Raises AssignmentOverError.
     """
+    turns = _Turns(app)
     applied: list[_Applied[S]] = []
-    for key, records in batch.by_key():
-        inputs = await decoded(app, states.name, decode, batch.tp, records)
-        if inputs and key is not None:
-            applied += await _step_key(app, states, batch.tp, key, inputs, step)
+    for key, of_key in batch.by_key():
+        stepped_of_key: list[_Applied[S]] = []
+        for records in runs(of_key, STEP_RECORDS, STEP_BYTES):
+            inputs = await decoded(app, states.name, decode, batch.tp, records)
+            if inputs and key is not None:
+                await _step_key(app, states, batch.tp, key, inputs, step, stepped_of_key)
+            await turns.took(records)
+        applied += stepped_of_key
     outputs: dict[str, list[tuple[bytes, bytes | None]]] = defaultdict(list)
     for one in applied:
         for output in one.stepped.outputs:
@@ -137,12 +160,45 @@ class _Applied(Generic[S]):
     changed: bool
 
 
+class _Turns:
+    """Lets other tasks run while a batch is applied."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._generation = app.lease.generation
+        self._begin()
+
+    def _begin(self) -> None:
+        self._records, self._bytes, self._begun = 0, 0, time.perf_counter()
+
+    async def took(self, records: Sequence[Record]) -> None:
+        """`records` were stepped. Raises AssignmentOverError if partitions were reassigned meanwhile."""
+        self._records += len(records)
+        self._bytes += sum(map(bytes_of, records))
+        is_short = time.perf_counter() - self._begun < SLICE_S
+        if self._records < STEP_RECORDS and self._bytes < STEP_BYTES and is_short:
+            return
+        await asyncio.sleep(0)
+        if self._app.lease.generation != self._generation:
+            raise AssignmentOverError
+        self._begin()
+
+
 async def _step_key(
-    app: App, states: States[S], tp: TP, key: bytes, inputs: Sequence[tuple[Record, Any]], step: Step[S]
-) -> list[_Applied[S]]:
-    """Call `step` with all `inputs` of `key`. If it fails, call it with each input alone and dead-letter those on which
-    it fails: how records were batched must not decide which of them are dead-lettered."""
-    name, applied = key.decode(), list[_Applied[S]]()
+    app: App,
+    states: States[S],
+    tp: TP,
+    key: bytes,
+    inputs: Sequence[tuple[Record, Any]],
+    step: Step[S],
+    applied: list[_Applied[S]],
+) -> None:
+    """Call `step` with all `inputs` of `key`, and add the result to those of its records before, `applied`.
+
+    If it fails, call it with each input alone and dead-letter those on which it fails: how records were batched must
+    not decide which of them are dead-lettered.
+    """
+    name = key.decode()
     for run in (inputs, *((one,) for one in inputs if len(inputs) > 1)):
         try:
             before = applied[-1].stepped.state if applied else states.get(name)
@@ -154,7 +210,6 @@ async def _step_key(
         applied.append(_Applied(key, run[0][0].offset, stepped, stepped.state != before))
         if run is inputs:
             break
-    return applied
 
 
 def run(
@@ -169,10 +224,15 @@ def run(
     if effects is not None:
         app.on_reset.append(effects.reset)
 
-    async def process(batch: Batch) -> None:
-        await apply(app, states, batch, decode=sources[batch.tp.topic], step=step, effects=effects)
+    async def process(fetch: Fetch) -> None:
+        for batch in fetch.batches:
+            for part in batch.parts(PART_RECORDS, PART_BYTES):
+                await apply(app, states, part, decode=sources[batch.tp.topic], step=step, effects=effects)
+                if fetch.generation != app.lease.generation:
+                    return
+                app.stalls.processed(states.name, part.tp, part.last_offset + 1)
 
-    run_batches(app, states.name, tuple(sources), process)
+    run_fetches(app, states.name, tuple(sources), process)
 
 
 def run_batches(app: App, name: str, topics: Sequence[str], process: Callable[[Batch], Awaitable[None]]) -> None:
@@ -189,13 +249,13 @@ def run_fetches(app: App, name: str, topics: Sequence[str], process: Callable[[F
     """Create the agent `name` that hands the records of `topics` to `process`, a fetch at a time.
 
     `process` must not raise, except AssignmentOverError: the rest of the fetch is then read again, here or elsewhere.
+    Any other exception is a fault of the program, and the application fails at once.
     """
     source = app.topic(*topics, value_serializer="raw")
     counts = {topic: app.metrics.reader(name, topic) for topic in topics}
     app.stalls.reads(name, topics)
 
-    @app.agent(source, name=name)
-    async def agent(fetches: faust.Stream[Fetch]) -> None:
+    async def process_all(fetches: faust.Stream[Fetch]) -> None:
         async for fetch in fetches:
             if fetch.generation != app.lease.generation:
                 continue
@@ -208,3 +268,13 @@ def run_fetches(app: App, name: str, topics: Sequence[str], process: Callable[[F
                 counts[fetch.batches[0].tp.topic].took(records, time.perf_counter() - begun)
                 for batch in fetch.batches:
                     app.stalls.processed(name, batch.tp, batch.last_offset + 1)
+
+    @app.agent(source, name=name)
+    async def agent(fetches: faust.Stream[Fetch]) -> None:
+        try:
+            await process_all(fetches)
+        except Exception as error:
+            # Faust would leave the process running without this agent.
+            log.error("agent_failed", agent=name, exc_info=error)
+            app.failure.report(error)
+            raise

@@ -52,6 +52,10 @@ class Batch:
             return np.arange(first, first + count)
         return np.fromiter((record.offset for record in self.records), np.int64, count)
 
+    def parts(self, most_records: int, most_bytes: int) -> Iterator[Batch]:
+        """The batch in parts, in order, each with no more records and, beyond its first record, no more bytes."""
+        return (Batch(self.tp, part) for part in runs(self.records, most_records, most_bytes))
+
     def by_key(self) -> Iterator[tuple[bytes | None, list[Record]]]:
         """The records of each key, in their order; keys in the order of their first record."""
         groups: dict[bytes | None, list[Record]] = {}
@@ -71,10 +75,39 @@ class Fetch:
     batches: tuple[Batch, ...]
     generation: int
 
+    def parts(self, most_records: int, most_bytes: int) -> Iterator[Fetch]:
+        """The fetch as it is if it is no larger; else the parts of its batches, each by itself."""
+        records = [record for batch in self.batches for record in batch.records]
+        if len(records) <= most_records and sum(map(bytes_of, records)) <= most_bytes:
+            yield self
+            return
+        for batch in self.batches:
+            for part in batch.parts(most_records, most_bytes):
+                yield Fetch((part,), self.generation)
 
-def consumer_record(tp: TP, record: Record, value: Any = None) -> aiokafka.ConsumerRecord:
-    """`record` of `tp` in the form in which aiokafka's consumer returns records; `value` replaces the record's own."""
-    own = record.value if value is None else value
+
+def runs(records: Sequence[Record], most_records: int, most_bytes: int) -> Iterator[tuple[Record, ...]]:
+    """`records` in runs, in order, each with no more records and, beyond its first record, no more bytes."""
+    run: list[Record] = []
+    held = 0
+    for record in records:
+        size = bytes_of(record)
+        if run and (len(run) >= most_records or held + size > most_bytes):
+            yield tuple(run)
+            run, held = [], 0
+        run.append(record)
+        held += size
+    if run:
+        yield tuple(run)
+
+
+def bytes_of(record: Record) -> int:
+    """The bytes of a record's key and value."""
+    return len(record.key or b"") + len(record.value or b"")
+
+
+def consumer_record(tp: TP, record: Record) -> aiokafka.ConsumerRecord:
+    """`record` of `tp` in the form in which aiokafka's consumer returns records."""
     return aiokafka.ConsumerRecord(
         topic=tp.topic,
         partition=tp.partition,
@@ -82,9 +115,30 @@ def consumer_record(tp: TP, record: Record, value: Any = None) -> aiokafka.Consu
         timestamp=record.timestamp,
         timestamp_type=record.timestamp_type,
         key=record.key,
-        value=own,
+        value=record.value,
         checksum=None,
         serialized_key_size=0,
         serialized_value_size=0,
         headers=tuple(record.headers),
+    )
+
+
+def event_record(tp: TP, offset: int, value: Any = b"") -> aiokafka.ConsumerRecord:
+    """The record at `offset` of `tp` as Faust sees it: with `value`, and nothing that its writer chose.
+
+    Faust interprets keys and headers. It would drop a record whose key is no text without counting it as read, and a
+    recovery that waits for that record would not end.
+    """
+    return aiokafka.ConsumerRecord(
+        topic=tp.topic,
+        partition=tp.partition,
+        offset=offset,
+        timestamp=0,
+        timestamp_type=0,
+        key=b"",
+        value=value,
+        checksum=None,
+        serialized_key_size=0,
+        serialized_value_size=0,
+        headers=(),
     )

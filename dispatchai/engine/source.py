@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from faust.types import TP
 
-from dispatchai.engine.fetch import Batch, Fetch, Record, consumer_record
+from dispatchai.engine.fetch import Batch, Fetch, Record, event_record
 from dispatchai.engine.metrics import EngineMetrics
 from dispatchai.engine.positions import Positions, Verdict
 from dispatchai.engine.snapshots import SnapshotStore
@@ -89,13 +89,13 @@ class Source:
                 continue
             if (store := stores.get(tp.topic)) is not None:
                 store.load(tp.partition, records)
-                events[tp] = [consumer_record(tp, records[-1])]
+                events[tp] = [event_record(tp, records[-1].offset)]
             elif admitted := self._admit(tp, records, seek):
                 by_topic.setdefault(tp.topic, []).append(Batch(tp, tuple(admitted)))
         self._handed = [Fetch(tuple(batches), self._lease.generation) for batches in by_topic.values()]
         for fetch in self._handed:
             last = fetch.batches[-1]
-            events[last.tp] = [consumer_record(last.tp, last.records[-1], fetch)]
+            events[last.tp] = [event_record(last.tp, last.last_offset, fetch)]
         return Received(events, seek)
 
     def _admit(self, tp: TP, records: list[Record], seek: dict[TP, int]) -> list[Record]:

@@ -44,6 +44,10 @@ _RETRY_OF: Final = "retry.of"
 _RETRIED: Final = "retried"
 _DISMISSED: Final = "dismissed"
 
+PARTITION_MAX: Final = 2**31 - 1
+OFFSET_MAX: Final = LONG_MAX - 1
+"""The highest numbers that Kafka's clients can ask for: the offset after a record fits in 64 bits too."""
+
 Headers = tuple[tuple[str, bytes | None], ...]
 
 
@@ -66,9 +70,10 @@ class Place:
     def parse(cls, text: str) -> Self:
         """The place of ``topic/partition/offset``. Raises ValueError."""
         topic, *numbers = text.split("/")
-        if not topic or len(numbers) != 2 or not all(number.isascii() and number.isdigit() for number in numbers):
+        partition, offset = map(_number, numbers, (PARTITION_MAX, OFFSET_MAX)) if len(numbers) == 2 else (None, None)
+        if not topic or partition is None or offset is None:
             raise ValueError(f"{text!r} names no record: give TOPIC/PARTITION/OFFSET, as `dead-letters list` shows it")
-        return cls(topic, int(numbers[0]), int(numbers[1]))
+        return cls(topic, partition, offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +250,10 @@ def _retry_of(headers: Mapping[str, bytes | None]) -> tuple[int, Place | None]:
     """The number of the attempt that just failed, and the record's first place unless it is the first attempt."""
     first = _place(headers.get(_RETRY_OF))
     return (1, None) if first is None else (_attempt(headers.get(_RETRY_ATTEMPT)), first)
+
+
+def _number(text: str, at_most: int) -> int | None:
+    return number_in(text.encode(errors="replace"), at_most)
 
 
 def _place(text: bytes | None) -> Place | None:

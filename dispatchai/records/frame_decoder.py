@@ -41,6 +41,10 @@ LAYOUTS_MAX: Final = 8
 SEQUENCE_MAX: Final = 1 << 53
 """Largest frame number that is accepted: 20 ms frames of five million years, and sums of it still fit in 64 bits."""
 
+MISSING_FRAMES_MAX: Final = 10_000_000
+"""Most missing frames that are counted for a call: 55 hours of audio. Frame numbers that leap farther are wrong, and
+their sum over many streams would fit in no field."""
+
 _LONG_BYTES: Final = 8
 """Bytes of the longest number that is read here: 55 bits, enough for a time in microseconds until the year 2541."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -34,6 +34,9 @@ UNITS: Final = 10_000
 
 _SEAM_WORDS: Final = 8
 """Words on each side of the seam between two utterances that are analysed together. Above the reach of a negation."""
+
+_SEAM_CHARS: Final = 1_024
+"""Characters on each side among which these words are looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +163,8 @@ class Rules:
 
         The first span of a hit counts from the beginning of `before`, the second from that of `after`.
         """
-        left = tokenize(before)[-_SEAM_WORDS:]
-        right = tokenize(after)[:_SEAM_WORDS]
+        left = _last_words(before)
+        right = tokenize(after[:_SEAM_CHARS])[:_SEAM_WORDS]
         if not left or not right:
             return Analysis(0, (), frozenset(), (), ())
         # A pause acts as a full stop: no gap and no negation reaches across it, only neighbouring words match.
@@ -203,6 +206,13 @@ class Rules:
         return tuple(
             label for label, _, positions in self._cue_matcher.find(tokens) if not is_denied(tokens, positions)
         )
+
+
+def _last_words(text: str) -> list[Token]:
+    """The last words of `text`, up to _SEAM_WORDS."""
+    cut = max(0, len(text) - _SEAM_CHARS)
+    words = tokenize(text[cut:])[-_SEAM_WORDS:]
+    return [replace(word, start=word.start + cut, end=word.end + cut) for word in words] if cut else list(words)
 
 
 def _kept(

@@ -39,7 +39,7 @@ from dispatchai.triage.words import (
     ending,
     folded_weights,
     pieces_of,
-    quotes_of,
+    quote,
     seam_quotes_of,
     strongest,
     weight_of,
@@ -108,11 +108,14 @@ def conclude(utterances: Sequence[Utterance], audio: AudioSummary, rules: Rules)
     `utterances` are in order: finals, and at most one trailing partial for each stream.
 
     The strongest finding leads and gives its full points; every other finding of the call adds its smaller `adds`.
+    All of a text is analysed, however long it is; the step of a call bounds it (`words.ANALYSED_CHARS`).
     The voice adds at most `voice.points`. A sum above 1 is cut by a negative part "ceiling". So the score never
     falls when an utterance is appended or the voice becomes more distressed. Without a word, or with none that a rule
     understood, the level is UNKNOWN.
     """
-    return weigh(read(tuple(utterances), rules), audio, rules)
+    given = tuple(utterances)
+    analyses = Analyses(rules, most_chars=max((len(one.text) for one in given), default=0))
+    return weigh(_read(given, (), (), analyses), audio, rules)
 
 
 def weigh(reading: Reading, audio: AudioSummary, rules: Rules) -> Conclusion:
@@ -273,15 +276,17 @@ def _evidence(streams: Sequence[_Stream], rules: Rules) -> _Evidence:
             if (rule := rules.numbers.get(finding.rule)) is not None and finding.quotes:
                 add(rule, *finding.quotes)
         for utterance, analysis in zip(stream.spoken, stream.said, strict=True):
-            for rule, quote in quotes_of(utterance, analysis):
-                add(rule, quote)
+            # To look for the words of a quote costs more than to find its rule.
+            for hit in analysis.hits:
+                if len(found.get(hit.rule, ())) < MAX_EVIDENCE:
+                    add(hit.rule, quote(utterance, hit.spans[0]))
     for stream in streams:
         for finding in stream.folded.findings:
             if (rule := rules.numbers.get(finding.rule)) is not None and finding.seam_quotes:
                 add(rule, *finding.seam_quotes)
         for before, after, seam in stream.seams:
-            for rule, quote in seam_quotes_of(before, after, seam):
-                add(rule, quote)
+            for rule, part in seam_quotes_of(before, after, seam):
+                add(rule, part)
     return found
 
 

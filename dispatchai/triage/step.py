@@ -28,12 +28,13 @@ from dispatchai.records import (
     UtteranceKind,
     encode,
 )
+from dispatchai.records.frame_decoder import MISSING_FRAMES_MAX
 from dispatchai.triage.finality import is_complete, version_of
 from dispatchai.triage.lost_audio import degraded_by, heard_span, lost_audio
 from dispatchai.triage.rules import Rules
 from dispatchai.triage.scoring import Reading, read, weigh
 from dispatchai.triage.summary import summary_without_words
-from dispatchai.triage.words import STREAMS_MAX, UTTERANCE_CHARS, Analyses, is_folded, settle, trimmed, whole
+from dispatchai.triage.words import ANALYSED_CHARS, STREAMS_MAX, Analyses, is_folded, settle, trimmed, whole
 
 SNAPSHOT_EVERY: Final[Micros] = 5_000_000
 """Signals and partial texts ask for a snapshot only when this much of the call's time has passed since the last one.
@@ -214,7 +215,7 @@ def fold_utterance(state: TriageState, utterance: Utterance, analyses: Analyses)
         return state
     known[utterance.utterance_id] = trimmed(utterance)
     ordered = sorted(known.values(), key=lambda item: (item.stream_id, item.start_ms, item.utterance_id))
-    cut = state.text_cut or len(utterance.text) >= UTTERANCE_CHARS
+    cut = state.text_cut or len(utterance.text) > ANALYSED_CHARS
     return _settled(
         replace(state, utterances=tuple(ordered), text_cut=cut),
         before | {stream_id},
@@ -292,7 +293,7 @@ def summarize_audio(signal: Signal | None) -> AudioSummary:
         voiced=signal.voiced,
         voiced_seconds=signal.voiced_ms / 1000,
         audio_seconds=signal.audio_ms / 1000,
-        missing_frames=signal.missing_frames,
+        missing_frames=min(signal.missing_frames, MISSING_FRAMES_MAX),
     )
 
 
@@ -310,7 +311,7 @@ def assess(state: TriageState, rules: Rules, reading: Reading, kind: AssessmentK
     assert call is not None  # noqa: S101 - required above
     lost = lost_audio(state)
     audio = summarize_audio(state.last_signal)
-    audio = replace(audio, missing_frames=audio.missing_frames + lost.frames)
+    audio = replace(audio, missing_frames=min(audio.missing_frames + lost.frames, MISSING_FRAMES_MAX))
     conclusion = weigh(reading, audio, rules)
     live = kind is AssessmentKind.LIVE
     # A packet gets no more text: a partial is all that is known of its words.

@@ -49,10 +49,15 @@ PARTIAL_CHARS: Final = 1_000
 """The same for the text that may still change, which is the end of the last sentence."""
 
 UTTERANCE_CHARS: Final = 16_384
-"""Longest text of an utterance: the recognisers end a segment after half a minute, which has 600 characters. The rest
-of a longer one is left out, and the call is shown as degraded."""
+"""Longest text of an utterance that is kept: the recognisers end a segment after half a minute, which has 600
+characters. The rest of a longer one is left out."""
 
-UTTERANCE_WORDS: Final = 2_048
+ANALYSED_CHARS: Final = 2_048
+"""Characters of an utterance that are analysed, from its beginning: half a minute of the fastest speech has 1,000. A
+text that rules match at each word costs 100 times one of speech. A call with a longer utterance is shown as
+degraded."""
+
+UTTERANCE_WORDS: Final = 512
 """Most words with times of an utterance. If there are more, quotes of it have the times of the whole utterance."""
 
 LAST_CHARS: Final = 1_024
@@ -92,16 +97,19 @@ class Analyses:
         rules: Rules,
         texts: Mapping[str, Analysis] | None = None,
         seams: Mapping[tuple[str, str], Analysis] | None = None,
+        *,
+        most_chars: int | None = None,
     ) -> None:
-        """`texts` and `seams` are analyses that are known already."""
+        """`texts` and `seams` are analyses that are known already. `most_chars` is ANALYSED_CHARS by default."""
         self.rules = rules
         self._texts = dict(texts or {})
         self._seams = dict(seams or {})
+        self._most_chars = ANALYSED_CHARS if most_chars is None else most_chars
 
     def of(self, text: str) -> Analysis:
-        """The analysis of `text`."""
+        """The analysis of `text`, or of its beginning if it is longer than what is analysed."""
         if (known := self._texts.get(text)) is None:
-            known = self._texts[text] = self.rules.analyse(text)
+            known = self._texts[text] = self.rules.analyse(beginning(text, self._most_chars))
         return known
 
     def across(self, before: str, after: str) -> Analysis:
@@ -109,6 +117,14 @@ class Analyses:
         if (known := self._seams.get((before, after))) is None:
             known = self._seams[before, after] = self.rules.analyse_seam(before, after)
         return known
+
+
+def beginning(text: str, most: int) -> str:
+    """The beginning of `text`, of at most `most` characters. It ends with a whole word."""
+    if len(text) <= most:
+        return text
+    words, space, _ = text[: most + 1].rpartition(" ")
+    return words if space else text[:most]
 
 
 # --- Quotes and places ------------------------------------------------------------------------------------------------

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from dispatchai.audio import g711
 from dispatchai.audio.g711 import encode_mulaw
 from dispatchai.audio.signals import step
-from dispatchai.records import AudioFrame, FrameKind, Signal, SignalKind, SignalState, Track
+from dispatchai.audio.voice_columns import Voices
+from dispatchai.records import AudioFrame, FrameKind, Signal, SignalKind, SignalState, Track, decode_as, encode
+from dispatchai.records.frame_decoder import MISSING_FRAMES_MAX, SEQUENCE_MAX
 
 SILENCE = b"\xff" * 160
 TONE = encode_mulaw((np.sin(np.arange(160) / 4) * 12_000).astype(np.int16))
@@ -108,6 +110,20 @@ def test_a_frame_that_cannot_be_decoded_is_missing() -> None:
         [frame(0, b"", kind=FrameKind.START), frame(1, encoding="G722"), frame(2), frame(3, b"x", encoding="L16")]
     )
     assert (state.frames, state.missing_frames) == (1, 2)
+
+
+@pytest.mark.parametrize("encoding", ["X", "PCMU"], ids=["not decoded", "decoded"])
+@pytest.mark.parametrize("kind", [FrameKind.FRAME, FrameKind.END])
+def test_frame_numbers_that_leap_add_up_to_no_more_than_a_state_holds(kind: FrameKind, encoding: str) -> None:
+    wild = [
+        replace(frame(1, stream=f"stream-{number}", kind=kind, encoding=encoding), sequence=SEQUENCE_MAX)
+        for number in range(1_100)
+    ]
+    state, signals = run(wild)
+    assert state.missing_frames == MISSING_FRAMES_MAX
+    assert decode_as(SignalState, encode(state)) == state
+    assert decode_as(Signal, encode(signals[-1])) == signals[-1]
+    Voices().set(0, state)
 
 
 @pytest.mark.parametrize("rate", [8000, 16_000])

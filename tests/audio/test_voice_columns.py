@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from hypothesis import given, settings
@@ -14,7 +14,7 @@ from dispatchai.audio.g711 import encode_mulaw
 from dispatchai.audio.voice_columns import Voices, hear
 from dispatchai.records import AudioFrame, FrameKind, Signal, SignalState, Track, decode_as, encode
 from dispatchai.records.column_encoder import encode_columns
-from dispatchai.records.frame_decoder import decode_frames
+from dispatchai.records.frame_decoder import MISSING_FRAMES_MAX, SEQUENCE_MAX, decode_frames
 
 TONE = encode_mulaw((np.sin(np.arange(160) / 4) * 12_000).astype(np.int16))
 PAYLOADS = (b"\xff" * 160, TONE, TONE[:80], encode_mulaw((np.sin(np.arange(160) / 9) * 900).astype(np.int16)))
@@ -115,6 +115,28 @@ def test_calls_heard_together_have_the_signals_of_each_alone(
         alone = signals.step(None, frames)
         assert together.state(number) == alone.state
         assert tuple(signal for call, signal in together.made if call == number) == alone.signals
+
+
+def test_frame_numbers_that_leap_are_counted_alike_together_and_alone() -> None:
+    first = frame("s", 1, TONE)
+    together, alone = Together(), signals.step(None, [first])
+    together.take([(0, first)])
+    for leap in (replace(first, sequence=SEQUENCE_MAX - 10), replace(first, sequence=SEQUENCE_MAX)):
+        together.take([(0, leap)])
+        alone = signals.step(alone.state, [leap])
+        assert together.state(0) == alone.state
+    assert alone.state.missing_frames == MISSING_FRAMES_MAX
+    assert together.heard_at_once == 2
+
+
+def test_a_count_of_missing_frames_that_was_stored_without_a_bound_does_not_overflow() -> None:
+    first = frame("s", 1, TONE)
+    together = Together()
+    together.voices.set(0, replace(signals.step(None, [first]).state, missing_frames=2**63 - 1))
+    together.take([(0, replace(first, sequence=SEQUENCE_MAX))])
+    state = together.state(0)
+    assert state is not None
+    assert state.missing_frames == MISSING_FRAMES_MAX
 
 
 def test_a_live_stream_needs_no_step_of_one_call() -> None:

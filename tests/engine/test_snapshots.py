@@ -13,7 +13,7 @@ from dispatchai.engine import agent
 from dispatchai.engine.snapshots import EPOCH, SnapshotStore, epoch_of
 from dispatchai.kafka.connection import KafkaConnection
 from tests.crash.unsafe import without
-from tests.engine.test_app import append, changelog_of, make_app, make_states, make_topics, read, running
+from tests.engine.test_app import append, changelog_of, make_app, make_states, make_topics, read, running, until
 
 
 def snapshot(offset: int, key: str, value: bytes | None, epoch: int | None) -> aiokafka.ConsumerRecord:
@@ -102,3 +102,20 @@ async def test_after_a_recovery_the_changelog_ends_with_what_counts(broker: Kafk
         *_, last = [record for record in found if record.key == call]
         assert last.value == counts
         assert epoch_of(last.headers) == 6
+
+
+@pytest.mark.parametrize("key", [b"\xff\xfe", b"", None], ids=["no text", "empty", "none"])
+async def test_a_recovery_ends_whatever_is_at_the_end_of_a_changelog(
+    broker: KafkaConnection, tmp_path: Path, key: bytes | None
+) -> None:
+    names = await make_topics(broker)
+    app = make_app(broker, names, tmp_path)
+    states = make_states(app)
+    agent.run(app, states, {names.source: int}, step=append)
+    headers = [("Faust-Ag-ReplyTo", b"\xff"), ("h" * 300, b"")]
+    async with aiokafka.AIOKafkaProducer(**broker.producer_options()) as producer:
+        await producer.send_and_wait(changelog_of(app, states), b"1,2", key=b"call", partition=0)
+        await producer.send_and_wait(changelog_of(app, states), b"x", key=key, partition=0, headers=headers)
+    async with running(app):
+        await until(app.is_processing)
+        assert states.get("call") == [1, 2]

@@ -176,7 +176,11 @@ def test_a_retry_note_is_distinguished_from_a_dead_letter() -> None:
     assert read == RetryNote(Place(Topic.DEAD_LETTERS, 3, 17), WRITTEN_MS, first, 2, sent_to)
 
 
-@pytest.mark.parametrize("text", ["", "a", "a/1", "a/1/", "a/1/2/3", "a/-1/2", "/1/2", "a/1/x", "a/1/²"])
+NO_PLACES = ["", "a", "a/1", "a/1/", "a/1/2/3", "a/-1/2", "/1/2", "a/1/x", "a/1/²"]
+TOO_FAR = [f"a/1/{2**63 - 1}", f"a/1/{2**64}", f"a/{2**31}/1", f"a/1/{'9' * 5_000}"]
+
+
+@pytest.mark.parametrize("text", NO_PLACES + TOO_FAR)
 def test_what_is_no_place_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="TOPIC/PARTITION/OFFSET"):
         Place.parse(text)
@@ -438,6 +442,28 @@ async def leave(broker: KafkaConnection, raw: Sequence[tuple[bytes | None, bytes
         sent = [await producer.send(Topic.DEAD_LETTERS, value, key=key, headers=headers) for key, value, headers in raw]
         written = [await one for one in sent]
     return [Place(one.topic, one.partition, one.offset) for one in written]
+
+
+async def test_a_dead_letter_with_an_absurd_offset_does_not_keep_others_from_being_sent(
+    broker: KafkaConnection, topics: Topics
+) -> None:
+    names = await make_topics(broker)
+    (sound,) = await write(broker, names.source, ["no number"])
+    absurd = [str(2**number) for number in range(62, 84)] + ["9" * 4_000, str(2**63 - 2)]
+    cut = [("truncated", b"99"), ("sha256", b"00" * 32)]
+    key, value, _ = POISON["no number"]
+    assert value is not None
+    raw = []
+    for offset in [*absurd, str(sound.offset)]:
+        about = {"origin.topic": names.source, "origin.partition": "0", "origin.offset": offset, "reader": names.app}
+        headers: list[Any] = [(name, text.encode()) for name, text in about.items()]
+        raw.append((key, value, headers if offset == str(sound.offset) else [*headers, *cut]))
+    await leave(broker, raw)
+    entries = await DeadLetterStore(broker).open_records(Filter(reader=names.app))
+    assert len(entries) == len(raw)
+    results = await retried(broker, entries)
+    assert len(results) == len(raw)
+    assert [result.first for result in results if isinstance(result, Sent)] == [sound]
 
 
 async def test_what_cannot_be_sent_again_is_refused_with_its_reason(broker: KafkaConnection, topics: Topics) -> None:

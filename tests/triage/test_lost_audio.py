@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dispatchai.audio import signals
-from dispatchai.records import Assessment, AssessmentKind, AudioFrame, FrameKind, Signal, Track, TriageState
+from dispatchai.records import Assessment, AssessmentKind, AudioFrame, FrameKind, Signal, Track, TriageState, encode
+from dispatchai.records.frame_decoder import MISSING_FRAMES_MAX
 from dispatchai.triage.step import step
 from tests.support.recorded_call import DEADLINE, RULES, T0, Record, S, event, speech_end, utterance
 
@@ -70,6 +71,13 @@ def test_the_time_between_two_streams_is_missing() -> None:
     assert packet.complete
     assert packet.audio.missing_frames == pytest.approx(180, abs=2)
     assert packet.degraded == "about 3.6 s of the caller's audio are missing: between two streams"
+
+
+def test_an_absurd_count_of_missing_frames_is_shown_as_the_largest() -> None:
+    signals = [replace(one, missing_frames=2**63 - 1) for one in measured(frames("s1", 1.3, 8))]
+    packet = assessed(events(18), signals, ends("s1"))
+    assert packet.audio.missing_frames == MISSING_FRAMES_MAX
+    encode(packet)
 
 
 def test_the_time_between_two_streams_shows_while_the_call_is_live() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dispatchai.records import (
     Assessment,
     AssessmentKind,
+    RiskLevel,
     SignalKind,
     TriageState,
     Utterance,
@@ -22,7 +23,7 @@ from dispatchai.records import (
     decode_as,
     encode,
 )
-from dispatchai.triage import words
+from dispatchai.triage import patterns, words
 from dispatchai.triage.ranking import decode_assessed, encode_packet
 from dispatchai.triage.scoring import read, weigh
 from dispatchai.triage.step import NO_AUDIO, STREAMS_CUT, TEXT_CUT, step
@@ -267,6 +268,42 @@ def test_an_utterance_of_a_megabyte_is_cut_and_the_call_is_shown_as_degraded() -
     assert made[-1].risk.score > 0
     assert len(encode(state)) < STATE_MAX_BYTES
     assert run([[huge]], state) == (state, [])
+
+
+def test_of_a_long_utterance_the_beginning_is_analysed_and_the_rest_is_kept() -> None:
+    filler = "so I was telling my sister about the weather and "
+    before, after = f"There is a fire. {filler * 30}", f"{filler * 200}he is not breathing"
+    assert len(before) < words.ANALYSED_CHARS < len(before + after) < words.UTTERANCE_CHARS
+    state, made = run([[event("call.initiated")], [utterance(0, before + after)]])
+    assert state is not None
+    assert made[-1].degraded == TEXT_CUT
+    assert made[-1].transcript.endswith("he is not breathing")
+    (kept,) = state.utterances
+    assert kept.text == before + after
+    assert [part.name for part in made[-1].parts if part.evidence] == ["fire"]
+
+
+def test_what_half_a_minute_of_fast_speech_has_is_analysed_to_its_end() -> None:
+    text = "so I was telling my sister about the weather and " * 40 + "he is not breathing"
+    assert 1_900 < len(text) <= words.ANALYSED_CHARS
+    _, made = run([[event("call.initiated")], [utterance(0, text)]])
+    assert made[-1].degraded is None
+    assert made[-1].risk.level is RiskLevel.CRITICAL
+
+
+def test_no_more_than_a_bounded_part_of_any_text_is_analysed() -> None:
+    analysed: list[int] = []
+    tokenize = patterns.tokenize
+
+    def counting(text: str) -> tuple[patterns.Token, ...]:
+        analysed.append(len(text))
+        return tokenize(text)
+
+    long = [utterance(number, f"{number} " + "not " * 4_000) for number in range(10)]
+    with patch("dispatchai.triage.rules.tokenize", counting):
+        run([[event("call.initiated")], long])
+    assert max(analysed) <= words.ANALYSED_CHARS
+    assert sum(analysed) <= 2 * len(long) * words.ANALYSED_CHARS
 
 
 def test_findings_of_words_that_were_folded_under_other_rules_are_kept_by_their_names() -> None:
