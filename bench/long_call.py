@@ -1,15 +1,18 @@
 """Cost of an utterance at the beginning and at the end of a very long call: `python -m bench.long_call [--write]`.
 
 Steps the triage agent over the records of one call, as the worker does, and encodes what it writes. Then sends the
-longest of the calls to a real worker on a broker, and waits for its packet.
+longest of the calls to a real worker on a broker, and measures how long other calls there wait meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -24,7 +27,7 @@ from dispatchai.kafka.topics import Topic
 from dispatchai.records import CallPacket, Signal, SignalKind, TriageState, Utterance, Word, decode_as, encode
 from dispatchai.triage.ranking import decode_assessed, encode_live
 from dispatchai.triage.rules import Rules
-from tests.support.follow import follow
+from tests.support.follow import Progress, follow
 from tests.support.kafka.measured import Broker, broker
 from tests.support.processes import used_by
 from tests.support.recorded_call import event, partial, signal, speech_end, utterance
@@ -46,6 +49,15 @@ LINES: Final = (
 """Eight words each, on the average."""
 
 PATIENCE_S: Final = 300.0
+
+NEIGHBOURS: Final = 24
+NEIGHBOURS_APART_S: Final = 0.02
+"""Pause between two utterances of the other calls."""
+
+ALONE_S: Final = 15.0
+
+PER_S: Final = 200
+"""Utterances of the long call in a second: some hundred times what anybody says."""
 
 CALL: Final = "call"
 
@@ -106,42 +118,107 @@ def measure(name: str, records: Sequence[list[Record]]) -> list[list[str]]:
     ]
 
 
+class Neighbours:
+    """Other calls at the same worker: one utterance after another, and how long each takes to its assessment."""
+
+    def __init__(self, kafka: Broker, count: int) -> None:
+        self._kafka = kafka
+        self._calls = [f"neighbour-{number}" for number in range(count)]
+        self._assessed: Counter[bytes] = Counter()
+        self.delays_s: list[float] = []
+
+    def on_assessment(self, record: Any, _: float) -> None:
+        """The next record of `assessments`."""
+        self._assessed[record.key] += 1
+
+    async def speak(self, progress: Progress) -> None:
+        """Let the calls speak in turn, until cancelled."""
+        start = time.time_ns() // 1_000 - 5_000_000
+        async with aiokafka.AIOKafkaProducer(**self._kafka.connection.producer_options()) as producer:
+
+            async def send(call: str, topic: str, value: Any) -> None:
+                key = call.encode()
+                before = self._assessed[key]
+                begun = time.monotonic()
+                await producer.send_and_wait(topic, encode(value), key=key)
+                await progress.until(lambda: self._assessed[key] > before, PATIENCE_S)
+                self.delays_s.append(time.monotonic() - begun)
+
+            for call in self._calls:
+                for at_s, kind in enumerate(("call.initiated", "call.answered")):
+                    await send(call, Topic.CALL_EVENTS, event(kind, at_s, start=start))
+            self.delays_s.clear()
+            for number, text in enumerate(cycle(LINES)):
+                for call in self._calls:
+                    await send(call, Topic.TRANSCRIPTS, utterance(number, text))
+                    await asyncio.sleep(NEIGHBOURS_APART_S)
+
+    def row(self, name: str) -> list[str]:
+        """What was measured since the last row, in ms."""
+        delays, self.delays_s = sorted(self.delays_s), []
+        at = [delays[min(len(delays) - 1, int(len(delays) * share))] * 1000 for share in (0.5, 0.99, 1.0)]
+        return [name, f"{len(delays)}", *(f"{ms:,.0f}" for ms in at)]
+
+
 async def through_a_worker(kafka: Broker, records: Sequence[list[Record]]) -> str:
-    """Send a call of `records` to a worker, wait for its packet, and say how long that took."""
+    """Send a call of `records` to a worker on which other calls are, and wait for its packet."""
     packets: list[CallPacket] = []
+    neighbours = Neighbours(kafka, NEIGHBOURS)
 
     def on(record: Any, _: float) -> None:
         if record.key == CALL.encode() and record.value is not None:
             packets.append(decode_as(CallPacket, record.value))
 
-    with tempfile.TemporaryDirectory(prefix="dispatchai-bench-") as folder:
-        async with workers(kafka, 1, whole=True, folder=Path(folder)) as [worker]:
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dispatchai-bench-"))
+        [worker] = await stack.enter_async_context(workers(kafka, 1, whole=True, folder=Path(folder)))
+        assessed = await stack.enter_async_context(
+            follow(kafka.connection, Topic.ASSESSMENTS, neighbours.on_assessment)
+        )
+        producer = await stack.enter_async_context(
+            aiokafka.AIOKafkaProducer(**kafka.connection.producer_options(), linger_ms=5)
+        )
+
+        async def send(topic: str, values: Sequence[Any]) -> None:
+            for value in values:
+                await producer.send(topic, encode(value), key=CALL.encode())
+            await producer.flush()
+
+        async with asyncio.TaskGroup() as group:
+            speaking = group.create_task(neighbours.speak(assessed))
+            await asyncio.sleep(ALONE_S)
+            rows = [neighbours.row("alone")]
+            # Just now: the worker gives up a call that began hours ago.
+            start = time.time_ns() // 1_000 - 60_000_000
+            begin = ("call.initiated", "call.answered", "streaming.started")
+            await send(Topic.CALL_EVENTS, [event(kind, at_s, start=start) for at_s, kind in enumerate(begin)])
+            await send(Topic.SIGNALS, [signal(0, SignalKind.START)])
+            texts = [one for batch in records for one in batch if isinstance(one, Utterance)]
+            half = len(texts) // 2
+            for at in range(0, half, PER_S // 10):
+                await send(Topic.TRANSCRIPTS, texts[at : min(half, at + PER_S // 10)])
+                await asyncio.sleep(0.1)
+            rows.append(neighbours.row(f"{half:,} utterances of the long call, {PER_S} a second"))
             begun = time.monotonic()
-            async with aiokafka.AIOKafkaProducer(**kafka.connection.producer_options(), linger_ms=5) as producer:
-
-                async def send(topic: str, values: Sequence[Any]) -> None:
-                    for value in values:
-                        await producer.send(topic, encode(value), key=CALL.encode())
-                    await producer.flush()
-
-                # Just now: the worker gives up a call that began hours ago.
-                start = time.time_ns() // 1_000 - 60_000_000
-                begin = ("call.initiated", "call.answered", "streaming.started")
-                await send(Topic.CALL_EVENTS, [event(kind, at_s, start=start) for at_s, kind in enumerate(begin)])
-                await send(Topic.SIGNALS, [signal(0, SignalKind.START)])
-                await send(Topic.TRANSCRIPTS, [one for batch in records for one in batch if isinstance(one, Utterance)])
-                await send(Topic.TRANSCRIPTS, [speech_end(after=len(records) + 1)])
-                await send(Topic.SIGNALS, [signal(10**9, SignalKind.END)])
-                await send(Topic.CALL_EVENTS, [event("call.hangup", 59, start=start, hangup_cause="normal_clearing")])
-                async with follow(kafka.connection, Topic.DISPATCH_QUEUE, on) as progress:
-                    await progress.until(lambda: any(one.complete for one in packets), PATIENCE_S)
+            await send(Topic.TRANSCRIPTS, texts[half:])
+            await send(Topic.TRANSCRIPTS, [speech_end(after=len(records) + 1)])
+            await send(Topic.SIGNALS, [signal(10**9, SignalKind.END)])
+            await send(Topic.CALL_EVENTS, [event("call.hangup", 59, start=start, hangup_cause="normal_clearing")])
+            async with follow(kafka.connection, Topic.DISPATCH_QUEUE, on) as progress:
+                await progress.until(lambda: any(one.complete for one in packets), PATIENCE_S)
             took_s = time.monotonic() - begun
-            used_by(worker.pid)  # raises if it has ended
+            rows.append(neighbours.row(f"{len(texts) - half:,} utterances of it at once"))
+            speaking.cancel()
+        used_by(worker.pid)  # raises if it has ended
     last = packets[-1]
-    return (
-        f"A worker on {kafka.name} took {took_s:.0f} s for a call of {len(records):,} utterances, sent at once, and "
-        f"lived.\nIts packet has {len(last.nlp.transcript):,} characters of text and leaves "
-        f"{last.nlp.transcript_omitted:,} out."
+    return "\n\n".join(
+        (
+            f"From an utterance of another call at the same worker to its assessment, on {kafka.name}; {NEIGHBOURS} "
+            "other calls, in all partitions:",
+            table(["beside", "utterances", "median, ms", "p99, ms", "longest, ms"], rows),
+            f"The worker took {took_s:.0f} s for what was sent at once, and lived. The packet has "
+            f"{len(last.nlp.transcript):,} characters of text and leaves {last.nlp.transcript_omitted:,} out.",
+        )
     )
 
 

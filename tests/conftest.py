@@ -13,9 +13,11 @@ from typing import Any
 
 import hypothesis
 import pytest
+import structlog
 
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.topics import Topics
+from dispatchai.process.logs import QUIET
 from dispatchai.settings import Settings
 from tests.support.kafka.brokers import Background, Brokers
 from tests.support.kafka.node import KafkaUnavailableError
@@ -49,12 +51,17 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 
 @pytest.fixture(autouse=True)
-def log_level() -> Iterator[None]:
-    """A command that a test runs in this process sets its log level: for the next test it is what it was."""
-    root = logging.getLogger()
-    level = root.level
+def _logging_restored() -> Iterator[None]:
+    """The logging of the tests, put back after each: loggers that a command lets be cached cannot be captured."""
+    root, structured = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers[:], root.level
+    levels = {name: logging.getLogger(name).level for name in QUIET}
     yield
-    root.setLevel(level)
+    root.handlers, root.level = handlers, level
+    for name, before in levels.items():
+        logging.getLogger(name).setLevel(before)
+    structlog.configure(**structured)
+    structlog.contextvars.unbind_contextvars("process")
 
 
 @pytest.fixture(scope="session")

@@ -160,4 +160,4 @@ def _check_readable(setting: str, path: Path) -> None:
     try:
         path.open("rb").close()
     except OSError as error:
-        raise OSError(f"{setting}={path} cannot be read: {error.strerror}") from error
+        raise type(error)(f"{setting}={path} cannot be read: {error.strerror}") from error

@@ -36,8 +36,10 @@ async def test_bodies_are_not_inflated_for_anybody(embedded: KafkaConnection) ->
                 answers = await asyncio.gather(
                     *(exchange(running.port, post(packed, {"Content-Encoding": coding}, path=path)) for _ in range(8))
                 )
-                # The connection is closed on unread bytes: its reset may overtake the answer.
-                assert {status(answer) for answer in answers if answer} <= {415}
+                # The connection is closed on unread bytes: its reset may overtake the answer. Where the carrier has no
+                # business, its host is refused before anything else is looked at.
+                expected = 415 if path == WEBHOOK else 403
+                assert {status(answer) for answer in answers if answer} <= {expected}
                 assert sum(map(bool, answers)) > 0
         assert running.used().memory_bytes - before.memory_bytes < GROWTH_MAX_BYTES
 

@@ -6,12 +6,10 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
-import structlog
 
-from dispatchai.process.logs import LIMITED_S, QUIET, LogFormat, configure
+from dispatchai.process.logs import LIMITED_S, LogFormat, configure
 
 FAIL = """
 import sys
@@ -40,20 +38,6 @@ def test_a_traceback_shows_the_lines_of_code_and_no_variables(log_format: LogFor
     assert "step_failed" in ran.stderr
     assert "ValueError: 12" in ran.stderr
     assert "+15550101001" not in ran.stderr
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    """The logging of the tests, put back afterwards: loggers that `configure` lets be cached cannot be captured."""
-    root, structured = logging.getLogger(), structlog.get_config()
-    handlers, level = root.handlers[:], root.level
-    levels = {name: logging.getLogger(name).level for name in QUIET}
-    yield
-    root.handlers, root.level = handlers, level
-    for name, before in levels.items():
-        logging.getLogger(name).setLevel(before)
-    structlog.configure(**structured)
-    structlog.contextvars.unbind_contextvars("process")
 
 
 def test_a_repeated_line_of_the_client_is_written_once_a_minute(
