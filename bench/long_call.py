@@ -186,6 +186,8 @@ async def through_a_worker(kafka: Broker, records: Sequence[list[Record]]) -> st
 
         async with asyncio.TaskGroup() as group:
             speaking = group.create_task(neighbours.speak(assessed))
+            while not neighbours.delays_s:  # noqa: ASYNC110 - the worker starts
+                await asyncio.sleep(0.1)
             await asyncio.sleep(ALONE_S)
             rows = [neighbours.row("alone")]
             # Just now: the worker gives up a call that began hours ago.
