@@ -87,22 +87,17 @@ class SignalsAgent:
         self._app = app
         self.states = SignalStates(app, partitions)
         self._latency = app.metrics.stage("frame_to_signal")
-        agent.run_fetches(app, NAME, SOURCES, self.process)
+        agent.run_fetches(app, NAME, SOURCES, self.process, most=(FRAMES_AT_ONCE, FRAME_BYTES_AT_ONCE))
 
     async def process(self, fetch: Fetch) -> None:
-        """Apply the records that one fetch brought of either topic."""
+        """Apply the records that one fetch, or a part of it, brought of either topic."""
         if fetch.batches[0].tp.topic == Topic.CALL_EVENTS:
             decode = partial(decode_as, CallEvent)
             for batch in fetch.batches:
                 await agent.apply(self._app, self.states, batch, decode=decode, step=follow_events)
             return
-        for part in fetch.parts(FRAMES_AT_ONCE, FRAME_BYTES_AT_ONCE):
-            await self._hear(part)
-            await asyncio.sleep(0)
-            if fetch.generation != self._app.lease.generation:
-                return
-            for batch in part.batches:
-                self._app.stalls.processed(NAME, batch.tp, batch.last_offset + 1)
+        await self._hear(fetch)
+        await asyncio.sleep(0)
 
     async def _hear(self, fetch: Fetch) -> None:
         """Apply the frames of a fetch."""

@@ -43,7 +43,7 @@ SLICE_S: Final = 0.02
 
 PART_RECORDS: Final = 8_192
 PART_BYTES: Final = 262_144
-"""Most of a batch that is applied before it counts as processed. What a fetch brings is seldom more, but a compressed
+"""Most of a fetch that is applied before it counts as processed. What a fetch brings is seldom more, but a compressed
 batch can be a hundred times as large, and would take longer than an agent may make no progress."""
 
 
@@ -226,13 +226,9 @@ def run(
 
     async def process(fetch: Fetch) -> None:
         for batch in fetch.batches:
-            for part in batch.parts(PART_RECORDS, PART_BYTES):
-                await apply(app, states, part, decode=sources[batch.tp.topic], step=step, effects=effects)
-                if fetch.generation != app.lease.generation:
-                    return
-                app.stalls.processed(states.name, part.tp, part.last_offset + 1)
+            await apply(app, states, batch, decode=sources[batch.tp.topic], step=step, effects=effects)
 
-    run_fetches(app, states.name, tuple(sources), process)
+    run_fetches(app, states.name, tuple(sources), process, most=(PART_RECORDS, PART_BYTES))
 
 
 def run_batches(app: App, name: str, topics: Sequence[str], process: Callable[[Batch], Awaitable[None]]) -> None:
@@ -245,9 +241,17 @@ def run_batches(app: App, name: str, topics: Sequence[str], process: Callable[[B
     run_fetches(app, name, topics, process_each)
 
 
-def run_fetches(app: App, name: str, topics: Sequence[str], process: Callable[[Fetch], Awaitable[None]]) -> None:
+def run_fetches(
+    app: App,
+    name: str,
+    topics: Sequence[str],
+    process: Callable[[Fetch], Awaitable[None]],
+    *,
+    most: tuple[int, int] | None = None,
+) -> None:
     """Create the agent `name` that hands the records of `topics` to `process`, a fetch at a time.
 
+    `most` are the records and bytes of a larger fetch that are handed over at once; each part counts as processed then.
     `process` must not raise, except AssignmentOverError: the rest of the fetch is then read again, here or elsewhere.
     Any other exception is a fault of the program, and the application fails at once.
     """
@@ -261,13 +265,15 @@ def run_fetches(app: App, name: str, topics: Sequence[str], process: Callable[[F
                 continue
             begun = time.perf_counter()
             with suppress(AssignmentOverError):
-                await process(fetch)
-                if fetch.generation != app.lease.generation:
-                    continue
-                records = sum(len(batch.records) for batch in fetch.batches)
-                counts[fetch.batches[0].tp.topic].took(records, time.perf_counter() - begun)
-                for batch in fetch.batches:
-                    app.stalls.processed(name, batch.tp, batch.last_offset + 1)
+                for part in (fetch,) if most is None else fetch.parts(*most):
+                    await process(part)
+                    if fetch.generation != app.lease.generation:
+                        break
+                    for batch in part.batches:
+                        app.stalls.processed(name, batch.tp, batch.last_offset + 1)
+                else:
+                    records = sum(len(batch.records) for batch in fetch.batches)
+                    counts[fetch.batches[0].tp.topic].took(records, time.perf_counter() - begun)
 
     @app.agent(source, name=name)
     async def agent(fetches: faust.Stream[Fetch]) -> None:
