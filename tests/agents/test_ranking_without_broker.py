@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,21 +23,10 @@ from dispatchai.records import Assessment, AssessmentKind, Risk, RiskLevel, deco
 from dispatchai.triage.queue_writes import PacketWrite
 from dispatchai.triage.ranking import Assessed, decode_assessed, live_call, packet, without_overtaken
 from tests.support.recorded_call import assessment
+from tests.support.stored_record import StoredRecord
 
 SOURCE = TP(Topic.ASSESSMENTS, 0)
 FINAL, EXPIRED = (assessment(kind) for kind in (AssessmentKind.FINAL, AssessmentKind.EXPIRED))
-
-
-@dataclass(slots=True)
-class Stored:
-    """A record as it was read."""
-
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    timestamp: int = 0
-    timestamp_type: int = 0
-    headers: Sequence[tuple[str, bytes]] = ()
 
 
 class Process:
@@ -100,7 +89,7 @@ class Process:
     async def read(self, *assessed: tuple[str, Assessment]) -> int:
         """Read assessments, each of a call, that one fetch brought; returns the offset of the first."""
         first = self._offset
-        records = [Stored(first + at, call.encode(), encode(one)) for at, (call, one) in enumerate(assessed)]
+        records = [StoredRecord(first + at, call.encode(), encode(one)) for at, (call, one) in enumerate(assessed)]
         self._offset += len(records)
         await self.agent.process(Fetch((Batch(SOURCE, tuple(records)),), generation=1))
         return first
@@ -205,7 +194,7 @@ async def test_every_version_of_a_packet_is_stored_before_it_is_in_the_queue() -
     assert topics == [Topic.PACKETS] * 2 + [Topic.DISPATCH_QUEUE] * 2
     queued = zip(process.written, process.headers, strict=True)
     headers = [headers for (topic, _, _), headers in queued if topic == Topic.DISPATCH_QUEUE]
-    assert headers == [((ASSESSED_AT, b"0"),)] * 2, "the recorded time of the assessment, as `Stored` has it"
+    assert headers == [((ASSESSED_AT, b"0"),)] * 2, "the recorded time of the assessment, as `StoredRecord` has it"
 
 
 async def test_an_expired_call_makes_no_packet() -> None:

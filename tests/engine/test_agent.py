@@ -20,6 +20,7 @@ from dispatchai.engine.errors import AssignmentOverError
 from dispatchai.engine.fetch import Batch, Fetch
 from dispatchai.kafka.connection import KafkaConnection
 from tests.engine.test_app import make_app, make_states, make_topics, produce, running, until
+from tests.support.stored_record import StoredRecord
 
 
 async def test_an_agent_that_fails_outside_its_step_makes_the_application_fail_at_once(
@@ -47,18 +48,6 @@ async def test_an_agent_that_fails_outside_its_step_makes_the_application_fail_a
 
 
 SOURCE = TP("source", 0)
-
-
-@dataclass(slots=True)
-class Written:
-    """A record as it is read."""
-
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    timestamp: int = 0
-    timestamp_type: int = 0
-    headers: Sequence[tuple[str, bytes]] = ()
 
 
 @dataclass
@@ -96,7 +85,7 @@ def append(key: str, state: tuple[int, ...] | None, numbers: Sequence[int]) -> a
 
 def batch(*records: tuple[bytes, int]) -> Batch:
     """Records with these keys, each of this many bytes."""
-    made = [Written(offset, key, b"%d" % offset + b" " * size) for offset, (key, size) in enumerate(records)]
+    made = [StoredRecord(offset, key, b"%d" % offset + b" " * size) for offset, (key, size) in enumerate(records)]
     return Batch(SOURCE, tuple(made))
 
 

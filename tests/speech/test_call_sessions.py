@@ -20,6 +20,7 @@ from dispatchai.speech.recognizer import AudioFormat
 from dispatchai.speech.scripted import ScriptedRecognizer
 from dispatchai.speech.stream_end import SILENT_S
 from tests.speech.audio import pcmu, quiet, record, records, tone
+from tests.support.stored_record import StoredRecord
 
 AUDIO, EVENTS = TP("audio-frames", 0), TP("call-events", 0)
 HEARD_MS = 1_772_567_551_000
@@ -30,18 +31,6 @@ CALL = records(pcmu(quiet(200), tone(600), quiet(600), tone(600, 1), quiet(200))
 
 LAST_RUN = 564
 """Where CALL is stored from 500 on: offset of frame 64. A run of frames begins there: its number is a byte longer."""
-
-
-@dataclass(slots=True)
-class Stored:
-    """A record as it was read."""
-
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    timestamp: int
-    timestamp_type: int = 0
-    headers: Sequence[tuple[str, bytes]] = ()
 
 
 @dataclass
@@ -79,7 +68,7 @@ class Process:
         self.dead: list[int] = []
         self.may_write = asyncio.Event()
         self.may_write.set()
-        self.sessions: CallSessions[Stored] = CallSessions(
+        self.sessions: CallSessions[StoredRecord] = CallSessions(
             "speech",
             self.recognizer,
             states=self.states,
@@ -95,13 +84,13 @@ class Process:
         await self.may_write.wait()
         self.written.append(utterance)
 
-    async def _dead_letter(self, tp: TP, record: Stored, error: Exception) -> None:
+    async def _dead_letter(self, tp: TP, record: StoredRecord, error: Exception) -> None:
         self.dead.append(record.offset)
 
     async def read(self, frames: Sequence[AudioFrame], offset: int) -> None:
         """Read `frames` of the call, stored from `offset` on, and take what the recogniser hears."""
         stored = [
-            Stored(offset + number, b"call", encode(frame), HEARD_MS + frame.sequence * 20)
+            StoredRecord(offset + number, b"call", encode(frame), HEARD_MS + frame.sequence * 20)
             for number, frame in enumerate(frames)
         ]
         batch = FrameBatch(stored)
@@ -132,9 +121,9 @@ class Process:
         return [one.kind for one in self.written if one.kind in kinds]
 
 
-def deadline(offset: int, after_frames: int = len(CALL)) -> ReadDeadline[Stored]:
+def deadline(offset: int, after_frames: int = len(CALL)) -> ReadDeadline[StoredRecord]:
     """A deadline that was recorded when so many frames had come in."""
-    return ReadDeadline(HEARD_MS + after_frames * 20, 0.0, EVENTS, Stored(offset, b"call", b"", 0))
+    return ReadDeadline(HEARD_MS + after_frames * 20, 0.0, EVENTS, StoredRecord(offset, b"call", b"", 0))
 
 
 async def test_frames_hold_their_offset_until_a_final_covers_them() -> None:
