@@ -192,7 +192,7 @@ async def dismiss_dead_letters(
     """
     store = DeadLetterStore(connection, Progress(err))
     records = await _found(store, firsts) if firsts else await store.open_records(wanted)
-    if records and not firsts and not confirm(f"Dismiss {len(records)} record{'' if len(records) == 1 else 's'}?"):
+    if records and not firsts and not confirm(f"Dismiss {_records(len(records))}?"):
         print("nothing was dismissed", file=out)
         return 1
     await store.dismiss(records, reason)

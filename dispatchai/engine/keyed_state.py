@@ -76,8 +76,8 @@ class KeyedStates(SnapshotSource, Generic[S]):
         self._matches: dict[str, bool] = {}
         """The result of `match` for states that only the store holds, until they are touched."""
         self._unreadable: set[str] = set()
-        self._unreadable_log = LogLimit()
         """Keys whose snapshots could not be decoded, each logged once."""
+        self._unreadable_log = LogLimit()
         self._alarm: asyncio.TimerHandle | None = None
         """Wakes the checkpoint when a postponed snapshot is due."""
 

@@ -366,9 +366,7 @@ class MediaSockets:
         self._of_call[call_id] = socket
         socket.call_control_id = start.call_control_id
         socket.heard.began_at = asyncio.get_running_loop().time()
-        socket.end_timer = asyncio.get_running_loop().call_later(
-            self._config.stream_longest_s, self._close, socket, _TOO_LONG
-        )
+        self._close_in(self._config.stream_longest_s, socket, _TOO_LONG)
         if socket.start_timer is not None:
             socket.start_timer.cancel()
         log.info("media_stream_started", call_id=call_id, stream_id=stream_id)
@@ -378,11 +376,13 @@ class MediaSockets:
         """The leg has hung up: close its stream once the carrier had time to send the rest and to stop it."""
         for socket in self._open:
             if socket.call_control_id == call_control_id and not socket.closing.done():
-                if socket.end_timer is not None:
-                    socket.end_timer.cancel()
-                socket.end_timer = asyncio.get_running_loop().call_later(
-                    HANGUP_GRACE_S, self._close, socket, _CALL_OVER
-                )
+                self._close_in(HANGUP_GRACE_S, socket, _CALL_OVER)
+
+    def _close_in(self, seconds: float, socket: _Socket, closing: Closing) -> None:
+        """Close the socket of a stream after `seconds`, in place of the time that was set before."""
+        if socket.end_timer is not None:
+            socket.end_timer.cancel()
+        socket.end_timer = asyncio.get_running_loop().call_later(seconds, self._close, socket, closing)
 
     def _emitter(self, call_id: str) -> Emit:
         key = call_id.encode()

@@ -18,7 +18,7 @@ from typing import Final
 import structlog
 
 from dispatchai.audio.byte_order import ByteOrderCheck
-from dispatchai.audio.g711 import L16_LITTLE
+from dispatchai.audio.g711 import L16_LITTLE, samples_in
 from dispatchai.gateway.metrics import GatewayMetrics
 from dispatchai.gateway.reorder_buffer import Arrival, ReorderBuffer
 from dispatchai.records import AudioFrame, FrameKind, Micros, Track, encode
@@ -130,8 +130,7 @@ class Stream:
         """How long the audio of a message is."""
         if self._format is None or not self._format.sample_rate:
             return 0.0
-        sample_bytes = 2 if self._format.encoding.startswith("L16") else 1
-        return len(message.payload) / (self._format.sample_rate * sample_bytes)
+        return samples_in(self._format.encoding, len(message.payload)) / self._format.sample_rate
 
     def receive(self, message: Media, now: Micros) -> None:
         """Take one frame, received at `now`. It is dropped after the end: a replaced socket may still have read it."""

@@ -67,7 +67,7 @@ class Report:
     @property
     def splits_calls(self) -> bool:
         """Whether a topic has a wrong number of partitions: a call's partition would differ between topics."""
-        return any(item.what == "partitions" for item in self.drift)
+        return splits_calls(self.drift)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +173,11 @@ def drift_of(topics: Topics, states: Iterable[TopicState], replication: int | No
             specs[state.name], topics.partitions, replicas, (state.replication,) * state.partitions, state.configs
         )
     )
+
+
+def splits_calls(drift: Iterable[Drift]) -> bool:
+    """Whether a topic has a wrong number of partitions: a call's partition would differ between topics."""
+    return any(item.what == "partitions" for item in drift)
 
 
 def _drift(

@@ -126,8 +126,8 @@ async def read_to_end(
     """The records of the partitions of `starts`, from these offsets to their ends at the time of the call.
 
     `ends` are nearer ends; some records behind them come too. Those of one partition come in order. Whoever does not
-    read to the end closes it (`aclosing`). Takes over the
-    assignment of `consumer`. Raises SilentKafkaError after `silence_s` seconds without a record, and KafkaError.
+    read to the end closes it (`aclosing`). Takes over the assignment of `consumer`. Raises SilentKafkaError after
+    `silence_s` seconds without a record, and KafkaError.
     """
     if not starts:
         return

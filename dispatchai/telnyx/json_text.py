@@ -2,21 +2,18 @@
 
 A caller's name, a header or a custom parameter may hold bytes that are not UTF-8, half of a surrogate pair, a control
 character or a byte order mark. Such text is read with U+FFFD in place of what cannot be read; the raw body is kept as
-it came. Only bodies that were signed come here, so a second, slower reading is no way to attack.
+it came. Only bodies that were signed come here, and messages of sockets with a token, so a second, slower reading is no
+way to attack.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import Any
 
 import orjson
 
 from dispatchai.telnyx.errors import TelnyxError
-
-REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
-
-_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class NotJsonError(TelnyxError, ValueError):
@@ -29,7 +26,7 @@ def load(body: bytes) -> tuple[Any, bool]:
         return orjson.loads(body), False
     except orjson.JSONDecodeError:
         pass
-    text = body.removeprefix(_BYTE_ORDER_MARK).decode("utf-8", errors="replace")
+    text = body.decode("utf-8-sig", errors="replace")  # without its byte order mark
     try:
         return _without_halves(json.loads(text, strict=False, parse_constant=_refuse)), True
     except (ValueError, RecursionError):

@@ -22,7 +22,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 
 from dispatchai.cli.doctor.http_probe import ssl_reason
 from dispatchai.cli.doctor.result import Check, Limits, Result, fail, ok, skipped, warn
-from dispatchai.kafka.admin import TopicState, drift_of, show
+from dispatchai.kafka.admin import TopicState, drift_of, show, splits_calls
 from dispatchai.kafka.connection import KafkaConnection
 from dispatchai.kafka.errors import KafkaOperationError
 from dispatchai.kafka.topics import MESSAGE_MAX_BYTES, Topics, TopicsFileError
@@ -251,7 +251,7 @@ def check_topics(topics: Topics, states: Sequence[TopicState], replicas: int, us
     if not drift:
         return ok(check, f"all {len(states)} topics and changelogs are as declared")
     differences = "; ".join(f"{item.topic}: {item.what} is {item.found}, declared {item.declared}" for item in drift)
-    if any(item.what == "partitions" for item in drift):
+    if splits_calls(drift):
         return fail(check, differences, "all topics need the same number of partitions: docs/deploy.md, Kafka")
     if small := [item.topic for item in drift if item.what == MAX_BATCH and int(item.found) < int(item.declared)]:
         return fail(
