@@ -1,7 +1,7 @@
 # make demo    three recorded callers, ranked while they speak
 # make dev     the whole system behind a tunnel (ngrok or cloudflared), for real calls
-# make test    all tests
-# make test-quick  tests without brokers, models and other processes: two minutes
+# make test    the tests of a change, on the embedded broker and with a browser: five minutes
+# make test-all  these, then the others: Apache Kafka, whole systems, crashes; twenty minutes more
 # make test-crash SEED=7  kill and freeze processes on a seeded schedule, then compare the packets
 # make lint    ruff, mypy and the import contracts
 # The first run creates .venv from the lock files; later runs are quick.
@@ -16,12 +16,11 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 LOCK := $(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--custom-compile-command "make lock"
 
-# Folders whose tests need no other process; `-m` and `--ignore` leave out the exceptions.
-QUICK_TESTS := $(addprefix tests/,audio calls engine gateway kafka process records speech telnyx triage test_settings.py)
-NOT_QUICK := -m "not broker" --ignore tests/speech/test_moonshine.py --ignore tests/engine/test_departed_leader.py
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+OTHERS := apache_kafka or long
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo dev test test-quick test-crash lint format lock clean
+.PHONY: help install install-dev demo dev test test-all test-crash lint format lock clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -36,10 +35,10 @@ dev: install
 	$(VENV)/bin/dispatchai dev
 
 test: install-dev
-	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) -m "not ($(OTHERS))" $(PYTEST_ARGS)
 
-test-quick: install-dev
-	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile $(NOT_QUICK) $(PYTEST_ARGS) $(QUICK_TESTS)
+test-all: test
+	$(PYTEST) -m "$(OTHERS)" $(PYTEST_ARGS)
 
 test-crash: install-dev
 	$(VENV)/bin/python -m tests.crash --seeds $(SEED) --broker $(BROKER)

@@ -27,6 +27,7 @@ from dispatchai.engine.fetch import Fetch, Record
 from dispatchai.kafka.packet_history import assessed_at_ms, copied_up_to
 from dispatchai.kafka.reading import FETCH_PARTITION_BYTES, SilentKafkaError, current_ends, open_reader, unread
 from dispatchai.kafka.topics import Topic
+from dispatchai.process import memory
 from dispatchai.process.clock import now_micros
 from dispatchai.records import CallEvent, DecodeError, Micros, decode_as, encode
 from dispatchai.triage.purging import KeepFor, QueueContent, QueueEntries, purged_event
@@ -149,6 +150,7 @@ class QueuePurge:
                 await asyncio.sleep(PAUSE_FACTOR * (time.perf_counter() - begun))
                 if not complete and not await unread(consumer, ends):
                     complete = True
+                    memory.release_freed()
                     if content.not_copied:
                         log.warning(
                             "packets_not_copied", packets=len(content.not_copied), do="dispatchai topics upgrade"

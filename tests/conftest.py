@@ -10,7 +10,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import hypothesis
 import pytest
@@ -23,6 +23,9 @@ from dispatchai.settings import Settings
 from tests.support.kafka.brokers import Background, Brokers
 from tests.support.kafka.node import KafkaUnavailableError
 from tests.support.left_out import LEFT_OUT, leave_out
+
+APACHE_KAFKA: Final = "apache-kafka"
+"""The parameter of a test that runs on Apache Kafka."""
 
 # Generated examples take as long as the machine's other work lets them: no deadline on one. The same ones each time
 # in CI, so that a failure there can be repeated.
@@ -44,11 +47,36 @@ def _configure_uncached(configure: Callable[..., None], **options: Any) -> None:
     configure(**{**options, "cache_logger_on_first_use": False})
 
 
+LONG: Final = (
+    "bench/tests/test_runs.py",
+    "tests/agents/test_poison.py",
+    "tests/agents/test_queue_purge.py",
+    "tests/attacks/",
+    "tests/cli/doctor/",
+    "tests/cli/test_call.py",
+    "tests/cli/test_dead_letters.py",
+    "tests/cli/test_dev.py",
+    "tests/cli/test_main.py",
+    "tests/cli/test_topics_upgrade.py",
+    "tests/crash/test_crash.py",
+    "tests/deploy/",
+    "tests/e2e/",
+    "tests/engine/test_departed_leader.py",
+    "tests/kafka/test_dead_letters.py",
+    "tests/speech/test_moonshine.py",
+    "tests/stranger/",
+)
+"""Where tests start processes of the program, or a model, and take long. A list, so that it can be read."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test that asks for a broker, so that `-m "not broker"` runs the others alone."""
+    """Mark the tests that `make test` leaves to `make test-all`."""
     for item in items:
-        if "brokers" in getattr(item, "fixturenames", ()):
-            item.add_marker("broker")
+        chosen = item.callspec.params.get("broker") if hasattr(item, "callspec") else None
+        if "secured_kafka" in getattr(item, "fixturenames", ()) or chosen == APACHE_KAFKA:
+            item.add_marker("apache_kafka")
+        if item.nodeid.startswith(LONG):
+            item.add_marker("long")
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -84,7 +112,7 @@ def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brokers]:
         background.close()
 
 
-@pytest.fixture(scope="session", params=["embedded", "apache-kafka"])
+@pytest.fixture(scope="session", params=["embedded", APACHE_KAFKA])
 def broker(request: pytest.FixtureRequest, brokers: Brokers) -> KafkaConnection:
     """A running broker: the test runs once on each. What other tests wrote is on it."""
     try:

@@ -54,6 +54,10 @@ after it, a session timeout, and the start of a process. Records that are missin
 KAFKA_AWAY_S: Final = 30.0
 """How long Kafka may take to be back after a strike, on a busy machine."""
 
+REPAIR_S: Final = 15.0
+"""How long the owner of a partition may take to write again what a late request of a former owner has overwritten
+(`dispatchai.engine.late_writes`). Kafka compacts no sooner than half a minute after a record was written."""
+
 LOOK_S: Final = 0.2
 """Pause between two looks at committed offsets, for which there is no event."""
 
@@ -224,7 +228,8 @@ async def _settle(
 ) -> tuple[dict[str, Expected], Verdict]:
     """Follow the topics until no process has anything left to do, then compare their records.
 
-    The committed offsets show which process still has something to read, or to conclude from it.
+    The committed offsets show which process still has something to read, or to conclude from it. They do not show what
+    is to be written again: where records differ and more of them come within REPAIR_S, they are compared again.
     """
     deadline = time.monotonic() + SETTLE_S
     while True:
@@ -239,8 +244,20 @@ async def _settle(
             }
             verdict = compare(reader.recorded, wanted, reports, lossy_from=lossy_from)
             verdict.add(pending)
+            if verdict.problems and not is_late and await _more_within(REPAIR_S, reader):
+                continue
             return wanted, verdict
         await asyncio.sleep(LOOK_S)
+
+
+async def _more_within(wait_s: float, reader: Reader) -> bool:
+    """Whether anything more is written within `wait_s`."""
+    deadline = time.monotonic() + wait_s
+    while time.monotonic() < deadline:
+        if await reader.read():
+            return True
+        await asyncio.sleep(LOOK_S)
+    return False
 
 
 async def _pending(running: System, reader: Reader, reports: Collection[CallReport]) -> list[str]:

@@ -31,8 +31,8 @@ def test_the_package_allows_the_python_versions_that_it_names_and_no_next_one() 
     assert f"3.{newest + 1}" not in allowed
 
 
-def test_ci_runs_the_quick_tests_on_each_python_version() -> None:
-    assert WORKFLOW["jobs"]["quick"]["strategy"]["matrix"]["python"] == python_versions()
+def test_ci_runs_the_tests_of_a_change_on_each_python_version() -> None:
+    assert WORKFLOW["jobs"]["change"]["strategy"]["matrix"]["python"] == python_versions()
 
 
 def test_ci_runs_the_script_that_checks_everything() -> None:
