@@ -245,6 +245,8 @@ class App(FaustApp):
         for reset in self.on_reset:
             reset()
         self.metrics.reset()
+        for changelog, store in self._stores().items():
+            store.keep({tp.partition for tp in assigned if tp.topic == changelog})
         for tp in new:
             if (checkpoint_of := self._checkpoints.get(tp.topic)) is not None:
                 checkpoint_of.source.store.drop(tp.partition)

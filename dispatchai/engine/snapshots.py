@@ -10,7 +10,7 @@ Pure: `checkpoint` decides when snapshots are written, `keyed_state` and `column
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, Final
 
 import structlog
@@ -119,9 +119,9 @@ class SnapshotStore:
     def follow(self, partition: int, records: Iterable[Any]) -> bool:
         """Check `records` written after recovery. Returns whether one of them is not this process's.
 
-        This process wrote all records of its own epoch, and holds the snapshots that count. A later owner begins when
-        this process may not write any more; so a record of a higher epoch is nobody's. It would count at the next
-        recovery: this process goes on above it.
+        To be called while this process may write. It wrote all records of its own epoch, and holds the snapshots that
+        count. A later owner begins when this process may not write any more; so a record of a higher epoch is nobody's.
+        It would count at the next recovery: this process goes on above it.
         """
         epoch, highest, stale = self.epoch(partition), 0, set[str]()
         for record in records:
@@ -143,6 +143,13 @@ class SnapshotStore:
     def loaded(self, partition: int) -> int:
         """The offset after the last changelog record that was loaded; 0 before the first."""
         return self._loaded.get(partition, 0)
+
+    def keep(self, partitions: Set[int]) -> None:
+        """Discard all partitions but these: the others are not this process's any more, and what is to be written again
+        there is their owner's business."""
+        known = {*self._epochs, *self._highest, *self._overwritten, *self._loaded, *self._partition_of.values()}
+        for partition in known - partitions:
+            self.drop(partition)
 
     def drop(self, partition: int) -> None:
         """Discard a partition that will be recovered from the beginning of its changelog."""

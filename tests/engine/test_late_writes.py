@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dispatchai.engine import agent
 from dispatchai.engine.app import App
-from dispatchai.engine.late_writes import Standing, standings
+from dispatchai.engine.late_writes import FOLLOW_MAX_WAIT_MS, Standing, standings
 from dispatchai.engine.snapshots import EPOCH, epoch_of
 from dispatchai.engine.write_lease import Lease
 from dispatchai.kafka.connection import KafkaConnection
@@ -156,6 +156,26 @@ async def test_a_snapshot_that_an_earlier_owner_overwrites_is_written_again(
             await read(broker, changelog, lambda found: len([one for one in found if one.key == b"call"]) >= 3)
             await read(broker, changelog, ends(call=b"1"))
     assert epoch_of([one for one in found if one.key == b"gone"][-1].headers) >= 10
+
+
+async def test_a_process_whose_lease_has_expired_takes_no_later_owner_for_nobody(
+    broker: KafkaConnection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would go on above the later owner's epoch, and its old snapshots would count."""
+    app, _, changelog = await make(broker, tmp_path)
+    async with running(app):
+        await until(lambda: app.lease.open)
+        own = app.fenced.epoch(0)
+        await append_records(broker, changelog, [("earlier", b"1", own - 5)])
+        await read(broker, changelog, ends(earlier=None))  # it follows
+        with monkeypatch.context() as expired:
+            expired.setattr(Lease, "valid", False)
+            await append_records(broker, changelog, [("later", b"1", own + 5)])
+            await asyncio.sleep(3 * FOLLOW_MAX_WAIT_MS / 1000)
+            assert app.fenced.epoch(0) == own
+        # It was nobody's after all: the same assignment goes on.
+        await read(broker, changelog, ends(later=None))
+        assert app.fenced.epoch(0) > own + 5
 
 
 async def test_without_the_rule_what_is_overwritten_stays_so(broker: KafkaConnection, tmp_path: Path) -> None:

@@ -85,6 +85,16 @@ def test_what_is_overwritten_is_known_until_it_is_written_again(table: SnapshotS
     assert table.overwritten == {}
 
 
+def test_what_is_overwritten_in_a_partition_that_is_lost_is_not_written_again(table: SnapshotStore) -> None:
+    for partition in (0, 1):
+        table.load(partition, [snapshot(0, f"call {partition}", b"2", 5)])
+        assert table.follow(partition, [snapshot(1, f"call {partition}", b"1", 4)])
+    table.keep({1})
+    assert table.overwritten == {1: ["call 1"]}
+    assert table.values == {"call 1": b"2"}
+    assert (table.loaded(0), table.epoch(0)) == (0, GENERATION)
+
+
 async def test_after_a_recovery_the_changelog_ends_with_what_counts(broker: KafkaConnection, tmp_path: Path) -> None:
     names = await make_topics(broker)
     app = make_app(broker, names, tmp_path)
