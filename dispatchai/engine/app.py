@@ -245,11 +245,9 @@ class App(FaustApp):
         for reset in self.on_reset:
             reset()
         self.metrics.reset()
+        kept = assigned - new
         for changelog, store in self._stores().items():
-            store.keep({tp.partition for tp in assigned if tp.topic == changelog})
-        for tp in new:
-            if (checkpoint_of := self._checkpoints.get(tp.topic)) is not None:
-                checkpoint_of.source.store.drop(tp.partition)
+            store.keep({tp.partition for tp in kept if tp.topic == changelog})
         log.debug("partitions_assigned", generation=generation, partitions=names(assigned))
         self._commits.assigned()
         self.lease.assigned(generation, at)

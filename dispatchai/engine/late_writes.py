@@ -184,9 +184,8 @@ class FencedTopics:
             await self._find_positions(reader)
             while True:
                 fetched = await reader.getmany(timeout_ms=FOLLOW_MAX_WAIT_MS)
-                if not self._lease.open:
-                    # These records may be a later owner's. Only a renewed lease shows that there is none.
-                    await self._lease.wait_open()
+                # These records may be a later owner's. Only a lease that is open, or renewed, shows that there is none.
+                await self._lease.wait_open()
                 self._check(generation)
                 suspects = dict(self._suspects(fetched))
                 for topic in {tp.topic for tp in suspects}:

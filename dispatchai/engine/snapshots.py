@@ -145,8 +145,8 @@ class SnapshotStore:
         return self._loaded.get(partition, 0)
 
     def keep(self, partitions: Set[int]) -> None:
-        """Discard all partitions but these: the others are not this process's any more, and what is to be written again
-        there is their owner's business."""
+        """Discard all partitions but these. The others are recovered from the beginning of their changelogs, or are not
+        this process's any more: then what is to be written again there is their owner's business."""
         known = {*self._epochs, *self._highest, *self._overwritten, *self._loaded, *self._partition_of.values()}
         for partition in known - partitions:
             self.drop(partition)
